@@ -1,0 +1,2 @@
+//! The `gossamer` command.
+fn main() {}
