@@ -1,1 +1,5 @@
 //! gossamer-models
+
+pub mod config;
+pub mod names;
+pub mod presets;

@@ -1,0 +1,141 @@
+//! Model configuration: what a checkpoint's `config.json` says, checked once so that nothing after it has to doubt it.
+//!
+//! Three spellings are read: Hugging Face with `rope_scaling` and `rope_theta`, Hugging Face (transformers 5) with
+//! `rope_parameters`, and the flat file of the original release. Every problem of a file is reported, not only the
+//! first. A value that parsed is within the limits below, so that sizes computed from it cannot overflow.
+
+mod error;
+mod fields;
+mod generation;
+mod gpt_oss;
+mod rope;
+#[cfg(test)]
+mod tests;
+
+pub use error::{ConfigError, ConfigProblem};
+pub use generation::GenerationDefaults;
+pub use gpt_oss::{AttentionKind, GptOssConfig, MXFP4_BLOCK};
+pub use rope::RopeConfig;
+
+use serde_json::{Map, Value};
+
+use crate::names::{self, Layout, TensorSpec, WeightSpec};
+use fields::Fields;
+
+/// The configuration of any supported architecture.
+#[derive(Clone, Debug, PartialEq)]
+#[non_exhaustive]
+pub enum ModelConfig {
+    /// GPT-OSS: mixture of experts in MXFP4, attention with sinks, alternating windows.
+    GptOss(GptOssConfig),
+}
+
+/// A parsed `config.json`.
+#[derive(Clone, Debug, PartialEq)]
+pub struct ParsedConfig {
+    /// The configuration.
+    pub config: ModelConfig,
+    /// Which release the file's field names belong to. The tensor names of the checkpoint decide in the end.
+    pub layout: Layout,
+    /// One line each: things that are legal but probably not meant.
+    pub warnings: Vec<String>,
+}
+
+impl ModelConfig {
+    /// Parses the text of a `config.json`. `file` names it in messages.
+    ///
+    /// # Errors
+    /// [`ConfigError::Syntax`] when the text is not a JSON object, otherwise [`ConfigError::Invalid`] with every problem.
+    ///
+    /// ```
+    /// use gossamer_models::{config::ModelConfig, presets};
+    /// let text = presets::gpt_oss_20b().to_hf_json().to_string();
+    /// let parsed = ModelConfig::parse(&text, "config.json").unwrap();
+    /// assert_eq!(parsed.config, ModelConfig::GptOss(presets::gpt_oss_20b()));
+    /// ```
+    pub fn parse(text: &str, file: &str) -> Result<ParsedConfig, ConfigError> {
+        let map = parse_object(text, file)?;
+        let mut fields = Fields::new(&map);
+        let layout = if is_original(&map) {
+            Layout::Original
+        } else {
+            Layout::HuggingFace
+        };
+        let config = match (layout, fields.text("model_type")) {
+            (Layout::Original, _) => gpt_oss::parse_original(&mut fields),
+            (_, Some("gpt_oss")) => gpt_oss::parse_hugging_face(&mut fields),
+            (_, found) => {
+                // A `model_type` that is not a string has been reported by `text`.
+                if found.is_some() || !fields.has("model_type") {
+                    fields.problem(
+                        "model_type",
+                        "\"gpt_oss\"",
+                        "use a GPT-OSS checkpoint; other architectures are not supported",
+                    );
+                }
+                return Err(ConfigError::invalid(file, fields.into_problems()));
+            }
+        };
+        let (problems, warnings) = fields.finish();
+        if !problems.is_empty() {
+            return Err(ConfigError::invalid(file, problems));
+        }
+        let warnings = warnings
+            .into_iter()
+            .map(|w| format!("{file}: {w}"))
+            .collect();
+        Ok(ParsedConfig {
+            config: ModelConfig::GptOss(config),
+            layout,
+            warnings,
+        })
+    }
+
+    /// The `model_type` of Hugging Face configurations.
+    pub fn model_type(&self) -> &'static str {
+        match self {
+            ModelConfig::GptOss(_) => "gpt_oss",
+        }
+    }
+
+    /// Every weight of the model under its canonical name; see [`crate::names`].
+    pub fn weights(&self) -> Vec<WeightSpec> {
+        match self {
+            ModelConfig::GptOss(c) => names::weights(c),
+        }
+    }
+
+    /// Every tensor that a checkpoint in this layout stores; see [`crate::names`].
+    pub fn checkpoint_tensors(&self, layout: Layout) -> Vec<TensorSpec> {
+        match self {
+            ModelConfig::GptOss(c) => names::checkpoint_tensors(c, layout),
+        }
+    }
+
+    /// The configuration as a Hugging Face `config.json`, which [`ModelConfig::parse`] reads back to the same value.
+    pub fn to_hf_json(&self) -> Value {
+        match self {
+            ModelConfig::GptOss(c) => c.to_hf_json(),
+        }
+    }
+}
+
+/// Parses a JSON object, or says where the text stops being one.
+fn parse_object(text: &str, file: &str) -> Result<Map<String, Value>, ConfigError> {
+    let value: Value = serde_json::from_str(text).map_err(|e| ConfigError::syntax(file, &e))?;
+    match value {
+        Value::Object(map) => Ok(map),
+        other => Err(ConfigError::NotAnObject {
+            file: file.to_owned(),
+            found: fields::kind(&other),
+        }),
+    }
+}
+
+/// The original release writes a flat file without `model_type`, with its own names for rope and experts.
+fn is_original(map: &Map<String, Value>) -> bool {
+    !map.contains_key("model_type")
+        && (map.contains_key("rope_scaling_factor")
+            || map.contains_key("rope_ntk_alpha")
+            || map.contains_key("num_experts"))
+}
