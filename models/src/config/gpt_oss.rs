@@ -353,7 +353,7 @@ fn check_relations(f: &mut Fields<'_>, c: &GptOssConfig, keys: &[&str; 2]) {
         ("hidden_size", c.hidden),
         ("intermediate_size", c.intermediate),
     ] {
-        if k % MXFP4_BLOCK != 0 {
+        if !k.is_multiple_of(MXFP4_BLOCK) {
             f.problem(
                 key,
                 &format!("a multiple of {MXFP4_BLOCK}, the MXFP4 block"),
@@ -361,14 +361,14 @@ fn check_relations(f: &mut Fields<'_>, c: &GptOssConfig, keys: &[&str; 2]) {
             );
         }
     }
-    if c.kv_heads != 0 && c.heads % c.kv_heads != 0 {
+    if c.kv_heads != 0 && !c.heads.is_multiple_of(c.kv_heads) {
         f.problem(
             "num_attention_heads",
             &format!("a multiple of num_key_value_heads, {}", c.kv_heads),
             FIX,
         );
     }
-    if c.head_dim % 2 != 0 {
+    if !c.head_dim.is_multiple_of(2) {
         f.problem(
             "head_dim",
             "an even number: rotation pairs the halves of a head",
