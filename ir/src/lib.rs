@@ -25,6 +25,7 @@ pub mod interp;
 pub mod module;
 pub mod op;
 pub mod ops;
+pub mod text;
 pub mod ty;
 
 pub use attr::{Attr, AttrKind, Attrs};

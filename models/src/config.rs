@@ -56,11 +56,7 @@ impl ModelConfig {
     pub fn parse(text: &str, file: &str) -> Result<ParsedConfig, ConfigError> {
         let map = parse_object(text, file)?;
         let mut fields = Fields::new(&map);
-        let layout = if is_original(&map) {
-            Layout::Original
-        } else {
-            Layout::HuggingFace
-        };
+        let layout = if is_original(&map) { Layout::Original } else { Layout::HuggingFace };
         let config = match (layout, fields.text("model_type")) {
             (Layout::Original, _) => gpt_oss::parse_original(&mut fields),
             (_, Some("gpt_oss")) => gpt_oss::parse_hugging_face(&mut fields),
@@ -80,15 +76,8 @@ impl ModelConfig {
         if !problems.is_empty() {
             return Err(ConfigError::invalid(file, problems));
         }
-        let warnings = warnings
-            .into_iter()
-            .map(|w| format!("{file}: {w}"))
-            .collect();
-        Ok(ParsedConfig {
-            config: ModelConfig::GptOss(config),
-            layout,
-            warnings,
-        })
+        let warnings = warnings.into_iter().map(|w| format!("{file}: {w}")).collect();
+        Ok(ParsedConfig { config: ModelConfig::GptOss(config), layout, warnings })
     }
 
     /// The `model_type` of Hugging Face configurations.
@@ -125,10 +114,7 @@ fn parse_object(text: &str, file: &str) -> Result<Map<String, Value>, ConfigErro
     let value: Value = serde_json::from_str(text).map_err(|e| ConfigError::syntax(file, &e))?;
     match value {
         Value::Object(map) => Ok(map),
-        other => Err(ConfigError::NotAnObject {
-            file: file.to_owned(),
-            found: fields::kind(&other),
-        }),
+        other => Err(ConfigError::NotAnObject { file: file.to_owned(), found: fields::kind(&other) }),
     }
 }
 

@@ -148,8 +148,7 @@ impl WeightSpec {
             WeightFormat::Dense(dtype) => dtype,
             WeightFormat::Mxfp4 => StoredDType::U8,
         };
-        self.part_shape(part)
-            .map_or(0, |shape| bytes_of(&shape, dtype))
+        self.part_shape(part).map_or(0, |shape| bytes_of(&shape, dtype))
     }
 
     /// Bytes of all parts.
@@ -271,10 +270,7 @@ pub fn checkpoint_tensors(config: &GptOssConfig, layout: Layout) -> Vec<TensorSp
         for stored in weight.stored(layout) {
             // Weights that share a tensor are close together in the table.
             let recent = tensors.len().saturating_sub(LAYER.len());
-            match tensors[recent..]
-                .iter_mut()
-                .find(|t| t.name == stored.tensor)
-            {
+            match tensors[recent..].iter_mut().find(|t| t.name == stored.tensor) {
                 Some(tensor) => tensor.weights.push(weight.name.clone()),
                 None => tensors.push(TensorSpec {
                     name: stored.tensor.clone(),
@@ -329,14 +325,7 @@ const fn row(
     hugging_face: &'static str,
     original: &'static str,
 ) -> Row {
-    Row {
-        name,
-        role,
-        shape,
-        hugging_face,
-        original,
-        slice: Slice::Whole,
-    }
+    Row { name, role, shape, hugging_face, original, slice: Slice::Whole }
 }
 
 const fn sliced(mut row: Row, slice: Slice) -> Row {
@@ -346,27 +335,10 @@ const fn sliced(mut row: Row, slice: Slice) -> Row {
 
 use WeightRole::{Bias, Embedding, Expert, ExpertBias, Head, Norm, Projection, Router, Sinks};
 
-const EMBEDDING: Row = row(
-    "embed.w",
-    Embedding,
-    |c| vec![c.vocab, c.hidden],
-    "model.embed_tokens.weight",
-    "embedding.weight",
-);
-const NORM: Row = row(
-    "norm.w",
-    Norm,
-    |c| vec![c.hidden],
-    "model.norm.weight",
-    "norm.scale",
-);
-const HEAD: Row = row(
-    "head.w",
-    Head,
-    |c| vec![c.vocab, c.hidden],
-    "lm_head.weight",
-    "unembedding.weight",
-);
+const EMBEDDING: Row =
+    row("embed.w", Embedding, |c| vec![c.vocab, c.hidden], "model.embed_tokens.weight", "embedding.weight");
+const NORM: Row = row("norm.w", Norm, |c| vec![c.hidden], "model.norm.weight", "norm.scale");
+const HEAD: Row = row("head.w", Head, |c| vec![c.vocab, c.hidden], "lm_head.weight", "unembedding.weight");
 
 #[rustfmt::skip]
 const LAYER: [Row; 17] = [
@@ -392,23 +364,12 @@ const LAYER: [Row; 17] = [
 
 fn weight(config: &GptOssConfig, row: &Row, layer: Option<usize>) -> WeightSpec {
     let shape = (row.shape)(config);
-    let format = if row.role == Expert {
-        WeightFormat::Mxfp4
-    } else {
-        WeightFormat::Dense(StoredDType::BF16)
-    };
+    let format = if row.role == Expert { WeightFormat::Mxfp4 } else { WeightFormat::Dense(StoredDType::BF16) };
     let prefixed = |prefix: &str, name: &str| match layer {
         Some(i) => format!("{prefix}{i}.{name}"),
         None => name.to_owned(),
     };
-    let hugging_face = stored(
-        &shape,
-        format,
-        &prefixed("model.layers.", row.hugging_face),
-        '_',
-        0..shape[0],
-        shape[0],
-    );
+    let hugging_face = stored(&shape, format, &prefixed("model.layers.", row.hugging_face), '_', 0..shape[0], shape[0]);
     let (q, kv) = (config.q_width(), config.kv_width());
     let (rows, total) = match row.slice {
         Slice::Whole => (0..shape[0], shape[0]),
@@ -416,22 +377,8 @@ fn weight(config: &GptOssConfig, row: &Row, layer: Option<usize>) -> WeightSpec 
         Slice::Key => (q..q + kv, q + 2 * kv),
         Slice::Value => (q + kv..q + 2 * kv, q + 2 * kv),
     };
-    let original = stored(
-        &shape,
-        format,
-        &prefixed("block.", row.original),
-        '.',
-        rows,
-        total,
-    );
-    WeightSpec {
-        name: prefixed("l", row.name),
-        shape,
-        format,
-        role: row.role,
-        hugging_face,
-        original,
-    }
+    let original = stored(&shape, format, &prefixed("block.", row.original), '.', rows, total);
+    WeightSpec { name: prefixed("l", row.name), shape, format, role: row.role, hugging_face, original }
 }
 
 /// The stored tensors of a weight that is `rows` of `total` rows. MXFP4 names get a suffix after `separator`.
@@ -450,18 +397,8 @@ fn stored(
     let part = |&part: &Part| {
         let mut tensor_shape = part_shape(shape, format, part)?;
         tensor_shape[0] = total;
-        let tensor = if part == Part::Values {
-            tensor.to_owned()
-        } else {
-            format!("{tensor}{separator}{part}")
-        };
-        Some(StoredPart {
-            part,
-            tensor,
-            tensor_shape,
-            dtype,
-            rows: rows.clone(),
-        })
+        let tensor = if part == Part::Values { tensor.to_owned() } else { format!("{tensor}{separator}{part}") };
+        Some(StoredPart { part, tensor, tensor_shape, dtype, rows: rows.clone() })
     };
     parts.iter().filter_map(part).collect()
 }
@@ -470,9 +407,7 @@ fn part_shape(shape: &[usize], format: WeightFormat, part: Part) -> Option<Vec<u
     let (&k, rows) = shape.split_last()?;
     match (format, part) {
         (WeightFormat::Dense(_), Part::Values) => Some(shape.to_vec()),
-        (WeightFormat::Mxfp4, Part::Blocks) => {
-            Some([rows, &[k / MXFP4_BLOCK, MXFP4_BLOCK / 2]].concat())
-        }
+        (WeightFormat::Mxfp4, Part::Blocks) => Some([rows, &[k / MXFP4_BLOCK, MXFP4_BLOCK / 2]].concat()),
         (WeightFormat::Mxfp4, Part::Scales) => Some([rows, &[k / MXFP4_BLOCK]].concat()),
         _ => None,
     }
@@ -490,22 +425,8 @@ mod tests {
     #[test]
     fn totals_equal_the_published_checkpoints() {
         for (config, hf, original, bytes, parameters, active) in [
-            (
-                presets::gpt_oss_20b(),
-                459,
-                363,
-                13_761_264_768_u64,
-                20_914_757_184_u64,
-                3_608_307_264_u64,
-            ),
-            (
-                presets::gpt_oss_120b(),
-                687,
-                543,
-                65_248_815_744,
-                116_829_156_672,
-                5_132_849_472,
-            ),
+            (presets::gpt_oss_20b(), 459, 363, 13_761_264_768_u64, 20_914_757_184_u64, 3_608_307_264_u64),
+            (presets::gpt_oss_120b(), 687, 543, 65_248_815_744, 116_829_156_672, 5_132_849_472),
         ] {
             for (layout, count) in [(Layout::HuggingFace, hf), (Layout::Original, original)] {
                 let tensors = checkpoint_tensors(&config, layout);
@@ -514,10 +435,7 @@ mod tests {
             }
             let weights = weights(&config);
             assert_eq!(weights.iter().map(WeightSpec::bytes).sum::<u64>(), bytes);
-            assert_eq!(
-                weights.iter().map(WeightSpec::elements).sum::<u64>(),
-                parameters
-            );
+            assert_eq!(weights.iter().map(WeightSpec::elements).sum::<u64>(), parameters);
             assert_eq!(active_parameters(&config), active);
         }
     }
@@ -525,11 +443,7 @@ mod tests {
     #[test]
     fn mxfp4_bytes_equal_the_published_split() {
         let weights = weights(&presets::gpt_oss_20b());
-        let mxfp4: u64 = weights
-            .iter()
-            .filter(|w| w.format == WeightFormat::Mxfp4)
-            .map(WeightSpec::bytes)
-            .sum();
+        let mxfp4: u64 = weights.iter().filter(|w| w.format == WeightFormat::Mxfp4).map(WeightSpec::bytes).sum();
         assert_eq!(mxfp4, 10_152_345_600);
     }
 
@@ -538,11 +452,7 @@ mod tests {
         let config = presets::gpt_oss_20b();
         let mut names: Vec<String> = weights(&config).into_iter().map(|w| w.name).collect();
         for layout in [Layout::HuggingFace, Layout::Original] {
-            names.extend(
-                checkpoint_tensors(&config, layout)
-                    .into_iter()
-                    .map(|t| t.name),
-            );
+            names.extend(checkpoint_tensors(&config, layout).into_iter().map(|t| t.name));
         }
         let count = names.len();
         names.sort();
@@ -554,14 +464,8 @@ mod tests {
     fn original_projections_are_row_slices() {
         let weights = weights(&presets::gpt_oss_20b());
         let find = |name: &str| weights.iter().find(|w| w.name == name).unwrap();
-        for (name, rows) in [
-            ("l2.attn.q.w", 0..4096),
-            ("l2.attn.k.w", 4096..4608),
-            ("l2.attn.v.w", 4608..5120),
-        ] {
-            let stored = find(name)
-                .stored_part(Layout::Original, Part::Values)
-                .unwrap();
+        for (name, rows) in [("l2.attn.q.w", 0..4096), ("l2.attn.k.w", 4096..4608), ("l2.attn.v.w", 4608..5120)] {
+            let stored = find(name).stored_part(Layout::Original, Part::Values).unwrap();
             assert_eq!(stored.tensor, "block.2.attn.qkv.weight");
             assert_eq!(stored.tensor_shape, [5120, 2880]);
             assert_eq!(stored.rows, rows);
@@ -569,14 +473,8 @@ mod tests {
             assert_eq!(stored.byte_offset(), rows.start as u64 * 5760);
         }
         let tensors = checkpoint_tensors(&presets::gpt_oss_20b(), Layout::Original);
-        let qkv = tensors
-            .iter()
-            .find(|t| t.name == "block.23.attn.qkv.bias")
-            .unwrap();
-        assert_eq!(
-            qkv.weights,
-            ["l23.attn.q.b", "l23.attn.k.b", "l23.attn.v.b"]
-        );
+        let qkv = tensors.iter().find(|t| t.name == "block.23.attn.qkv.bias").unwrap();
+        assert_eq!(qkv.weights, ["l23.attn.q.b", "l23.attn.k.b", "l23.attn.v.b"]);
         assert_eq!(qkv.shape, [5120]);
     }
 
@@ -588,29 +486,9 @@ mod tests {
         assert_eq!(down.part_shape(Part::Blocks).unwrap(), [32, 2880, 90, 16]);
         assert_eq!(down.part_shape(Part::Scales).unwrap(), [32, 2880, 90]);
         assert_eq!(down.part_shape(Part::Values), None);
-        let hf: Vec<&str> = down
-            .stored(Layout::HuggingFace)
-            .iter()
-            .map(|s| s.tensor.as_str())
-            .collect();
-        assert_eq!(
-            hf,
-            [
-                "model.layers.0.mlp.experts.down_proj_blocks",
-                "model.layers.0.mlp.experts.down_proj_scales"
-            ]
-        );
-        let original: Vec<&str> = down
-            .stored(Layout::Original)
-            .iter()
-            .map(|s| s.tensor.as_str())
-            .collect();
-        assert_eq!(
-            original,
-            [
-                "block.0.mlp.mlp2_weight.blocks",
-                "block.0.mlp.mlp2_weight.scales"
-            ]
-        );
+        let hf: Vec<&str> = down.stored(Layout::HuggingFace).iter().map(|s| s.tensor.as_str()).collect();
+        assert_eq!(hf, ["model.layers.0.mlp.experts.down_proj_blocks", "model.layers.0.mlp.experts.down_proj_scales"]);
+        let original: Vec<&str> = down.stored(Layout::Original).iter().map(|s| s.tensor.as_str()).collect();
+        assert_eq!(original, ["block.0.mlp.mlp2_weight.blocks", "block.0.mlp.mlp2_weight.scales"]);
     }
 }

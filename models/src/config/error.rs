@@ -12,9 +12,7 @@ const SHOWN: usize = 40;
 #[non_exhaustive]
 pub enum ConfigError {
     /// The text is not JSON.
-    #[error(
-        "{file}: line {line}, column {column}: not valid JSON ({message}); fetch the file again"
-    )]
+    #[error("{file}: line {line}, column {column}: not valid JSON ({message}); fetch the file again")]
     Syntax {
         /// The file.
         file: String,
@@ -58,11 +56,7 @@ pub struct ConfigProblem {
 
 impl fmt::Display for ConfigProblem {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(
-            f,
-            "{}: found {}, expected {}; {}",
-            self.field, self.found, self.expected, self.fix
-        )
+        write!(f, "{}: found {}, expected {}; {}", self.field, self.found, self.expected, self.fix)
     }
 }
 
@@ -76,40 +70,21 @@ impl ConfigError {
     }
 
     pub(super) fn invalid(file: &str, problems: Vec<ConfigProblem>) -> Self {
-        ConfigError::Invalid {
-            file: file.to_owned(),
-            problems,
-        }
+        ConfigError::Invalid { file: file.to_owned(), problems }
     }
 
     pub(super) fn syntax(file: &str, error: &serde_json::Error) -> Self {
         // The parser ends its message with the position, which is printed in front here.
         let message = error.to_string();
-        let message = message
-            .split(" at line ")
-            .next()
-            .unwrap_or_default()
-            .to_owned();
-        ConfigError::Syntax {
-            file: file.to_owned(),
-            line: error.line(),
-            column: error.column(),
-            message,
-        }
+        let message = message.split(" at line ").next().unwrap_or_default().to_owned();
+        ConfigError::Syntax { file: file.to_owned(), line: error.line(), column: error.column(), message }
     }
 }
 
 fn lines(file: &str, problems: &[ConfigProblem]) -> String {
-    let mut lines: Vec<String> = problems
-        .iter()
-        .take(SHOWN)
-        .map(|p| format!("{file}: {p}"))
-        .collect();
+    let mut lines: Vec<String> = problems.iter().take(SHOWN).map(|p| format!("{file}: {p}")).collect();
     if problems.len() > SHOWN {
-        lines.push(format!(
-            "{file}: and {} more problems",
-            problems.len() - SHOWN
-        ));
+        lines.push(format!("{file}: and {} more problems", problems.len() - SHOWN));
     }
     lines.join("\n")
 }

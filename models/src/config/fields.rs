@@ -24,12 +24,7 @@ pub(super) struct Fields<'a> {
 
 impl<'a> Fields<'a> {
     pub(super) fn new(map: &'a Map<String, Value>) -> Self {
-        Fields {
-            path: String::new(),
-            map,
-            problems: Vec::new(),
-            warnings: Vec::new(),
-        }
+        Fields { path: String::new(), map, problems: Vec::new(), warnings: Vec::new() }
     }
 
     /// The field unless it is absent or `null`.
@@ -46,11 +41,7 @@ impl<'a> Fields<'a> {
     }
 
     /// Reads a nested object with the same collection of problems; `None` when it is absent or not an object.
-    pub(super) fn nested<T>(
-        &mut self,
-        key: &str,
-        read: impl FnOnce(&mut Fields<'a>) -> T,
-    ) -> Option<T> {
+    pub(super) fn nested<T>(&mut self, key: &str, read: impl FnOnce(&mut Fields<'a>) -> T) -> Option<T> {
         let map = match self.get(key)? {
             Value::Object(map) => map,
             _ => {
@@ -86,12 +77,7 @@ impl<'a> Fields<'a> {
 
     /// A number within a range, integer or not; the default when absent, and after a problem. Without a default the
     /// field is required, and the placeholder is the start of the range.
-    pub(super) fn number(
-        &mut self,
-        key: &str,
-        range: RangeInclusive<f64>,
-        default: Option<f64>,
-    ) -> f64 {
+    pub(super) fn number(&mut self, key: &str, range: RangeInclusive<f64>, default: Option<f64>) -> f64 {
         let expected = || format!("a number from {} to {}", range.start(), range.end());
         let fallback = default.unwrap_or(*range.start());
         match self.get(key) {
@@ -169,10 +155,7 @@ impl<'a> Fields<'a> {
 
     /// Records a problem with what stands in the field now.
     pub(super) fn problem(&mut self, key: &str, expected: &str, fix: &str) {
-        let found = self
-            .map
-            .get(key)
-            .map_or_else(|| "nothing".to_owned(), quote);
+        let found = self.map.get(key).map_or_else(|| "nothing".to_owned(), quote);
         self.problem_found(key, found, expected, fix);
     }
 

@@ -34,19 +34,13 @@ impl GenerationDefaults {
             eos: f.token_ids("eos_token_id"),
             bos: f.token_id("bos_token_id"),
             pad: f.token_id("pad_token_id"),
-            temperature: f
-                .has("temperature")
-                .then(|| f.number("temperature", 0.0..=100.0, None)),
+            temperature: f.has("temperature").then(|| f.number("temperature", 0.0..=100.0, None)),
             top_p: f.has("top_p").then(|| f.number("top_p", 0.0..=1.0, None)),
             top_k: top_k(&mut f),
             do_sample: f.has("do_sample").then(|| f.flag("do_sample", true)),
         };
         let problems = f.into_problems();
-        if problems.is_empty() {
-            Ok(defaults)
-        } else {
-            Err(ConfigError::invalid(file, problems))
-        }
+        if problems.is_empty() { Ok(defaults) } else { Err(ConfigError::invalid(file, problems)) }
     }
 }
 

@@ -92,15 +92,7 @@ impl GptOssConfig {
 
     /// Layers alternate, the first one slides: the default where a file does not say.
     pub fn alternating(layers: usize) -> Vec<AttentionKind> {
-        (0..layers)
-            .map(|i| {
-                if i % 2 == 0 {
-                    AttentionKind::Sliding
-                } else {
-                    AttentionKind::Full
-                }
-            })
-            .collect()
+        (0..layers).map(|i| if i % 2 == 0 { AttentionKind::Sliding } else { AttentionKind::Full }).collect()
     }
 
     /// The configuration as a Hugging Face `config.json`.
@@ -226,10 +218,7 @@ pub(super) fn parse_original(f: &mut Fields<'_>) -> GptOssConfig {
         swiglu_alpha: DEFAULT_ALPHA,
         swiglu_limit: f.number("swiglu_limit", LIMIT, Some(DEFAULT_LIMIT)),
         rms_eps: DEFAULT_EPS,
-        eos: [200_002, 199_999, 200_012]
-            .into_iter()
-            .filter(|&id| published(id))
-            .collect(),
+        eos: [200_002, 199_999, 200_012].into_iter().filter(|&id| published(id)).collect(),
         pad: Some(199_999).filter(|&id| published(id)),
     };
     check_relations(f, &config, &["num_experts", "experts_per_token"]);
@@ -238,8 +227,7 @@ pub(super) fn parse_original(f: &mut Fields<'_>) -> GptOssConfig {
 
 /// The list must name a known kind for every layer; an absent list means alternating layers.
 fn layer_types(f: &mut Fields<'_>, layers: usize) -> Vec<AttentionKind> {
-    const FIX: &str =
-        "take the list from the published config.json, or delete it for alternating layers";
+    const FIX: &str = "take the list from the published config.json, or delete it for alternating layers";
     let Some(value) = f.get("layer_types") else {
         return GptOssConfig::alternating(layers);
     };
@@ -249,12 +237,7 @@ fn layer_types(f: &mut Fields<'_>, layers: usize) -> Vec<AttentionKind> {
     };
     if layers != 0 && list.len() != layers {
         let expected = format!("{layers} entries, as num_hidden_layers says");
-        f.problem_found(
-            "layer_types",
-            format!("{} entries", list.len()),
-            &expected,
-            FIX,
-        );
+        f.problem_found("layer_types", format!("{} entries", list.len()), &expected, FIX);
     }
     let mut kinds = Vec::new();
     for (i, name) in list.iter().enumerate() {
@@ -296,35 +279,22 @@ fn sliding_window(f: &mut Fields<'_>, kinds: &[AttentionKind], context: usize) -
     if kinds.contains(&AttentionKind::Sliding) {
         f.size("sliding_window", MAX_CONTEXT)
     } else {
-        f.optional_size("sliding_window", MAX_CONTEXT)
-            .unwrap_or(context)
+        f.optional_size("sliding_window", MAX_CONTEXT).unwrap_or(context)
     }
 }
 
 /// Fields that have one value in every GPT-OSS model. Another value means another model.
 fn check_fixed_choices(f: &mut Fields<'_>) {
     if !f.flag("attention_bias", true) {
-        f.problem(
-            "attention_bias",
-            "true",
-            "use a GPT-OSS checkpoint: its projections have biases",
-        );
+        f.problem("attention_bias", "true", "use a GPT-OSS checkpoint: its projections have biases");
     }
     if f.flag("tie_word_embeddings", false) {
-        f.problem(
-            "tie_word_embeddings",
-            "false",
-            "use a checkpoint that stores its own head",
-        );
+        f.problem("tie_word_embeddings", "false", "use a checkpoint that stores its own head");
     }
     if let Some(act) = f.text("hidden_act")
         && act != "silu"
     {
-        f.problem(
-            "hidden_act",
-            "\"silu\"",
-            "use a GPT-OSS checkpoint; other activations are not supported",
-        );
+        f.problem("hidden_act", "\"silu\"", "use a GPT-OSS checkpoint; other activations are not supported");
     }
     let method = f.nested("quantization_config", |q| {
         let method = q.text("quant_method");
@@ -349,57 +319,26 @@ fn check_fixed_choices(f: &mut Fields<'_>) {
 fn check_relations(f: &mut Fields<'_>, c: &GptOssConfig, keys: &[&str; 2]) {
     const FIX: &str = "take the values from the published config.json";
     let [experts, per_token] = *keys;
-    for (key, k) in [
-        ("hidden_size", c.hidden),
-        ("intermediate_size", c.intermediate),
-    ] {
+    for (key, k) in [("hidden_size", c.hidden), ("intermediate_size", c.intermediate)] {
         if !k.is_multiple_of(MXFP4_BLOCK) {
-            f.problem(
-                key,
-                &format!("a multiple of {MXFP4_BLOCK}, the MXFP4 block"),
-                FIX,
-            );
+            f.problem(key, &format!("a multiple of {MXFP4_BLOCK}, the MXFP4 block"), FIX);
         }
     }
     if c.kv_heads != 0 && !c.heads.is_multiple_of(c.kv_heads) {
-        f.problem(
-            "num_attention_heads",
-            &format!("a multiple of num_key_value_heads, {}", c.kv_heads),
-            FIX,
-        );
+        f.problem("num_attention_heads", &format!("a multiple of num_key_value_heads, {}", c.kv_heads), FIX);
     }
     if !c.head_dim.is_multiple_of(2) {
-        f.problem(
-            "head_dim",
-            "an even number: rotation pairs the halves of a head",
-            FIX,
-        );
+        f.problem("head_dim", "an even number: rotation pairs the halves of a head", FIX);
     }
     if c.experts != 0 && c.experts_per_token > c.experts {
-        let key = if f.has(per_token) {
-            per_token
-        } else {
-            "experts_per_token"
-        };
-        f.problem(
-            key,
-            &format!("at most {}, the value of {experts}", c.experts),
-            FIX,
-        );
+        let key = if f.has(per_token) { per_token } else { "experts_per_token" };
+        f.problem(key, &format!("at most {}, the value of {experts}", c.experts), FIX);
     }
     if c.vocab != 0 {
-        for id in c
-            .eos
-            .iter()
-            .chain(&c.pad)
-            .filter(|&&id| id as usize >= c.vocab)
-        {
+        for id in c.eos.iter().chain(&c.pad).filter(|&&id| id as usize >= c.vocab) {
             f.warn(
                 "eos_token_id or pad_token_id",
-                &format!(
-                    "{id} is outside the vocabulary of {}; it will never be produced",
-                    c.vocab
-                ),
+                &format!("{id} is outside the vocabulary of {}; it will never be produced", c.vocab),
             );
         }
     }

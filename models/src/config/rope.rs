@@ -34,19 +34,13 @@ impl RopeConfig {
 /// Reads `rope_parameters` (transformers 5) or `rope_scaling` with `rope_theta`. When both are there, they must agree:
 /// readers that look at only one have lost YaRN without noticing.
 pub(super) fn parse_hugging_face(fields: &mut Fields<'_>, context: usize) -> RopeConfig {
-    let outer_theta = fields
-        .has("rope_theta")
-        .then(|| fields.number("rope_theta", THETA, None));
+    let outer_theta = fields.has("rope_theta").then(|| fields.number("rope_theta", THETA, None));
     let new = fields.nested("rope_parameters", |f| nested_rope(f, outer_theta, context));
     let old = fields.nested("rope_scaling", |f| nested_rope(f, outer_theta, context));
     match (new, old) {
         (Some(new), Some(old)) => {
             if new != old {
-                fields.problem(
-                    "rope_scaling",
-                    "the same values as in rope_parameters",
-                    "delete the one that is wrong",
-                );
+                fields.problem("rope_scaling", "the same values as in rope_parameters", "delete the one that is wrong");
             }
             new
         }
@@ -113,43 +107,25 @@ fn nested_rope(f: &mut Fields<'_>, outer_theta: Option<f64>, context: usize) -> 
         );
         return placeholder();
     }
-    let inner_theta = f
-        .has("rope_theta")
-        .then(|| f.number("rope_theta", THETA, None));
+    let inner_theta = f.has("rope_theta").then(|| f.number("rope_theta", THETA, None));
     let theta = match (inner_theta, outer_theta) {
         (Some(inner), Some(outer)) if inner != outer => {
-            f.problem(
-                "rope_theta",
-                &format!("{outer}, the top-level rope_theta"),
-                "delete the one that is wrong",
-            );
+            f.problem("rope_theta", &format!("{outer}, the top-level rope_theta"), "delete the one that is wrong");
             inner
         }
         (Some(theta), _) | (None, Some(theta)) => theta,
         (None, None) => f.number("rope_theta", THETA, None),
     };
     if f.has("partial_rotary_factor") && f.number("partial_rotary_factor", 0.0..=1.0, None) != 1.0 {
-        f.problem(
-            "partial_rotary_factor",
-            "1",
-            "use a GPT-OSS checkpoint; partial rotation is not supported",
-        );
+        f.problem("partial_rotary_factor", "1", "use a GPT-OSS checkpoint; partial rotation is not supported");
     }
     // `type` is what transformers called the field before version 4.43.
-    let key = if f.has("rope_type") {
-        "rope_type"
-    } else {
-        "type"
-    };
+    let key = if f.has("rope_type") { "rope_type" } else { "type" };
     match f.text(key) {
         Some("yarn") => yarn(f, theta, context),
-        Some("default") => RopeConfig {
-            theta,
-            factor: 1.0,
-            attention_factor: 1.0,
-            original_context: context,
-            ..placeholder()
-        },
+        Some("default") => {
+            RopeConfig { theta, factor: 1.0, attention_factor: 1.0, original_context: context, ..placeholder() }
+        }
         found => {
             if found.is_some() || !f.has(key) {
                 f.problem(
@@ -177,28 +153,16 @@ fn yarn(f: &mut Fields<'_>, theta: f64, context: usize) -> RopeConfig {
     }
     let truncate = f.flag("truncate", true);
     if !f.has("truncate") {
-        f.warn(
-            "truncate",
-            "absent, read as true like transformers does; the published models have false",
-        );
+        f.warn("truncate", "absent, read as true like transformers does; the published models have false");
     }
     let attention_factor = if f.has("attention_factor") {
         f.number("attention_factor", MSCALE, None)
     } else if f.has("mscale") && f.has("mscale_all_dim") {
-        mscale(factor, f.number("mscale", MSCALE, None))
-            / mscale(factor, f.number("mscale_all_dim", MSCALE, None))
+        mscale(factor, f.number("mscale", MSCALE, None)) / mscale(factor, f.number("mscale_all_dim", MSCALE, None))
     } else {
         RopeConfig::default_attention_factor(factor)
     };
-    RopeConfig {
-        theta,
-        factor,
-        beta_fast,
-        beta_slow,
-        original_context,
-        truncate,
-        attention_factor,
-    }
+    RopeConfig { theta, factor, beta_fast, beta_slow, original_context, truncate, attention_factor }
 }
 
 fn check_betas(f: &mut Fields<'_>, key: &str, fast: f64, slow: f64) {
@@ -212,11 +176,7 @@ fn check_betas(f: &mut Fields<'_>, key: &str, fast: f64, slow: f64) {
 }
 
 fn mscale(factor: f64, m: f64) -> f64 {
-    if factor <= 1.0 {
-        1.0
-    } else {
-        0.1 * m * factor.ln() + 1.0
-    }
+    if factor <= 1.0 { 1.0 } else { 0.1 * m * factor.ln() + 1.0 }
 }
 
 fn placeholder() -> RopeConfig {

@@ -46,12 +46,7 @@ fn offenders(change: impl FnOnce(&mut Map<String, Value>)) -> Vec<String> {
     change(value.as_object_mut().unwrap());
     let error = parse(&value).unwrap_err();
     for line in error.to_string().lines() {
-        assert!(
-            line.starts_with("config.json: ")
-                && line.contains("found ")
-                && line.contains("expected "),
-            "{line}"
-        );
+        assert!(line.starts_with("config.json: ") && line.contains("found ") && line.contains("expected "), "{line}");
     }
     error.problems().iter().map(|p| p.field.clone()).collect()
 }
@@ -73,10 +68,7 @@ fn the_original_file_gives_the_preset() {
     assert_eq!(parsed.layout, Layout::Original);
     let mut value = original();
     value["packed"] = json!(true);
-    assert_eq!(
-        parse(&value).unwrap().warnings,
-        ["config.json: packed: not a field of the original release; ignored"]
-    );
+    assert_eq!(parse(&value).unwrap().warnings, ["config.json: packed: not a field of the original release; ignored"]);
 }
 
 #[test]
@@ -95,16 +87,10 @@ fn both_rope_objects_must_agree() {
     value["rope_parameters"] = value["rope_scaling"].clone();
     assert_eq!(parsed(&value), parsed(&published()));
     value["rope_parameters"]["factor"] = json!(16);
-    assert_eq!(
-        parse(&value).unwrap_err().problems()[0].field,
-        "rope_scaling"
-    );
+    assert_eq!(parse(&value).unwrap_err().problems()[0].field, "rope_scaling");
     let mut value = published();
     value["rope_scaling"]["rope_theta"] = json!(10000);
-    assert_eq!(
-        parse(&value).unwrap_err().problems()[0].field,
-        "rope_scaling.rope_theta"
-    );
+    assert_eq!(parse(&value).unwrap_err().problems()[0].field, "rope_scaling.rope_theta");
 }
 
 #[test]
@@ -144,18 +130,11 @@ fn concentration_follows_the_factor_unless_given() {
 #[test]
 fn absent_truncate_is_true_with_a_warning() {
     let mut value = published();
-    value["rope_scaling"]
-        .as_object_mut()
-        .unwrap()
-        .remove("truncate");
+    value["rope_scaling"].as_object_mut().unwrap().remove("truncate");
     let parsed = parse(&value).unwrap();
     let ModelConfig::GptOss(config) = parsed.config;
     assert!(config.rope.truncate);
-    assert!(
-        parsed.warnings[0].contains("rope_scaling.truncate"),
-        "{:?}",
-        parsed.warnings
-    );
+    assert!(parsed.warnings[0].contains("rope_scaling.truncate"), "{:?}", parsed.warnings);
 }
 
 #[test]
@@ -169,14 +148,8 @@ fn every_bad_value_names_its_field() {
     assert_eq!(set("model_type", json!(7)), ["model_type"]);
     assert_eq!(set("hidden_size", json!(2890)), ["hidden_size"]);
     assert_eq!(set("intermediate_size", json!(33)), ["intermediate_size"]);
-    assert_eq!(
-        set("num_key_value_heads", json!(7)),
-        ["num_attention_heads"]
-    );
-    assert_eq!(
-        set("num_attention_heads", json!(0)),
-        ["num_attention_heads"]
-    );
+    assert_eq!(set("num_key_value_heads", json!(7)), ["num_attention_heads"]);
+    assert_eq!(set("num_attention_heads", json!(0)), ["num_attention_heads"]);
     assert_eq!(set("head_dim", json!(63)), ["head_dim"]);
     assert_eq!(set("vocab_size", json!(1_u64 << 60)), ["vocab_size"]);
     assert_eq!(set("vocab_size", json!(-3)), ["vocab_size"]);
@@ -185,28 +158,13 @@ fn every_bad_value_names_its_field() {
     assert_eq!(set("num_local_experts", json!(3)), ["num_experts_per_tok"]);
     assert_eq!(set("sliding_window", Value::Null), ["sliding_window"]);
     assert_eq!(set("attention_bias", json!(false)), ["attention_bias"]);
-    assert_eq!(
-        set("tie_word_embeddings", json!(true)),
-        ["tie_word_embeddings"]
-    );
+    assert_eq!(set("tie_word_embeddings", json!(true)), ["tie_word_embeddings"]);
     assert_eq!(set("hidden_act", json!("gelu")), ["hidden_act"]);
     assert_eq!(set("rms_norm_eps", json!(-1)), ["rms_norm_eps"]);
-    assert_eq!(
-        set("quantization_config", json!({"quant_method": "gptq"})),
-        ["quantization_config.quant_method"]
-    );
-    assert_eq!(
-        set("quantization_config", Value::Null),
-        ["quantization_config"]
-    );
-    assert_eq!(
-        set("quantization_config", json!([])),
-        ["quantization_config"]
-    );
-    assert_eq!(
-        set("rope_scaling", json!({"rope_type": "longrope"})),
-        ["rope_scaling.rope_type"]
-    );
+    assert_eq!(set("quantization_config", json!({"quant_method": "gptq"})), ["quantization_config.quant_method"]);
+    assert_eq!(set("quantization_config", Value::Null), ["quantization_config"]);
+    assert_eq!(set("quantization_config", json!([])), ["quantization_config"]);
+    assert_eq!(set("rope_scaling", json!({"rope_type": "longrope"})), ["rope_scaling.rope_type"]);
     assert_eq!(set("rope_scaling", json!({})), ["rope_scaling.type"]);
     assert_eq!(set("rope_scaling", Value::Null), ["rope_scaling"]);
     assert_eq!(set("rope_scaling", json!(4)), ["rope_scaling"]);
@@ -229,15 +187,7 @@ fn all_problems_are_reported_at_once() {
         m.insert("tie_word_embeddings".into(), json!(true));
         m["rope_scaling"]["beta_fast"] = json!(0.5);
     });
-    assert_eq!(
-        fields,
-        [
-            "head_dim",
-            "rope_scaling.beta_fast",
-            "tie_word_embeddings",
-            "hidden_size"
-        ]
-    );
+    assert_eq!(fields, ["head_dim", "rope_scaling.beta_fast", "tie_word_embeddings", "hidden_size"]);
 }
 
 #[test]
@@ -249,20 +199,10 @@ fn messages_read_well() {
         text,
         "config.json: hidden_size: found 100, expected a multiple of 32, the MXFP4 block; take the values from the published config.json"
     );
-    let text = ModelConfig::parse("{\"a\": }", "x/config.json")
-        .unwrap_err()
-        .to_string();
-    assert_eq!(
-        text,
-        "x/config.json: line 1, column 7: not valid JSON (expected value); fetch the file again"
-    );
-    let text = ModelConfig::parse("[1]", "config.json")
-        .unwrap_err()
-        .to_string();
-    assert_eq!(
-        text,
-        "config.json: found a list, expected a JSON object; fetch the file again"
-    );
+    let text = ModelConfig::parse("{\"a\": }", "x/config.json").unwrap_err().to_string();
+    assert_eq!(text, "x/config.json: line 1, column 7: not valid JSON (expected value); fetch the file again");
+    let text = ModelConfig::parse("[1]", "config.json").unwrap_err().to_string();
+    assert_eq!(text, "config.json: found a list, expected a JSON object; fetch the file again");
 }
 
 #[test]
@@ -270,10 +210,7 @@ fn generation_defaults() {
     let text = r#"{"bos_token_id": 199998, "do_sample": true, "eos_token_id": [200002, 199999], "temperature": 1, "top_k": 0}"#;
     let d = GenerationDefaults::parse(text, "generation_config.json").unwrap();
     assert_eq!(d.eos, [200_002, 199_999]);
-    assert_eq!(
-        (d.bos, d.pad, d.temperature, d.top_k, d.do_sample),
-        (Some(199_998), None, Some(1.0), None, Some(true))
-    );
+    assert_eq!((d.bos, d.pad, d.temperature, d.top_k, d.do_sample), (Some(199_998), None, Some(1.0), None, Some(true)));
     let e = GenerationDefaults::parse(r#"{"top_p": 3, "eos_token_id": -1}"#, "g.json").unwrap_err();
     assert_eq!(e.problems().len(), 2);
 }
@@ -304,18 +241,9 @@ fn any_json() -> impl Strategy<Value = Value> {
 
 /// Replaces, removes or nests at random places of a valid file.
 fn mutated(base: Value) -> impl Strategy<Value = Value> {
-    let keys: Vec<String> = base
-        .as_object()
-        .unwrap()
-        .keys()
-        .cloned()
-        .chain(["rope_parameters".into(), "swiglu_alpha".into()])
-        .collect();
-    let edit = (
-        prop::sample::select(keys),
-        prop::option::of(any_json()),
-        any::<bool>(),
-    );
+    let keys: Vec<String> =
+        base.as_object().unwrap().keys().cloned().chain(["rope_parameters".into(), "swiglu_alpha".into()]).collect();
+    let edit = (prop::sample::select(keys), prop::option::of(any_json()), any::<bool>());
     prop::collection::vec(edit, 0..4).prop_map(move |edits| {
         let mut value = base.clone();
         for (key, new, inside) in edits {

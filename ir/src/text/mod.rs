@@ -1,0 +1,16 @@
+//! The text format of the IR (`gir 1`): printer and parser, inverse to each other.
+//!
+//! Owns the grammar (written out in `docs/ir.md`), names of values, syntax errors and their rendering. Must not know what ops mean: it reads the
+//! op table for names and attribute kinds only, and leaves every other check to the [verifier](crate::verify).
+
+mod names;
+mod print;
+
+pub use names::{is_name, nearest};
+pub use print::{print, print_func, print_op};
+
+/// Version of the text format, written on its first line as `gir 1`.
+pub const VERSION: u32 = 1;
+
+/// Element type of a `kv` declaration that does not give one.
+pub(crate) const KV_DTYPE: crate::DType = crate::DType::BF16;
