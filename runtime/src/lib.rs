@@ -1,1 +1,3 @@
 //! gossamer-runtime
+
+pub mod cuda;
