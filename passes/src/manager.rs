@@ -1,0 +1,212 @@
+//! The pass manager: runs named passes in order, verifies after each, and keeps a trace.
+
+use std::fmt::Write as _;
+use std::time::Instant;
+
+use crate::verify_shim::{Stage, VerifyError, verify};
+use gossamer_ir::{InferError, LayoutName, Module};
+
+use crate::{canonicalise, cse, dce, layout};
+
+/// What passes may ask about the target, and how the manager behaves.
+#[derive(Clone, Debug)]
+pub struct Options {
+    /// Layout that MXFP4 weights get at load; `None` leaves them as in the checkpoint.
+    pub mxfp4_layout: Option<LayoutName>,
+    /// Verify the module before the first pass and after each.
+    pub verify: bool,
+}
+
+impl Default for Options {
+    fn default() -> Options {
+        Options { mxfp4_layout: None, verify: true }
+    }
+}
+
+/// A module pass.
+#[derive(Clone, Copy)]
+pub struct Pass {
+    /// Name on the command line and in dumps.
+    pub name: &'static str,
+    /// One line: what it does.
+    pub summary: &'static str,
+    /// Rewrites the module; true if anything changed.
+    pub run: fn(&mut Module, &Options) -> Result<bool, InferError>,
+}
+
+/// Every pass, by name.
+pub const PASSES: &[Pass] = &[
+    Pass {
+        name: "canonicalise",
+        summary: "removes ops that do nothing and merges chains of views",
+        run: canonicalise::run,
+    },
+    Pass { name: "cse", summary: "merges ops that compute the same value", run: cse::run },
+    Pass { name: "layout", summary: "gives packed weights the layout the target wants", run: layout::run },
+    Pass { name: "dce", summary: "removes ops, functions and weights that nothing uses", run: dce::run },
+];
+
+/// The passes that `--passes default` runs, in order.
+pub fn default_pipeline() -> Vec<Pass> {
+    ["canonicalise", "cse", "layout", "dce"].iter().filter_map(|n| pass(n)).collect()
+}
+
+/// The pass `name`.
+pub fn pass(name: &str) -> Option<Pass> {
+    PASSES.iter().copied().find(|p| p.name == name)
+}
+
+/// Reads a pipeline: `none`, `default`, or names separated by commas.
+///
+/// # Errors
+/// [`PassError::Unknown`], listing the known names.
+pub fn parse_pipeline(text: &str) -> Result<Vec<Pass>, PassError> {
+    match text {
+        "none" | "" => Ok(vec![]),
+        "default" => Ok(default_pipeline()),
+        _ => text
+            .split(',')
+            .map(|name| pass(name.trim()).ok_or_else(|| PassError::Unknown { name: name.trim().to_string() }))
+            .collect(),
+    }
+}
+
+/// What one pass did.
+#[derive(Clone, Debug)]
+pub struct PassTrace {
+    /// Its name.
+    pub name: &'static str,
+    /// Time it took, without verification.
+    pub microseconds: u64,
+    /// Time that verification after it took.
+    pub verify_microseconds: u64,
+    /// Ops in the module before.
+    pub ops_before: usize,
+    /// Ops after.
+    pub ops_after: usize,
+    /// True if it changed anything.
+    pub changed: bool,
+}
+
+/// What a pipeline did.
+#[derive(Clone, Debug, Default)]
+pub struct Trace {
+    /// One entry a pass.
+    pub passes: Vec<PassTrace>,
+}
+
+impl Trace {
+    /// A table for people.
+    pub fn text(&self) -> String {
+        let mut out = String::from("pass            time us  verify us  ops before  after  changed\n");
+        for p in &self.passes {
+            let changed = if p.changed { "yes" } else { "no" };
+            let _ = writeln!(
+                out,
+                "{:<14} {:>8} {:>10} {:>11} {:>6}  {changed}",
+                p.name, p.microseconds, p.verify_microseconds, p.ops_before, p.ops_after
+            );
+        }
+        out
+    }
+
+    /// The same for tools: `{"version": 1, "passes": [..]}`.
+    pub fn json(&self) -> serde_json::Value {
+        let passes: Vec<_> = self
+            .passes
+            .iter()
+            .map(|p| {
+                serde_json::json!({
+                    "name": p.name, "us": p.microseconds, "verify_us": p.verify_microseconds,
+                    "ops_before": p.ops_before, "ops_after": p.ops_after, "changed": p.changed,
+                })
+            })
+            .collect();
+        serde_json::json!({ "version": 1, "passes": passes })
+    }
+}
+
+/// Why a pipeline stopped.
+#[derive(Debug, thiserror::Error)]
+pub enum PassError {
+    /// No pass of that name.
+    #[error("unknown pass `{name}`; known: none, default, {}", PASSES.iter().map(|p| p.name).collect::<Vec<_>>().join(", "))]
+    Unknown {
+        /// The name.
+        name: String,
+    },
+    /// A pass made an op that its type rule refuses.
+    #[error("pass {pass}: {source}")]
+    Infer {
+        /// The pass.
+        pass: &'static str,
+        /// What the type rule says.
+        source: InferError,
+    },
+    /// The module does not verify.
+    #[error("{when}: {}{}", .errors.first().map(ToString::to_string).unwrap_or_default(), more(.errors.len()))]
+    Verify {
+        /// `input`, or `after pass NAME`.
+        when: String,
+        /// Every error.
+        errors: Vec<VerifyError>,
+    },
+}
+
+fn more(errors: usize) -> String {
+    if errors > 1 { format!(" (and {} more)", errors - 1) } else { String::new() }
+}
+
+/// Runs `passes` over `module`.
+///
+/// # Errors
+/// A pass that fails, or a module that does not verify before or after one.
+pub fn compile(module: Module, passes: &[Pass], options: &Options) -> Result<(Module, Trace), PassError> {
+    compile_with(module, passes, options, &mut |_, _, _| {})
+}
+
+/// [`compile`] that shows each module: `observe(number, name, module)` with number 0 and name `input` first, then after each pass that changed something.
+///
+/// # Errors
+/// As [`compile`].
+pub fn compile_with(
+    mut module: Module,
+    passes: &[Pass],
+    options: &Options,
+    observe: &mut dyn FnMut(usize, &str, &Module),
+) -> Result<(Module, Trace), PassError> {
+    let check = |module: &Module, when: &dyn Fn() -> String| match options.verify {
+        true => verify(module, Stage::Tensor).map(drop).map_err(|errors| PassError::Verify { when: when(), errors }),
+        false => Ok(()),
+    };
+    check(&module, &|| "input".to_string())?;
+    observe(0, "input", &module);
+    let mut trace = Trace::default();
+    for (i, pass) in passes.iter().enumerate() {
+        let ops_before = count(&module);
+        let start = Instant::now();
+        let changed =
+            (pass.run)(&mut module, options).map_err(|source| PassError::Infer { pass: pass.name, source })?;
+        let microseconds = start.elapsed().as_micros() as u64;
+        let start = Instant::now();
+        check(&module, &|| format!("after pass {}", pass.name))?;
+        let verify_microseconds = start.elapsed().as_micros() as u64;
+        if changed {
+            observe(i + 1, pass.name, &module);
+        }
+        let ops_after = count(&module);
+        trace.passes.push(PassTrace {
+            name: pass.name,
+            microseconds,
+            verify_microseconds,
+            ops_before,
+            ops_after,
+            changed,
+        });
+    }
+    Ok((module, trace))
+}
+
+fn count(module: &Module) -> usize {
+    module.funcs.iter().map(|f| f.graph.len()).sum()
+}
