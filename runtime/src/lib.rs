@@ -1,3 +1,4 @@
 //! gossamer-runtime
 
 pub mod cuda;
+pub mod doctor;

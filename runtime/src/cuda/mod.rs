@@ -35,6 +35,7 @@ pub use driver::{
     NEEDED_CUDA, NEEDED_DRIVER,
 };
 pub use error::CudaError;
+pub(crate) use error::bytes;
 pub use event::{Event, EventKind};
 pub use graph::{Dependency, Edge, Graph, GraphExec, GraphNode, NodeCounts};
 pub use launch::{ArgList, LaunchConfig, LaunchLimits};
