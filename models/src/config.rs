@@ -80,6 +80,27 @@ impl ModelConfig {
         Ok(ParsedConfig { config: ModelConfig::GptOss(config), layout, warnings })
     }
 
+    /// Size of the vocabulary: rows of the embedding.
+    pub fn vocab(&self) -> usize {
+        match self {
+            ModelConfig::GptOss(c) => c.vocab,
+        }
+    }
+
+    /// Longest sequence the model allows, in tokens.
+    pub fn context(&self) -> usize {
+        match self {
+            ModelConfig::GptOss(c) => c.context,
+        }
+    }
+
+    /// Width of the residual stream.
+    pub fn hidden(&self) -> usize {
+        match self {
+            ModelConfig::GptOss(c) => c.hidden,
+        }
+    }
+
     /// The `model_type` of Hugging Face configurations.
     pub fn model_type(&self) -> &'static str {
         match self {

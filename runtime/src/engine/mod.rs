@@ -1,0 +1,454 @@
+//! The engine: sequences, their KV pages, and steps over them.
+//!
+//! Turns "these tokens for these sequences, sample here" into inputs of a compiled step, and results back into tokens. Programs are compiled per
+//! [`Head`], plans per bucket, both when first needed. Must not know tokenizers, files or which device runs the plan.
+
+mod inputs;
+pub mod kv;
+pub mod sampling;
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use gossamer_ir::{InferError, Module, StateDecl, Type};
+use gossamer_models::config::ModelConfig;
+use gossamer_models::step::{ENTRY, Head, Output, Program, StepOptions};
+use gossamer_passes::bucket::{StepSize, choose};
+use gossamer_passes::manager::Pass;
+use gossamer_passes::plan::{PlanError, plan};
+use gossamer_passes::{Options, PassError, compile};
+
+use crate::exec::{ExecError, Executor, HostData, PlanId, StateSpec};
+use kv::{Group, PageTable};
+pub use sampling::{SamplingError, SamplingParams};
+
+/// Limits of an engine. Memory for state follows from them.
+#[derive(Clone, Debug)]
+pub struct EngineOptions {
+    /// Longest sequence, in tokens.
+    pub context: usize,
+    /// Most tokens a step; longer prompts are fed in chunks of this size.
+    pub chunk: usize,
+    /// Most sequences at a time.
+    pub max_seqs: usize,
+    /// Tokens a KV page.
+    pub page: usize,
+    /// Tokens of KV that all sequences together may hold in full-attention layers; `None`: every sequence may be as long as `context`.
+    pub kv_tokens: Option<usize>,
+    /// Module passes to run.
+    pub passes: Vec<Pass>,
+    /// What the passes are told about the target.
+    pub pass_options: Options,
+}
+
+/// Names a sequence of an engine.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct SeqId(usize);
+
+/// A sequence: where its keys and values are, and how many tokens it has.
+struct Sequence {
+    len: usize,
+    prompt_len: usize,
+    tables: Vec<PageTable>,
+}
+
+/// One sequence's part of a step.
+#[derive(Clone, Copy, Debug)]
+pub struct Work<'a> {
+    /// Which sequence.
+    pub seq: SeqId,
+    /// Its next tokens, at least one.
+    pub tokens: &'a [u32],
+    /// How to choose the token after the last of them; `None`: do not (more of the prompt follows).
+    pub sample: Option<&'a SamplingParams>,
+}
+
+/// A chosen token.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Sampled {
+    /// The token.
+    pub token: u32,
+    /// Its log probability and the best alternatives, if asked for.
+    pub logprobs: Option<Logprobs>,
+}
+
+/// Log probabilities after penalties and bias, before temperature.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Logprobs {
+    /// Of the token.
+    pub token: f32,
+    /// The greatest ones, in descending order.
+    pub top: Vec<(u32, f32)>,
+}
+
+/// Logits of consecutive tokens.
+#[derive(Clone, Debug, Default)]
+pub struct StepLogits {
+    /// f32 [n, V].
+    pub logits: Vec<f32>,
+    /// Residual stream after the embedding and each layer, f32 [n, H] each; the last one normalised.
+    pub hidden: Vec<Vec<f32>>,
+}
+
+/// A program after passes.
+struct Compiled {
+    module: Module,
+    outputs: Vec<Output>,
+}
+
+/// Sequences on one device.
+pub struct Engine {
+    config: ModelConfig,
+    options: EngineOptions,
+    executor: Box<dyn Executor>,
+    compiled: BTreeMap<Head, Arc<Compiled>>,
+    plans: BTreeMap<(Head, StepSize), PlanId>,
+    groups: Vec<Group>,
+    seqs: Vec<Option<Sequence>>,
+}
+
+/// Why a step could not run. Sequences are as before it.
+#[derive(Debug, thiserror::Error)]
+pub enum EngineError {
+    /// A token outside the vocabulary.
+    #[error("token {token} at position {position} is outside the vocabulary (0 to {}); check that the tokens are of this model", .vocab - 1)]
+    Token {
+        /// The token.
+        token: u32,
+        /// Its position in the sequence.
+        position: usize,
+        /// Size of the vocabulary.
+        vocab: usize,
+    },
+    /// More tokens than the context.
+    #[error("{tokens} tokens do not fit the context of {context}; shorten the prompt or raise --context (the model allows {model})")]
+    Context {
+        /// Tokens the sequence would have.
+        tokens: usize,
+        /// The engine's limit.
+        context: usize,
+        /// The model's limit.
+        model: usize,
+    },
+    /// No free KV page.
+    #[error("no KV page is free for {tokens} more tokens (cache `{group}` has {pages} pages of {page} tokens); end a sequence or raise the KV budget")]
+    Pages {
+        /// The KV declaration.
+        group: String,
+        /// Tokens wanted.
+        tokens: usize,
+        /// Its pages.
+        pages: usize,
+        /// Tokens a page.
+        page: usize,
+    },
+    /// No free sequence slot.
+    #[error("{max} sequences are running, which is the limit; end one first")]
+    Sequences {
+        /// The limit.
+        max: usize,
+    },
+    /// A step without tokens, an unknown sequence, or one named twice: a bug of the caller.
+    #[error("a step must give each of its sequences once, with 1 to {chunk} tokens in all")]
+    Step {
+        /// Most tokens a step.
+        chunk: usize,
+    },
+    /// A sampling parameter outside its range.
+    #[error(transparent)]
+    Sampling(#[from] SamplingError),
+    /// The model did not build.
+    #[error(transparent)]
+    Infer(#[from] InferError),
+    /// A pass failed.
+    #[error(transparent)]
+    Pass(#[from] PassError),
+    /// No plan.
+    #[error(transparent)]
+    Plan(#[from] PlanError),
+    /// The device.
+    #[error(transparent)]
+    Exec(#[from] ExecError),
+}
+
+/// The program of a model for one head under an engine's limits.
+///
+/// # Errors
+/// An op that refuses its operands; a parsed configuration gives none.
+pub fn program(config: &ModelConfig, options: &EngineOptions, head: Head) -> Result<Program, InferError> {
+    let step = StepOptions {
+        head,
+        max_tokens: options.chunk,
+        max_seqs: options.max_seqs,
+        context: options.context,
+        page: options.page,
+    };
+    gossamer_models::build(config, &step)
+}
+
+/// The state that an engine with these limits needs, by parameter of `@step`.
+///
+/// # Errors
+/// As [`program`].
+pub fn state_specs(config: &ModelConfig, options: &EngineOptions) -> Result<Vec<StateSpec>, InferError> {
+    let program = program(config, options, Head::Full)?;
+    let Some(f) = program.module.func(ENTRY) else { return Ok(vec![]) };
+    let mut out = Vec::new();
+    for p in &f.params {
+        let Type::State(_, name) = &p.ty else { continue };
+        if let Some(decl) = program.module.state(name) {
+            let units = match decl {
+                StateDecl::Kv { .. } => pages(decl, options),
+                StateDecl::Counts { .. } => options.max_seqs,
+            };
+            out.push(StateSpec { name: p.name.to_string(), decl: decl.clone(), units });
+        }
+    }
+    Ok(out)
+}
+
+/// Pages of a KV declaration.
+fn pages(decl: &StateDecl, options: &EngineOptions) -> usize {
+    let all = Group::pages_for(decl, options.max_seqs, options.context, options.chunk);
+    match (decl, options.kv_tokens) {
+        // At least one page a sequence, or none could start.
+        (StateDecl::Kv { window: None, page, .. }, Some(tokens)) => {
+            all.min(tokens.div_ceil(*page as usize).max(options.max_seqs))
+        }
+        _ => all,
+    }
+}
+
+impl Engine {
+    /// An engine whose plans run on what `executor` makes for the given state.
+    ///
+    /// # Errors
+    /// A model that does not build, or what making the executor gives.
+    pub fn new(
+        config: ModelConfig,
+        options: EngineOptions,
+        executor: impl FnOnce(&[StateSpec]) -> Result<Box<dyn Executor>, ExecError>,
+    ) -> Result<Engine, EngineError> {
+        let specs = state_specs(&config, &options)?;
+        let mut groups: Vec<Group> = Vec::new();
+        for spec in &specs {
+            if let Some(group) = Group::new(&spec.decl, spec.units)
+                && groups.iter().all(|g| g.name != group.name)
+            {
+                groups.push(group);
+            }
+        }
+        let executor = executor(&specs)?;
+        let seqs = (0..options.max_seqs).map(|_| None).collect();
+        Ok(Engine { config, options, executor, compiled: BTreeMap::new(), plans: BTreeMap::new(), groups, seqs })
+    }
+
+    /// The model.
+    pub fn config(&self) -> &ModelConfig {
+        &self.config
+    }
+
+    /// The limits.
+    pub fn options(&self) -> &EngineOptions {
+        &self.options
+    }
+
+    /// One line: the device.
+    pub fn describe(&self) -> String {
+        self.executor.describe()
+    }
+
+    /// Starts a sequence whose first `prompt_len` tokens are its prompt (penalties treat later ones as generated).
+    ///
+    /// # Errors
+    /// No free slot, a prompt longer than the context, or the device.
+    pub fn start(&mut self, prompt_len: usize) -> Result<SeqId, EngineError> {
+        self.check_context(prompt_len)?;
+        let Some(slot) = self.seqs.iter().position(Option::is_none) else {
+            return Err(EngineError::Sequences { max: self.options.max_seqs });
+        };
+        self.executor.clear_counts("seen", slot)?;
+        let tables = vec![PageTable::default(); self.groups.len()];
+        self.seqs[slot] = Some(Sequence { len: 0, prompt_len, tables });
+        Ok(SeqId(slot))
+    }
+
+    /// Ends a sequence and frees its pages.
+    pub fn end(&mut self, seq: SeqId) {
+        if let Some(mut s) = self.seqs.get_mut(seq.0).and_then(Option::take) {
+            s.tables.iter_mut().zip(&mut self.groups).for_each(|(t, g)| t.clear(g));
+        }
+    }
+
+    /// Tokens of a sequence so far.
+    pub fn len(&self, seq: SeqId) -> usize {
+        self.seqs.get(seq.0).and_then(Option::as_ref).map_or(0, |s| s.len)
+    }
+
+    /// True if no sequence is running.
+    pub fn is_empty(&self) -> bool {
+        self.seqs.iter().all(Option::is_none)
+    }
+
+    /// Runs one step: every work item's tokens, in one plan. The results are in the order of `work`.
+    ///
+    /// # Errors
+    /// See [`EngineError`]; sequences are unchanged then, and may be ended.
+    pub fn step(&mut self, work: &[Work]) -> Result<Vec<Option<Sampled>>, EngineError> {
+        let size = self.admit(work)?;
+        let head = work.iter().filter_map(|w| w.sample.map(SamplingParams::head)).max().unwrap_or(Head::Greedy);
+        let (id, bucket) = self.plan(head, size)?;
+        let inputs = inputs::step(self, work, head, bucket);
+        let results = self.executor.run(id, &inputs)?;
+        self.advance(work);
+        let outputs = self.compiled[&head].outputs.clone();
+        let find = |want: Output| outputs.iter().position(|o| *o == want).and_then(|i| results.get(i));
+        let tokens = find(Output::Token).map(HostData::i32).unwrap_or_default();
+        let logprob = find(Output::Logprob).map(HostData::f32).unwrap_or_default();
+        let top = find(Output::TopLogprobs).map(HostData::f32).unwrap_or_default();
+        let top_ids = find(Output::TopTokens).map(HostData::i32).unwrap_or_default();
+        let k = top.len() / bucket.rows.max(1);
+        let mut row = 0;
+        let mut out = Vec::with_capacity(work.len());
+        for w in work {
+            out.push(w.sample.map(|params| {
+                let r = row;
+                row += 1;
+                let logprobs = params.logprobs.then(|| Logprobs {
+                    token: logprob[r],
+                    top: (r * k..(r + 1) * k).map(|i| (top_ids[i] as u32, top[i])).collect(),
+                });
+                Sampled { token: tokens[r] as u32, logprobs }
+            }));
+        }
+        Ok(out)
+    }
+
+    /// Feeds `tokens` (at most a chunk) to `seq` and returns the logits of each of them, and the residual stream if asked for.
+    ///
+    /// # Errors
+    /// As [`Engine::step`].
+    pub fn logits(&mut self, seq: SeqId, tokens: &[u32], hidden: bool) -> Result<StepLogits, EngineError> {
+        let work = [Work { seq, tokens, sample: None }];
+        let size = StepSize { rows: tokens.len(), ..self.admit(&work)? };
+        let head = Head::Logits { hidden };
+        let (id, bucket) = self.plan(head, size)?;
+        let inputs = inputs::step(self, &work, head, bucket);
+        let results = self.executor.run(id, &inputs)?;
+        self.advance(&work);
+        let mut out = StepLogits::default();
+        for (output, data) in self.compiled[&head].outputs.iter().zip(results) {
+            let mut data = match data {
+                HostData::F32(v) => v,
+                HostData::I32(_) => continue,
+            };
+            match output {
+                Output::Logits => {
+                    data.truncate(data.len() / bucket.rows * tokens.len());
+                    out.logits = data;
+                }
+                Output::Hidden(_) => {
+                    data.truncate(data.len() / bucket.tokens * tokens.len());
+                    out.hidden.push(data);
+                }
+                _ => {}
+            }
+        }
+        Ok(out)
+    }
+
+    /// Makes the plans for decoding `seqs` sequences and for a full chunk ready, so that the first request does not wait for them.
+    ///
+    /// # Errors
+    /// As [`Engine::step`].
+    pub fn warm(&mut self, head: Head, sizes: &[StepSize]) -> Result<(), EngineError> {
+        sizes.iter().try_for_each(|s| self.plan(head, *s).map(drop))
+    }
+
+    fn check_context(&self, tokens: usize) -> Result<(), EngineError> {
+        match tokens <= self.options.context {
+            true => Ok(()),
+            false => {
+                let model = self.config.context();
+                Err(EngineError::Context { tokens, context: self.options.context, model })
+            }
+        }
+    }
+
+    /// Checks a step and takes the pages it needs; its size.
+    fn admit(&mut self, work: &[Work]) -> Result<StepSize, EngineError> {
+        let total: usize = work.iter().map(|w| w.tokens.len()).sum();
+        let mut slots: Vec<usize> = work.iter().map(|w| w.seq.0).collect();
+        slots.sort_unstable();
+        let twice = slots.windows(2).any(|w| w[0] == w[1]);
+        let unknown = slots.iter().any(|s| self.seqs.get(*s).is_none_or(Option::is_none));
+        if twice || unknown || total == 0 || total > self.options.chunk || work.iter().any(|w| w.tokens.is_empty()) {
+            return Err(EngineError::Step { chunk: self.options.chunk });
+        }
+        let vocab = self.config.vocab();
+        let mut needed = vec![0usize; self.groups.len()];
+        for w in work {
+            let Some(s) = &self.seqs[w.seq.0] else { continue };
+            self.check_context(s.len + w.tokens.len())?;
+            if let Some(i) = w.tokens.iter().position(|t| *t as usize >= vocab) {
+                return Err(EngineError::Token { token: w.tokens[i], position: s.len + i, vocab });
+            }
+            if let Some(params) = w.sample {
+                params.check(vocab)?;
+            }
+            for ((n, table), group) in needed.iter_mut().zip(&s.tables).zip(&self.groups) {
+                *n += table.needed(group, s.len + w.tokens.len());
+            }
+        }
+        for (n, group) in needed.iter().zip(&self.groups) {
+            if *n > group.free() {
+                let (pages, page) = (group.pages, group.page);
+                return Err(EngineError::Pages { group: group.name.clone(), tokens: total, pages, page });
+            }
+        }
+        for w in work {
+            if let Some(s) = &mut self.seqs[w.seq.0] {
+                let tokens = s.len + w.tokens.len();
+                s.tables.iter_mut().zip(&mut self.groups).for_each(|(t, g)| drop(t.grow(g, tokens)));
+            }
+        }
+        let rows = work.iter().filter(|w| w.sample.is_some()).count().max(1);
+        Ok(StepSize { tokens: total, seqs: work.len(), rows })
+    }
+
+    /// Counts the tokens of a step that has run, and gives back pages behind the window.
+    fn advance(&mut self, work: &[Work]) {
+        for w in work {
+            if let Some(s) = &mut self.seqs[w.seq.0] {
+                s.len += w.tokens.len();
+                let next = s.len;
+                s.tables.iter_mut().zip(&mut self.groups).for_each(|(t, g)| t.release_behind(g, next));
+            }
+        }
+    }
+
+    /// The plan for a step, made if this is the first of its size.
+    fn plan(&mut self, head: Head, size: StepSize) -> Result<(PlanId, StepSize), EngineError> {
+        let o = &self.options;
+        let max = StepSize { tokens: o.chunk, seqs: o.max_seqs, rows: o.chunk.max(o.max_seqs) };
+        let bucket = if self.executor.exact_sizes() { size } else { choose(size, max) };
+        if let Some(id) = self.plans.get(&(head, bucket)) {
+            return Ok((*id, bucket));
+        }
+        let compiled = match self.compiled.get(&head) {
+            Some(c) => c.clone(),
+            None => {
+                let program = program(&self.config, o, head)?;
+                let (module, _) = compile(program.module, &o.passes, &o.pass_options)?;
+                let c = Arc::new(Compiled { module, outputs: program.outputs });
+                self.compiled.insert(head, c.clone());
+                c
+            }
+        };
+        let sizes = bucket.bindings(o.context, o.context.div_ceil(o.page));
+        let plan = plan(&compiled.module, ENTRY, &sizes)?;
+        let id = self.executor.prepare(Arc::new(plan))?;
+        self.plans.insert((head, bucket), id);
+        Ok((id, bucket))
+    }
+}
