@@ -118,8 +118,11 @@ impl Nvrtc {
                 }
             }
         }
-        let unusable =
-            if failures.is_empty() { String::new() } else { format!(" (unusable: {})", failures.join("; ")) };
+        let failures = failures.join("; ");
+        if let Some(path) = search::override_of(env) {
+            return Err(NvrtcError::BadOverride { path, found: failures });
+        }
+        let unusable = if failures.is_empty() { failures } else { format!(" (unusable: {failures})") };
         Err(NvrtcError::NotFound { unusable })
     }
 

@@ -18,7 +18,7 @@ pub(super) enum Candidate {
 
 /// Candidates in the order they are tried; only the override if there is one.
 pub(super) fn candidates(env: Env) -> Result<Vec<Candidate>, NvrtcError> {
-    if let Some(value) = set(env, "GOSSAMER_NVRTC") {
+    if let Some(value) = override_of(env) {
         return overridden(value).map(|file| vec![Candidate::File(file)]);
     }
     let mut list: Vec<_> = ["libnvrtc.so.13", "libnvrtc.so.12", "libnvrtc.so"].map(Candidate::Name).to_vec();
@@ -30,10 +30,15 @@ pub(super) fn candidates(env: Env) -> Result<Vec<Candidate>, NvrtcError> {
     Ok(list)
 }
 
+/// What the user set instead of a search.
+pub(super) fn override_of(env: Env) -> Option<PathBuf> {
+    set(env, "GOSSAMER_NVRTC")
+}
+
 /// Paths a program of the toolkit (`nvdisasm`) may have, best first: beside the NVRTC of the override, then `PATH`, then toolkits and wheels.
 pub(crate) fn tool_candidates(env: Env, tool: &str) -> Vec<PathBuf> {
     let mut folders = Vec::new();
-    if let Some(value) = set(env, "GOSSAMER_NVRTC") {
+    if let Some(value) = override_of(env) {
         // The override is <root>, <root>/lib or <root>/lib/libnvrtc.so.N.
         folders.extend(value.ancestors().take(3).map(|a| a.join("bin")));
         folders.push(value.join("nvidia/cu13/bin"));
