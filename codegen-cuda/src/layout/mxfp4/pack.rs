@@ -101,12 +101,16 @@ impl Mxfp4Layout {
             let first = group / 8 * 16 + group % 8;
             let pair = [rows[first], rows[first + 8]];
             let [low, high] = pair.map(|row| self.row_codes(row, k_tile, blocks));
-            // A quad of threads, each with four words, shares the two rows.
-            for (i, word) in codes_out.chunks_exact_mut(4).enumerate() {
-                let (quarter, step) = (i / 4, i % 4);
-                let (a, b) = (8 * step + quarter, 8 * step + 4 + quarter);
-                word.copy_from_slice(&pack_word([low[a], high[a], low[b], high[b]]).to_le_bytes());
+            // A quad of threads, each with four words, shares the two rows. Constant bounds let the compiler unroll all of it.
+            let mut words = [0; CODE_BYTES / 32];
+            for quarter in 0..4 {
+                for step in 0..4 {
+                    let (a, b) = (8 * step + quarter, 8 * step + 4 + quarter);
+                    let word = pack_word([low[a], high[a], low[b], high[b]]);
+                    words[16 * quarter + 4 * step..][..4].copy_from_slice(&word.to_le_bytes());
+                }
             }
+            codes_out.copy_from_slice(&words);
             for (out, row) in scales_out.chunks_exact_mut(ROW_SCALES).zip(pair) {
                 out.copy_from_slice(&self.row_scales(row, k_tile, scales));
             }
@@ -116,9 +120,11 @@ impl Mxfp4Layout {
     fn row_codes(&self, row: Option<usize>, k_tile: usize, blocks: &[u8]) -> [u8; ROW_CODES] {
         let mut codes = [0; ROW_CODES];
         if let Some(row) = row {
-            let start = k_tile * ROW_CODES;
-            let len = ROW_CODES.min(self.k / 2 - start);
-            codes[..len].copy_from_slice(&blocks[row * self.k / 2 + start..][..len]);
+            let tail = &blocks[row * (self.k / 2)..][k_tile * ROW_CODES..self.k / 2];
+            match tail.first_chunk() {
+                Some(whole) => codes = *whole,
+                None => codes[..tail.len()].copy_from_slice(tail),
+            }
         }
         codes
     }

@@ -33,9 +33,9 @@ pub fn unpack_word(word: u32) -> [u8; 4] {
 }
 
 /// Pairs 0 to 2, by checkpoint byte.
-const PAIR: [u32; 256] = table(false);
+static PAIR: [u32; 256] = table(false);
 /// Pair 3.
-const PAIR_3: [u32; 256] = table(true);
+static PAIR_3: [u32; 256] = table(true);
 
 const fn table(last: bool) -> [u32; 256] {
     let mut table = [0; 256];
