@@ -354,7 +354,7 @@ mod tests {
 
     fn bare() -> Doctor {
         Doctor {
-            driver: Err(CudaError::NoDriver { detail: "libcuda.so.1 is not on this machine".into() }),
+            driver: Err(CudaError::NoDriver { detail: "libcuda.so.1 was not found".into() }),
             gpus: Vec::new(),
             nvrtc: Err("NVRTC 12 or newer not found; install the wheel".into()),
             cache: None,
@@ -409,7 +409,7 @@ mod tests {
     fn a_bare_machine_reads_well() {
         let text = bare().to_text();
         let expected = "\
-missing  driver        no NVIDIA driver: libcuda.so.1 is not on this machine
+missing  driver        no NVIDIA driver: libcuda.so.1 was not found
                        fix: install the NVIDIA driver 580 or newer, or use --device cpu
 missing  NVRTC         NVRTC 12 or newer not found
                        fix: install the wheel

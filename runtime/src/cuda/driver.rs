@@ -318,7 +318,7 @@ impl fmt::Debug for Device {
 fn load_once() -> Result<Driver, CudaError> {
     // SAFETY: opens and closes the library by its known names; running libcuda's initialisers has no precondition.
     if !unsafe { sys::is_culib_present() } {
-        return Err(CudaError::NoDriver { detail: "libcuda.so.1 is not on this machine".to_owned() });
+        return Err(CudaError::NoDriver { detail: "libcuda.so.1 was not found".to_owned() });
     }
     if let Some(name) = missing_symbol(&["cuInit", "cuDriverGetVersion", "cuGetErrorName", "cuGetErrorString"]) {
         return Err(CudaError::NoDriver { detail: format!("the libcuda found has no {name}") });
@@ -484,7 +484,7 @@ mod tests {
         }
         assert_eq!(
             Driver::load().unwrap_err().to_string(),
-            "no NVIDIA driver: libcuda.so.1 is not on this machine; install the NVIDIA driver 580 or newer, or use --device cpu"
+            "no NVIDIA driver: libcuda.so.1 was not found; install the NVIDIA driver 580 or newer, or use --device cpu"
         );
     }
 

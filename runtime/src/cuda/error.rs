@@ -238,12 +238,12 @@ const FIX_WRONG_GPU: &str = "use an H100, H200 or GH200, or --device cpu";
 const FIX_OUT_OF_MEMORY: &str =
     "free GPU memory (nvidia-smi shows who holds it), shorten the context or lower the batch";
 const FIX_HOST_MEMORY: &str = "free host memory, or raise the limit on locked memory (ulimit -l)";
-const FIX_POISONED: &str = "restart the process; if it happens again, report it with the first failure";
+const FIX_POISONED: &str = "restart the process, and report it with the first failure if it happens again";
 const FIX_MODULE: &str = "clear the kernel cache and compile again";
 const FIX_FILE: &str = "choose a path that can be written";
 const FIX_INTERNAL: &str = "this is a bug in Gossamer, please report it";
 const FIX_BUSY: &str = "another process holds the GPU exclusively: stop it or wait";
-const FIX_RETRY: &str = "run gossamer doctor; if it finds nothing, report this line";
+const FIX_RETRY: &str = "run gossamer doctor, and report this line if it finds nothing";
 const FIX_HARDWARE: &str =
     "the GPU reported a hardware error: check nvidia-smi -q and the system log, then reset or replace it";
 
@@ -301,6 +301,7 @@ pub(crate) fn bytes(n: u64) -> String {
 
 fn fix_for_code(result: u32) -> &'static str {
     match result {
+        code::OUT_OF_MEMORY => FIX_OUT_OF_MEMORY,
         code::DEVICE_UNAVAILABLE => FIX_BUSY,
         code::ECC_UNCORRECTABLE | code::NVLINK_UNCORRECTABLE | code::CONTAINED => FIX_HARDWARE,
         _ if is_sticky(result) => FIX_POISONED,
@@ -335,7 +336,7 @@ mod tests {
 
     fn samples() -> Vec<CudaError> {
         vec![
-            CudaError::NoDriver { detail: "libcuda.so.1 is not on this machine".into() },
+            CudaError::NoDriver { detail: "libcuda.so.1 was not found".into() },
             CudaError::OldDriver { found: "CUDA 12.8".into() },
             CudaError::NoDevice { detail: "the driver lists 0 devices".into() },
             CudaError::NoSuchDevice { asked: 3, count: 1 },
@@ -384,7 +385,8 @@ mod tests {
             assert!(!line.contains('\n'), "{line}");
             assert!(line.ends_with(error.fix()), "{line}");
             assert_eq!(format!("{}; {}", error.problem(), error.fix()), line);
-            assert!(!error.problem().is_empty());
+            // Readers split problem and fix at the last "; ".
+            assert!(!error.problem().is_empty() && !error.fix().contains("; "), "{line}");
         }
     }
 

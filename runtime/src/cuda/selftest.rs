@@ -100,9 +100,13 @@ pub fn selftest(device: &Device, kernel: Option<SelftestKernel<'_>>) -> Result<R
     let mut report = Report { device: device.props().name.clone(), checks: Vec::new() };
     let mut run = |name, check: &dyn Fn(&Bench<'_>) -> Verdict| {
         let start = Instant::now();
-        let outcome = match check(&bench) {
-            Ok(detail) => Outcome::Passed(detail),
-            Err(Failure(detail)) => Outcome::Failed(detail),
+        let outcome = match device.poisoned() {
+            // Everything fails now; the first failure is the one to read.
+            Some(_) => Outcome::Skipped("an earlier failure left the GPU unusable for this process".to_owned()),
+            None => match check(&bench) {
+                Ok(detail) => Outcome::Passed(detail),
+                Err(Failure(detail)) => Outcome::Failed(detail),
+            },
         };
         report.checks.push(Check { name, outcome, micros: start.elapsed().as_micros() as u64 });
     };
