@@ -1,4 +1,5 @@
 //! gossamer-runtime
 
+pub mod checkpoint;
 pub mod cuda;
 pub mod doctor;

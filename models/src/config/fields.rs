@@ -170,7 +170,8 @@ impl<'a> Fields<'a> {
     }
 
     pub(super) fn warn(&mut self, key: &str, message: &str) {
-        self.warnings.push(format!("{}{key}: {message}", self.path));
+        self.warnings
+            .push(format!("{}{}: {message}", self.path, clean(key)));
     }
 
     pub(super) fn finish(self) -> (Vec<ConfigProblem>, Vec<String>) {
@@ -196,11 +197,24 @@ pub(super) fn kind(value: &Value) -> &'static str {
 
 /// A value as JSON on one line, shortened.
 pub(super) fn quote(value: &Value) -> String {
-    let text = value.to_string();
+    let text = clean(&value.to_string());
     match text.char_indices().nth(QUOTED) {
         Some((end, _)) => format!("{}...", &text[..end]),
         None => text,
     }
+}
+
+/// Text from the file without control characters, which would break the line or reach the terminal.
+fn clean(text: &str) -> String {
+    let mut out = String::with_capacity(text.len());
+    for c in text.chars() {
+        if c.is_control() {
+            out.extend(c.escape_default());
+        } else {
+            out.push(c);
+        }
+    }
+    out
 }
 
 /// A non-negative integer, also when written as a float without fraction (`24.0`).
