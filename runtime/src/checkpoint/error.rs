@@ -29,9 +29,7 @@ pub enum CheckpointError {
         problems: Vec<Problem>,
     },
     /// The operating system refused.
-    #[error(
-        "{path}: cannot {action} ({source}); check that the file is readable and on a healthy disk"
-    )]
+    #[error("{path}: cannot {action} ({source}); check that the file is readable and on a healthy disk")]
     Io {
         /// The file or folder.
         path: String,
@@ -114,22 +112,13 @@ impl Problem {
         expected: impl Into<String>,
         fix: impl Into<String>,
     ) -> Self {
-        Problem {
-            place: place.into(),
-            found: found.into(),
-            expected: expected.into(),
-            fix: fix.into(),
-        }
+        Problem { place: place.into(), found: found.into(), expected: expected.into(), fix: fix.into() }
     }
 }
 
 impl fmt::Display for Problem {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(
-            f,
-            "{}: found {}, expected {}; {}",
-            self.place, self.found, self.expected, self.fix
-        )
+        write!(f, "{}: found {}, expected {}; {}", self.place, self.found, self.expected, self.fix)
     }
 }
 
@@ -143,17 +132,11 @@ impl CheckpointError {
     }
 
     pub(super) fn one(problem: Problem) -> Self {
-        CheckpointError::Invalid {
-            problems: vec![problem],
-        }
+        CheckpointError::Invalid { problems: vec![problem] }
     }
 
     pub(super) fn io(path: &Path, action: &'static str, source: io::Error) -> Self {
-        CheckpointError::Io {
-            path: path.display().to_string(),
-            action,
-            source,
-        }
+        CheckpointError::Io { path: path.display().to_string(), action, source }
     }
 }
 
@@ -162,28 +145,14 @@ pub(super) fn quoted(text: &str) -> String {
     let shown: String = text
         .chars()
         .take(NAME)
-        .flat_map(|c| {
-            if c.is_control() {
-                c.escape_default().collect::<Vec<_>>()
-            } else {
-                vec![c]
-            }
-        })
+        .flat_map(|c| if c.is_control() { c.escape_default().collect::<Vec<_>>() } else { vec![c] })
         .collect();
-    if text.chars().nth(NAME).is_some() {
-        format!("{shown}...")
-    } else {
-        shown
-    }
+    if text.chars().nth(NAME).is_some() { format!("{shown}...") } else { shown }
 }
 
 /// Keeps at most [`SHOWN`] lines and counts the rest.
 fn lines(problems: &[Problem]) -> String {
-    let mut lines: Vec<String> = problems
-        .iter()
-        .take(SHOWN)
-        .map(Problem::to_string)
-        .collect();
+    let mut lines: Vec<String> = problems.iter().take(SHOWN).map(Problem::to_string).collect();
     if problems.len() > SHOWN {
         lines.push(format!("and {} more", problems.len() - SHOWN));
     }

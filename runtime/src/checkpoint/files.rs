@@ -38,22 +38,12 @@ pub(super) struct Index {
 pub(super) fn locate(dir: &Path) -> Result<Located, CheckpointError> {
     let names = list(dir)?;
     let has = |name: &str| names.contains(name);
-    let series: Vec<(&String, Series)> = names
-        .iter()
-        .filter_map(|n| Some((n, Series::parse(n)?)))
-        .collect();
+    let series: Vec<(&String, Series)> = names.iter().filter_map(|n| Some((n, Series::parse(n)?))).collect();
     if has(INDEX) {
-        let index = parse_index(
-            &dir.join(INDEX).display().to_string(),
-            &read_small(&dir.join(INDEX))?,
-        )
-        .map_err(|problems| CheckpointError::Invalid { problems })?;
+        let index = parse_index(&dir.join(INDEX).display().to_string(), &read_small(&dir.join(INDEX))?)
+            .map_err(|problems| CheckpointError::Invalid { problems })?;
         let shards: BTreeSet<&String> = index.weight_map.values().collect();
-        let extra = series
-            .iter()
-            .map(|(name, _)| *name)
-            .chain(names.get(SINGLE))
-            .filter(|name| !shards.contains(name));
+        let extra = series.iter().map(|(name, _)| *name).chain(names.get(SINGLE)).filter(|name| !shards.contains(name));
         let problems: Vec<Problem> = extra
             .map(|name| {
                 Problem::new(
@@ -68,10 +58,7 @@ pub(super) fn locate(dir: &Path) -> Result<Located, CheckpointError> {
             return Err(CheckpointError::Invalid { problems });
         }
         let shards = shards.into_iter().cloned().collect();
-        return Ok(Located {
-            shards,
-            index: Some(index),
-        });
+        return Ok(Located { shards, index: Some(index) });
     }
     if has(SINGLE) {
         if let Some((name, _)) = series.first() {
@@ -82,10 +69,7 @@ pub(super) fn locate(dir: &Path) -> Result<Located, CheckpointError> {
                 format!("delete one of the two, or add {INDEX}"),
             )));
         }
-        return Ok(Located {
-            shards: vec![SINGLE.to_owned()],
-            index: None,
-        });
+        return Ok(Located { shards: vec![SINGLE.to_owned()], index: None });
     }
     without_index(dir, &series, &names)
 }
@@ -109,20 +93,10 @@ pub(super) fn read_small(path: &Path) -> Result<String, CheckpointError> {
         )));
     }
     let mut bytes = Vec::new();
-    File::open(path)
-        .and_then(|f| f.take(JSON_CAP).read_to_end(&mut bytes))
-        .map_err(io)?;
+    File::open(path).and_then(|f| f.take(JSON_CAP).read_to_end(&mut bytes)).map_err(io)?;
     String::from_utf8(bytes).map_err(|e| {
-        let found = format!(
-            "bytes that are not UTF-8 at offset {}",
-            e.utf8_error().valid_up_to()
-        );
-        CheckpointError::one(Problem::new(
-            place,
-            found,
-            "JSON text",
-            "fetch the file again",
-        ))
+        let found = format!("bytes that are not UTF-8 at offset {}", e.utf8_error().valid_up_to());
+        CheckpointError::one(Problem::new(place, found, "JSON text", "fetch the file again"))
     })
 }
 
@@ -132,12 +106,9 @@ pub(super) fn open_shard(dir: &Path, name: &str) -> Result<(File, u64), Problem>
     let path = dir.join(name);
     let place = path.display().to_string();
     let unreadable = |e: io::Error| match e.kind() {
-        io::ErrorKind::NotFound => Problem::new(
-            &place,
-            "no such file",
-            "a shard of the checkpoint",
-            "fetch the missing file",
-        ),
+        io::ErrorKind::NotFound => {
+            Problem::new(&place, "no such file", "a shard of the checkpoint", "fetch the missing file")
+        }
         _ => Problem::new(
             &place,
             format!("an unreadable file ({e})"),
@@ -147,8 +118,7 @@ pub(super) fn open_shard(dir: &Path, name: &str) -> Result<(File, u64), Problem>
     };
     let root = dir.canonicalize().map_err(unreadable)?;
     let target = path.canonicalize().map_err(unreadable)?;
-    let allowed = target.starts_with(&root)
-        || download_cache(&root).is_some_and(|blobs| target.starts_with(blobs));
+    let allowed = target.starts_with(&root) || download_cache(&root).is_some_and(|blobs| target.starts_with(blobs));
     if !allowed {
         return Err(Problem::new(
             place,
@@ -208,30 +178,13 @@ pub(super) fn parse_index(place: &str, text: &str) -> Result<Index, Vec<Problem>
             ));
         }
         if weight_map.insert(tensor.clone(), file).is_some() {
-            problems.push(Problem::new(
-                place,
-                format!("tensor {} twice", quoted(&tensor)),
-                "each tensor once",
-                FETCH,
-            ));
+            problems.push(Problem::new(place, format!("tensor {} twice", quoted(&tensor)), "each tensor once", FETCH));
         }
     }
     if weight_map.is_empty() {
-        problems.push(Problem::new(
-            place,
-            "an empty weight_map",
-            "the file of every tensor",
-            FETCH,
-        ));
+        problems.push(Problem::new(place, "an empty weight_map", "the file of every tensor", FETCH));
     }
-    if problems.is_empty() {
-        Ok(Index {
-            total_size,
-            weight_map,
-        })
-    } else {
-        Err(problems)
-    }
+    if problems.is_empty() { Ok(Index { total_size, weight_map }) } else { Err(problems) }
 }
 
 /// A name that, joined to a folder, stays directly inside it.
@@ -259,17 +212,9 @@ impl Series {
         };
         let (number, total) = rest.split_once("-of-")?;
         let count = |s: &str| {
-            if s.bytes().all(|b| b.is_ascii_digit()) {
-                s.parse().ok()
-            } else {
-                None
-            }
+            if s.bytes().all(|b| b.is_ascii_digit()) { s.parse().ok() } else { None }
         };
-        Some(Series {
-            dashes,
-            number: count(number)?,
-            total: count(total)?,
-        })
+        Some(Series { dashes, number: count(number)?, total: count(total)? })
     }
 }
 
@@ -279,44 +224,28 @@ fn without_index(
     series: &[(&String, Series)],
     names: &BTreeSet<String>,
 ) -> Result<Located, CheckpointError> {
-    let original: Vec<&(&String, Series)> =
-        series.iter().filter(|(_, s)| s.dashes == "--").collect();
+    let original: Vec<&(&String, Series)> = series.iter().filter(|(_, s)| s.dashes == "--").collect();
     let place = dir.display().to_string();
     let Some((_, first)) = original.first() else {
         let (found, fix) = match series.first() {
             Some((name, _)) => (format!("{name} but no {INDEX}"), format!("fetch {INDEX}")),
-            None if names.contains("original") => (
-                "no weights at this level".to_owned(),
-                format!("try {}", dir.join("original").display()),
-            ),
-            None => (
-                "no weights".to_owned(),
-                "name a folder with config.json and .safetensors files".to_owned(),
-            ),
+            None if names.contains("original") => {
+                ("no weights at this level".to_owned(), format!("try {}", dir.join("original").display()))
+            }
+            None => ("no weights".to_owned(), "name a folder with config.json and .safetensors files".to_owned()),
         };
-        return Err(CheckpointError::one(Problem::new(
-            place,
-            found,
-            format!("{INDEX} or {SINGLE}"),
-            fix,
-        )));
+        return Err(CheckpointError::one(Problem::new(place, found, format!("{INDEX} or {SINGLE}"), fix)));
     };
     let total = first.total;
     let present: BTreeSet<u64> = original.iter().map(|(_, s)| s.number).collect();
     if total == 0
-        || original
-            .iter()
-            .any(|(_, s)| s.total != total || s.number == 0 || s.number > total)
+        || original.iter().any(|(_, s)| s.total != total || s.number == 0 || s.number > total)
         || present.len() != original.len()
         || original.len() != series.len()
     {
         let found = format!(
             "shards that are not one series: {}",
-            series
-                .iter()
-                .map(|(n, _)| n.as_str())
-                .collect::<Vec<_>>()
-                .join(", ")
+            series.iter().map(|(n, _)| n.as_str()).collect::<Vec<_>>().join(", ")
         );
         return Err(CheckpointError::one(Problem::new(
             place,
@@ -328,10 +257,7 @@ fn without_index(
     if present.len() as u64 != total {
         // Not enumerated: `total` comes from a file name and may be anything.
         let missing = (1..=total).find(|n| !present.contains(n)).unwrap_or(total);
-        let found = format!(
-            "{} of {total} shards, without number {missing}",
-            present.len()
-        );
+        let found = format!("{} of {total} shards, without number {missing}", present.len());
         return Err(CheckpointError::one(Problem::new(
             place,
             found,
@@ -339,10 +265,7 @@ fn without_index(
             "fetch the missing files",
         )));
     }
-    Ok(Located {
-        shards: original.iter().map(|(name, _)| (*name).clone()).collect(),
-        index: None,
-    })
+    Ok(Located { shards: original.iter().map(|(name, _)| (*name).clone()).collect(), index: None })
 }
 
 /// Names directly inside the folder. Names that are not UTF-8 cannot be ours.

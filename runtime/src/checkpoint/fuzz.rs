@@ -18,17 +18,10 @@ pub fn safetensors_header(file: &[u8]) {
         Ok(tensors) => {
             let mut end = None;
             for t in &tensors {
-                assert!(
-                    end.is_none_or(|end| end == t.offset),
-                    "gap or overlap before {}",
-                    t.name
-                );
+                assert!(end.is_none_or(|end| end == t.offset), "gap or overlap before {}", t.name);
                 end = Some(t.offset + t.bytes);
             }
-            assert!(
-                end.is_none_or(|end| end == len),
-                "data of an accepted file ends at {end:?} of {len}"
-            );
+            assert!(end.is_none_or(|end| end == len), "data of an accepted file ends at {end:?} of {len}");
         }
         Err(problem) => assert_one_line(&problem.to_string()),
     }
@@ -44,9 +37,7 @@ pub fn index(text: &str) {
                 assert_eq!(path.components().count(), 1, "{file:?} leaves the folder");
             }
         }
-        Err(problems) => problems
-            .iter()
-            .for_each(|p| assert_one_line(&p.to_string())),
+        Err(problems) => problems.iter().for_each(|p| assert_one_line(&p.to_string())),
     }
 }
 
@@ -56,16 +47,8 @@ pub fn config(text: &str) {
     match ModelConfig::parse(text, "config.json") {
         Ok(parsed) => {
             let bytes: u64 = parsed.config.weights().iter().map(|w| w.bytes()).sum();
-            for layout in [
-                gossamer_models::names::Layout::HuggingFace,
-                gossamer_models::names::Layout::Original,
-            ] {
-                let stored: u64 = parsed
-                    .config
-                    .checkpoint_tensors(layout)
-                    .iter()
-                    .map(|t| t.bytes())
-                    .sum();
+            for layout in [gossamer_models::names::Layout::HuggingFace, gossamer_models::names::Layout::Original] {
+                let stored: u64 = parsed.config.checkpoint_tensors(layout).iter().map(|t| t.bytes()).sum();
                 assert_eq!(stored, bytes);
             }
         }
@@ -75,10 +58,7 @@ pub fn config(text: &str) {
 }
 
 fn assert_one_line(text: &str) {
-    assert!(
-        !text.is_empty() && !text.chars().any(char::is_control),
-        "not one clean line: {text:?}"
-    );
+    assert!(!text.is_empty() && !text.chars().any(char::is_control), "not one clean line: {text:?}");
 }
 
 #[cfg(test)]
@@ -102,27 +82,17 @@ mod tests {
 
     fn tensor() -> impl Strategy<Value = Value> {
         let dtype = prop::sample::select(vec!["BF16", "U8", "F32", "F4", "F6_E2M3", "nonsense"]);
-        let valid = (0_u64..4, 0_u64..5)
-            .prop_map(|(n, at)| json!({"dtype": "U8", "shape": [n], "data_offsets": [at, at + n]}));
-        let any = (
-            dtype,
-            prop::collection::vec(number(), 0..4),
-            number(),
-            number(),
-        )
-            .prop_map(
-                |(d, shape, a, b)| json!({"dtype": d, "shape": shape, "data_offsets": [a, b]}),
-            );
+        let valid =
+            (0_u64..4, 0_u64..5).prop_map(|(n, at)| json!({"dtype": "U8", "shape": [n], "data_offsets": [at, at + n]}));
+        let any = (dtype, prop::collection::vec(number(), 0..4), number(), number())
+            .prop_map(|(d, shape, a, b)| json!({"dtype": d, "shape": shape, "data_offsets": [a, b]}));
         prop_oneof![3 => valid, 2 => any, 1 => number()]
     }
 
     fn header() -> impl Strategy<Value = String> {
         prop::collection::vec(("[a-c]|__metadata__|\u{7}", tensor()), 0..4).prop_map(|entries| {
             // Written by hand: names may repeat.
-            let entries: Vec<String> = entries
-                .iter()
-                .map(|(k, v)| format!("{}: {v}", json!(k)))
-                .collect();
+            let entries: Vec<String> = entries.iter().map(|(k, v)| format!("{}: {v}", json!(k))).collect();
             format!("{{{}}}", entries.join(","))
         })
     }
@@ -153,13 +123,7 @@ mod tests {
     fn valid_files_are_accepted() {
         let header = br#"{"a": {"dtype": "U8", "shape": [3], "data_offsets": [0, 3]}}"#;
         super::safetensors_header(&file(header, 3, 0));
-        super::config(
-            &gossamer_models::presets::gpt_oss_20b()
-                .to_hf_json()
-                .to_string(),
-        );
-        super::index(
-            r#"{"metadata": {"total_size": 3}, "weight_map": {"a": "model.safetensors"}}"#,
-        );
+        super::config(&gossamer_models::presets::gpt_oss_20b().to_hf_json().to_string());
+        super::index(r#"{"metadata": {"total_size": 3}, "weight_map": {"a": "model.safetensors"}}"#);
     }
 }

@@ -38,14 +38,10 @@ pub(super) fn read_header(
 ) -> Result<Vec<HeaderTensor>, Problem> {
     let problem = |found: String, expected: &str| Problem::new(place, found, expected, FETCH);
     let read = |offset, buffer: &mut [u8]| {
-        read_at(offset, buffer)
-            .map_err(|e| problem(format!("an unreadable file ({e})"), "a safetensors file"))
+        read_at(offset, buffer).map_err(|e| problem(format!("an unreadable file ({e})"), "a safetensors file"))
     };
     if len < PREFIX {
-        return Err(problem(
-            format!("{len} bytes"),
-            "a safetensors file, at least 8 bytes",
-        ));
+        return Err(problem(format!("{len} bytes"), "a safetensors file, at least 8 bytes"));
     }
     let mut prefix = [0; PREFIX as usize];
     read(0, &mut prefix)?;
@@ -68,12 +64,7 @@ pub(super) fn read_header(
     parse_header(place, &header, data_start, len)
 }
 
-fn parse_header(
-    place: &str,
-    header: &[u8],
-    data_start: u64,
-    len: u64,
-) -> Result<Vec<HeaderTensor>, Problem> {
+fn parse_header(place: &str, header: &[u8], data_start: u64, len: u64) -> Result<Vec<HeaderTensor>, Problem> {
     let problem = |found: String, expected: &str| Problem::new(place, found, expected, FETCH);
     let malformed = |e: serde_json::Error| {
         problem(
@@ -81,19 +72,12 @@ fn parse_header(
             "tensors back to back, each as large as its shape and type",
         )
     };
-    let text = str::from_utf8(header).map_err(|e| {
-        problem(
-            format!("a header that is not UTF-8 at byte {}", e.valid_up_to()),
-            "a JSON header",
-        )
-    })?;
+    let text = str::from_utf8(header)
+        .map_err(|e| problem(format!("a header that is not UTF-8 at byte {}", e.valid_up_to()), "a JSON header"))?;
     let entries: Entries<IgnoredAny> = serde_json::from_str(text).map_err(malformed)?;
     let mut seen = BTreeSet::new();
     if let Some((name, _)) = entries.0.iter().find(|(name, _)| !seen.insert(name)) {
-        return Err(problem(
-            format!("tensor {} twice in the header", quoted(name)),
-            "each name once",
-        ));
+        return Err(problem(format!("tensor {} twice in the header", quoted(name)), "each name once"));
     }
     let metadata: Metadata = serde_json::from_str(text).map_err(malformed)?;
     let end = data_start.checked_add(metadata.data_len() as u64);

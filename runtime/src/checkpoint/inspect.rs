@@ -153,11 +153,7 @@ fn inspect_layout(model: &str, config: &ModelConfig, layout: Layout) -> Inspecti
         })
         .collect();
     let weights = config.weights();
-    let mxfp4_bytes = weights
-        .iter()
-        .filter(|w| w.format == WeightFormat::Mxfp4)
-        .map(|w| w.bytes())
-        .sum();
+    let mxfp4_bytes = weights.iter().filter(|w| w.format == WeightFormat::Mxfp4).map(|w| w.bytes()).sum();
     let bytes = weights.iter().map(|w| w.bytes()).sum();
     let kv_cache = KvCache::of(config);
     Inspection {

@@ -74,25 +74,11 @@ impl Checkpoint {
                 fix,
             )));
         }
-        let parsed = ModelConfig::parse(
-            &files::read_small(&config_path)?,
-            &config_path.display().to_string(),
-        )?;
+        let parsed = ModelConfig::parse(&files::read_small(&config_path)?, &config_path.display().to_string())?;
         let located = files::locate(dir)?;
         let (shards, headers) = open_shards(dir, &located.shards)?;
-        let tables = validate::validate(
-            dir,
-            &parsed.config,
-            &shards,
-            headers,
-            located.index.as_ref(),
-        )?;
-        let by_name = tables
-            .tensors
-            .iter()
-            .enumerate()
-            .map(|(i, t)| (t.name.clone(), i))
-            .collect();
+        let tables = validate::validate(dir, &parsed.config, &shards, headers, located.index.as_ref())?;
+        let by_name = tables.tensors.iter().enumerate().map(|(i, t)| (t.name.clone(), i)).collect();
         let warnings = parsed.warnings.into_iter().chain(tables.warnings).collect();
         Ok(Checkpoint {
             dir: dir.to_owned(),
@@ -141,12 +127,7 @@ impl Checkpoint {
     /// # Errors
     /// [`CheckpointError::Range`] beyond the tensor, [`CheckpointError::Shrunk`] when the file lost the bytes since it
     /// was opened, [`CheckpointError::Io`] otherwise.
-    pub fn read_into(
-        &self,
-        tensor: &StoredTensor,
-        byte_offset: u64,
-        out: &mut [u8],
-    ) -> Result<(), CheckpointError> {
+    pub fn read_into(&self, tensor: &StoredTensor, byte_offset: u64, out: &mut [u8]) -> Result<(), CheckpointError> {
         check_range(&tensor.name, "stored", byte_offset, out.len(), tensor.bytes)?;
         let shard = &self.shards[tensor.shard];
         let start = tensor.offset + byte_offset;
@@ -173,27 +154,11 @@ impl WeightSource for Checkpoint {
         &self.weights
     }
 
-    fn fill(
-        &self,
-        weight: &WeightSpec,
-        part: Part,
-        byte_offset: u64,
-        out: &mut [u8],
-    ) -> Result<(), CheckpointError> {
-        check_range(
-            &weight.name,
-            &part.to_string(),
-            byte_offset,
-            out.len(),
-            weight.part_bytes(part),
-        )?;
-        let stored = weight
-            .stored_part(self.layout, part)
-            .and_then(|s| Some((s, self.tensor(&s.tensor)?)));
+    fn fill(&self, weight: &WeightSpec, part: Part, byte_offset: u64, out: &mut [u8]) -> Result<(), CheckpointError> {
+        check_range(&weight.name, &part.to_string(), byte_offset, out.len(), weight.part_bytes(part))?;
+        let stored = weight.stored_part(self.layout, part).and_then(|s| Some((s, self.tensor(&s.tensor)?)));
         match stored {
-            Some((stored, tensor)) => {
-                self.read_into(tensor, stored.byte_offset() + byte_offset, out)
-            }
+            Some((stored, tensor)) => self.read_into(tensor, stored.byte_offset() + byte_offset, out),
             // Only for a weight of another model: validation found every tensor of this one.
             None => Err(CheckpointError::one(Problem::new(
                 self.dir.display().to_string(),
@@ -206,26 +171,15 @@ impl WeightSource for Checkpoint {
 }
 
 /// Opens every shard and reads its header; reports the problems of all of them.
-fn open_shards(
-    dir: &Path,
-    names: &[String],
-) -> Result<(Vec<Shard>, Vec<Vec<header::HeaderTensor>>), CheckpointError> {
+fn open_shards(dir: &Path, names: &[String]) -> Result<(Vec<Shard>, Vec<Vec<header::HeaderTensor>>), CheckpointError> {
     let mut shards = Vec::new();
     let mut headers = Vec::new();
     let mut problems = Vec::new();
     for name in names {
         let opened = files::open_shard(dir, name).and_then(|(file, bytes)| {
             let place = dir.join(name).display().to_string();
-            let tensors =
-                header::read_header(&place, bytes, |offset, out| file.read_exact_at(out, offset))?;
-            Ok((
-                Shard {
-                    name: name.clone(),
-                    bytes,
-                    file,
-                },
-                tensors,
-            ))
+            let tensors = header::read_header(&place, bytes, |offset, out| file.read_exact_at(out, offset))?;
+            Ok((Shard { name: name.clone(), bytes, file }, tensors))
         });
         match opened {
             Ok((shard, tensors)) => {
@@ -235,9 +189,5 @@ fn open_shards(
             Err(problem) => problems.push(problem),
         }
     }
-    if problems.is_empty() {
-        Ok((shards, headers))
-    } else {
-        Err(CheckpointError::Invalid { problems })
-    }
+    if problems.is_empty() { Ok((shards, headers)) } else { Err(CheckpointError::Invalid { problems }) }
 }

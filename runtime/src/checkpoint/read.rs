@@ -27,13 +27,7 @@ pub trait WeightSource: Send + Sync {
     ///
     /// # Errors
     /// [`CheckpointError::Range`] for bytes the part does not have; otherwise what reading files gives.
-    fn fill(
-        &self,
-        weight: &WeightSpec,
-        part: Part,
-        byte_offset: u64,
-        out: &mut [u8],
-    ) -> Result<(), CheckpointError>;
+    fn fill(&self, weight: &WeightSpec, part: Part, byte_offset: u64, out: &mut [u8]) -> Result<(), CheckpointError>;
 
     /// The range of a weight's scale bytes where it is known without reading them.
     fn known_scale_range(&self, _weight: &WeightSpec) -> Option<ScaleRange> {
@@ -53,20 +47,12 @@ pub fn fill_parallel(
     out: &mut [u8],
     progress: Progress<'_>,
 ) -> Result<(), CheckpointError> {
-    check_range(
-        &weight.name,
-        &part.to_string(),
-        byte_offset,
-        out.len(),
-        weight.part_bytes(part),
-    )?;
-    out.par_chunks_mut(CHUNK)
-        .enumerate()
-        .try_for_each(|(i, chunk)| {
-            source.fill(weight, part, byte_offset + (i * CHUNK) as u64, chunk)?;
-            progress(chunk.len() as u64);
-            Ok(())
-        })
+    check_range(&weight.name, &part.to_string(), byte_offset, out.len(), weight.part_bytes(part))?;
+    out.par_chunks_mut(CHUNK).enumerate().try_for_each(|(i, chunk)| {
+        source.fill(weight, part, byte_offset + (i * CHUNK) as u64, chunk)?;
+        progress(chunk.len() as u64);
+        Ok(())
+    })
 }
 
 /// Reads a whole part of a weight into memory.
@@ -82,10 +68,7 @@ pub fn read_part(
     let bytes = weight.part_bytes(part);
     let mut out = Vec::new();
     out.try_reserve_exact(bytes as usize)
-        .map_err(|_| CheckpointError::Memory {
-            weight: weight.name.clone(),
-            bytes,
-        })?;
+        .map_err(|_| CheckpointError::Memory { weight: weight.name.clone(), bytes })?;
     out.resize(bytes as usize, 0);
     fill_parallel(source, weight, part, 0, &mut out, progress)?;
     Ok(out)
@@ -115,22 +98,10 @@ pub(super) fn scan_part<T: Send>(
         .collect()
 }
 
-pub(super) fn check_range(
-    weight: &str,
-    part: &str,
-    start: u64,
-    out: usize,
-    len: u64,
-) -> Result<(), CheckpointError> {
+pub(super) fn check_range(weight: &str, part: &str, start: u64, out: usize, len: u64) -> Result<(), CheckpointError> {
     let end = start.saturating_add(out as u64);
     if end <= len {
         return Ok(());
     }
-    Err(CheckpointError::Range {
-        weight: weight.to_owned(),
-        part: part.to_owned(),
-        start,
-        end,
-        len,
-    })
+    Err(CheckpointError::Range { weight: weight.to_owned(), part: part.to_owned(), start, end, len })
 }

@@ -66,18 +66,10 @@ pub fn resolve(model: &str, random: bool) -> Result<ModelRef, CheckpointError> {
 /// The folder that MODEL names, or `None` when it names a preset.
 pub(super) fn folder(model: &str, demo: &[PathBuf]) -> Result<Option<PathBuf>, CheckpointError> {
     if model == DEMO {
-        let found = demo
-            .iter()
-            .find(|d| d.join("config.json").is_file())
-            .cloned();
+        let found = demo.iter().find(|d| d.join("config.json").is_file()).cloned();
         return found.map(Some).ok_or_else(|| {
             let fix = format!("set {DEMO_VARIABLE} to the folder models/demo of the repository");
-            CheckpointError::Model(Problem::new(
-                "MODEL demo",
-                "no demo model near the program",
-                "its folder",
-                fix,
-            ))
+            CheckpointError::Model(Problem::new("MODEL demo", "no demo model near the program", "its folder", fix))
         });
     }
     let path = Path::new(model);
@@ -93,12 +85,7 @@ pub(super) fn folder(model: &str, demo: &[PathBuf]) -> Result<Option<PathBuf>, C
     } else {
         ("no such folder", "check the path")
     };
-    Err(CheckpointError::Model(Problem::new(
-        format!("MODEL {}", super::error::quoted(model)),
-        found,
-        expected,
-        fix,
-    )))
+    Err(CheckpointError::Model(Problem::new(format!("MODEL {}", super::error::quoted(model)), found, expected, fix)))
 }
 
 /// Where the demo model may be, best first: the variable, next to the program or above it, the source tree of the build.
@@ -111,27 +98,16 @@ pub(super) fn demo_candidates() -> Vec<PathBuf> {
         .iter()
         .flat_map(|p| p.ancestors().skip(1))
         .flat_map(|dir| [dir.join("models/demo"), dir.join("share/gossamer/demo")]);
-    above
-        .chain([Path::new(env!("CARGO_MANIFEST_DIR")).join("../models/demo")])
-        .collect()
+    let source = Path::new(env!("CARGO_MANIFEST_DIR")).parent().map(|root| root.join("models/demo"));
+    above.chain(source).collect()
 }
 
 fn resolve_in(model: &str, random: bool, demo: &[PathBuf]) -> Result<ModelRef, CheckpointError> {
     // Asking for random weights of a preset means the preset, whatever folders there are.
     if let (true, Some(config)) = (random, presets::preset(model)) {
-        let generation = GenerationDefaults {
-            eos: config.eos.clone(),
-            pad: config.pad,
-            ..Default::default()
-        };
+        let generation = GenerationDefaults { eos: config.eos.clone(), pad: config.pad, ..Default::default() };
         let weights = Weights::Random(RandomWeights::new(ModelConfig::GptOss(config), RANDOM_SEED));
-        return Ok(ModelRef {
-            name: model.to_owned(),
-            folder: None,
-            weights,
-            generation,
-            warnings: Vec::new(),
-        });
+        return Ok(ModelRef { name: model.to_owned(), folder: None, weights, generation, warnings: Vec::new() });
     }
     let Some(dir) = folder(model, demo)? else {
         return Err(CheckpointError::Model(Problem::new(
@@ -144,23 +120,14 @@ fn resolve_in(model: &str, random: bool, demo: &[PathBuf]) -> Result<ModelRef, C
     let (weights, mut warnings) = if random {
         let path = dir.join("config.json");
         let parsed = ModelConfig::parse(&read_small(&path)?, &path.display().to_string())?;
-        (
-            Weights::Random(RandomWeights::new(parsed.config, RANDOM_SEED)),
-            parsed.warnings,
-        )
+        (Weights::Random(RandomWeights::new(parsed.config, RANDOM_SEED)), parsed.warnings)
     } else {
         let checkpoint = Checkpoint::open(&dir)?;
         let warnings = checkpoint.warnings().to_vec();
         (Weights::Checkpoint(checkpoint), warnings)
     };
     let generation = generation(&dir, weights.config(), &mut warnings)?;
-    Ok(ModelRef {
-        name: display_name(model, &dir),
-        folder: Some(dir),
-        weights,
-        generation,
-        warnings,
-    })
+    Ok(ModelRef { name: display_name(model, &dir), folder: Some(dir), weights, generation, warnings })
 }
 
 /// `generation_config.json`, if there is one, together with the ids of `config.json`.
@@ -184,7 +151,10 @@ fn generation(
     }
     defaults.pad = defaults.pad.or(config.pad);
     if defaults.eos.is_empty() {
-        warnings.push(format!("{}: no eos_token_id in any configuration file; generation ends only at the token limit", dir.display()));
+        warnings.push(format!(
+            "{}: no eos_token_id in any configuration file; generation ends only at the token limit",
+            dir.display()
+        ));
     }
     Ok(defaults)
 }
@@ -194,9 +164,7 @@ fn display_name(model: &str, dir: &Path) -> String {
         return model.to_owned();
     }
     let resolved = dir.canonicalize().unwrap_or_else(|_| dir.to_owned());
-    resolved
-        .file_name()
-        .map_or_else(|| model.to_owned(), |n| n.to_string_lossy().into_owned())
+    resolved.file_name().map_or_else(|| model.to_owned(), |n| n.to_string_lossy().into_owned())
 }
 
 impl WeightSource for Weights {
@@ -208,13 +176,7 @@ impl WeightSource for Weights {
         self.source().weights()
     }
 
-    fn fill(
-        &self,
-        weight: &WeightSpec,
-        part: Part,
-        byte_offset: u64,
-        out: &mut [u8],
-    ) -> Result<(), CheckpointError> {
+    fn fill(&self, weight: &WeightSpec, part: Part, byte_offset: u64, out: &mut [u8]) -> Result<(), CheckpointError> {
         self.source().fill(weight, part, byte_offset, out)
     }
 
@@ -247,10 +209,7 @@ mod tests {
         assert_eq!(model.generation.eos, [4089, 4088, 4095]);
         assert_eq!(model.warnings, Vec::<String>::new());
         assert!(matches!(model.weights, Weights::Checkpoint(_)));
-        assert!(matches!(
-            resolve_in("demo", true, &demo()).unwrap().weights,
-            Weights::Random(_)
-        ));
+        assert!(matches!(resolve_in("demo", true, &demo()).unwrap().weights, Weights::Random(_)));
         let text = resolve_in("demo", false, &[]).unwrap_err().to_string();
         assert!(text.contains("GOSSAMER_DEMO"), "{text}");
     }
@@ -260,25 +219,19 @@ mod tests {
         let model = resolve_in("gpt-oss-120b", true, &[]).unwrap();
         assert_eq!(model.weights.weights().len(), 36 * 17 + 3);
         assert_eq!(model.generation.eos, [200_002, 199_999, 200_012]);
-        let text = resolve_in("gpt-oss-20b", false, &[])
-            .unwrap_err()
-            .to_string();
+        let text = resolve_in("gpt-oss-20b", false, &[]).unwrap_err().to_string();
         assert!(text.contains("--random-weights"), "{text}");
     }
 
     #[test]
     fn other_names_are_explained() {
-        let text = resolve_in("no/such/place", false, &[])
-            .unwrap_err()
-            .to_string();
+        let text = resolve_in("no/such/place", false, &[]).unwrap_err().to_string();
         assert_eq!(
             text,
             "MODEL no/such/place: found no such folder, expected a checkpoint folder, demo, gpt-oss-20b, gpt-oss-120b; check the path"
         );
         let file = Path::new(env!("CARGO_MANIFEST_DIR")).join("Cargo.toml");
-        let text = resolve_in(file.to_str().unwrap(), false, &[])
-            .unwrap_err()
-            .to_string();
+        let text = resolve_in(file.to_str().unwrap(), false, &[]).unwrap_err().to_string();
         assert!(text.contains("found a file"), "{text}");
     }
 }

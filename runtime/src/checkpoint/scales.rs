@@ -23,18 +23,13 @@ pub struct ScaleRange {
 impl ScaleRange {
     /// The range of some bytes; `None` of none.
     pub fn of(bytes: &[u8]) -> Option<ScaleRange> {
-        let (min, max) = bytes
-            .iter()
-            .fold((u8::MAX, 0), |(min, max), &b| (b.min(min), b.max(max)));
+        let (min, max) = bytes.iter().fold((u8::MAX, 0), |(min, max), &b| (b.min(min), b.max(max)));
         (!bytes.is_empty()).then_some(ScaleRange { min, max })
     }
 
     /// The smallest range that holds both.
     pub fn merge(self, other: ScaleRange) -> ScaleRange {
-        ScaleRange {
-            min: self.min.min(other.min),
-            max: self.max.max(other.max),
-        }
+        ScaleRange { min: self.min.min(other.min), max: self.max.max(other.max) }
     }
 
     /// Whether the fast dequantisation is exact for every scale in the range; see [`FOLDED_SCALE_MAX`].
@@ -57,12 +52,7 @@ pub fn check_scales(
         && let Some(i) = scales.iter().position(|&b| b == u8::MAX)
     {
         let (expert, row, block) = place(weight, byte_offset + i as u64);
-        return Err(CheckpointError::NanScale {
-            tensor: weight.name.clone(),
-            expert,
-            row,
-            block,
-        });
+        return Err(CheckpointError::NanScale { tensor: weight.name.clone(), expert, row, block });
     }
     Ok(range)
 }
@@ -76,11 +66,7 @@ pub fn scale_ranges(
     progress: Progress<'_>,
 ) -> Result<BTreeMap<String, ScaleRange>, CheckpointError> {
     let mut ranges = BTreeMap::new();
-    for weight in source
-        .weights()
-        .iter()
-        .filter(|w| w.format == WeightFormat::Mxfp4)
-    {
+    for weight in source.weights().iter().filter(|w| w.format == WeightFormat::Mxfp4) {
         let range = match source.known_scale_range(weight) {
             Some(range) => Some(range),
             None => {
@@ -102,9 +88,5 @@ pub(super) fn place(weight: &WeightSpec, index: u64) -> (usize, usize, usize) {
         return (0, 0, index as usize);
     };
     let (rows, blocks) = (rows as u64, blocks as u64);
-    (
-        (index / blocks / rows) as usize,
-        (index / blocks % rows) as usize,
-        (index % blocks) as usize,
-    )
+    ((index / blocks / rows) as usize, (index / blocks % rows) as usize, (index % blocks) as usize)
 }

@@ -56,11 +56,7 @@ pub(super) fn small_source() -> RandomWeights {
 impl Draft {
     /// Hugging Face layout in three shards with an index.
     pub(super) fn sharded() -> Draft {
-        let mut draft = Draft {
-            config: small_config().to_hf_json(),
-            shards: BTreeMap::new(),
-            index: None,
-        };
+        let mut draft = Draft { config: small_config().to_hf_json(), shards: BTreeMap::new(), index: None };
         for (i, (name, blob)) in blobs(Layout::HuggingFace).into_iter().enumerate() {
             let file = format!("model-{:05}-of-00002.safetensors", i % 3); // zero based, like the published files
             draft.shards.entry(file).or_default().insert(name, blob);
@@ -89,11 +85,7 @@ impl Draft {
             "sliding_window": 128, "initial_context_length": 4096, "rope_theta": 150000, "rope_scaling_factor": 32.0,
             "rope_ntk_alpha": 1, "rope_ntk_beta": 32,
         });
-        let mut draft = Draft {
-            config,
-            shards: BTreeMap::new(),
-            index: None,
-        };
+        let mut draft = Draft { config, shards: BTreeMap::new(), index: None };
         for (i, (name, blob)) in blobs(Layout::Original).into_iter().enumerate() {
             let file = match files {
                 1 => "model.safetensors".to_owned(),
@@ -118,37 +110,23 @@ impl Draft {
 
     /// The tensor wherever it is.
     pub(super) fn blob(&mut self, name: &str) -> &mut Blob {
-        self.shards
-            .values_mut()
-            .find_map(|s| s.get_mut(name))
-            .unwrap()
+        self.shards.values_mut().find_map(|s| s.get_mut(name)).unwrap()
     }
 
     pub(super) fn remove(&mut self, name: &str) -> Blob {
-        self.shards
-            .values_mut()
-            .find_map(|s| s.remove(name))
-            .unwrap()
+        self.shards.values_mut().find_map(|s| s.remove(name)).unwrap()
     }
 
     pub(super) fn write(&self) -> TempDir {
         let dir = tempfile::tempdir().unwrap();
         fs::write(dir.path().join("config.json"), self.config.to_string()).unwrap();
         for (file, tensors) in &self.shards {
-            let views = tensors.iter().map(|(name, b)| {
-                (
-                    name,
-                    TensorView::new(b.dtype, b.shape.clone(), &b.data).unwrap(),
-                )
-            });
+            let views =
+                tensors.iter().map(|(name, b)| (name, TensorView::new(b.dtype, b.shape.clone(), &b.data).unwrap()));
             safetensors::serialize_to_file(views, None, &dir.path().join(file)).unwrap();
         }
         if let Some(index) = &self.index {
-            fs::write(
-                dir.path().join("model.safetensors.index.json"),
-                index.to_string(),
-            )
-            .unwrap();
+            fs::write(dir.path().join("model.safetensors.index.json"), index.to_string()).unwrap();
         }
         dir
     }
@@ -169,19 +147,8 @@ fn blobs(layout: Layout) -> Vec<(String, Blob)> {
             let weight = source.weights().iter().find(|w| &w.name == name).unwrap();
             data.extend(super::read_part(&source, weight, spec.part, &|_| {}).unwrap());
         }
-        let dtype = if spec.dtype == StoredDType::U8 {
-            Dtype::U8
-        } else {
-            Dtype::BF16
-        };
-        Blob {
-            dtype,
-            shape: spec.shape.clone(),
-            data,
-        }
+        let dtype = if spec.dtype == StoredDType::U8 { Dtype::U8 } else { Dtype::BF16 };
+        Blob { dtype, shape: spec.shape.clone(), data }
     };
-    specs
-        .iter()
-        .map(|spec| (spec.name.clone(), blob(spec)))
-        .collect()
+    specs.iter().map(|spec| (spec.name.clone(), blob(spec))).collect()
 }

@@ -20,10 +20,7 @@ const DOWN_SCALES: &str = "model.layers.1.mlp.experts.down_proj_scales";
 fn refused(dir: &Path) -> String {
     let text = Checkpoint::open(dir).unwrap_err().to_string();
     for line in text.lines().filter(|l| !l.starts_with("and ")) {
-        assert!(
-            line.contains(": found ") && line.contains(", expected ") && line.contains("; "),
-            "{line}"
-        );
+        assert!(line.contains(": found ") && line.contains(", expected ") && line.contains("; "), "{line}");
     }
     text
 }
@@ -52,22 +49,14 @@ fn every_layout_gives_the_same_weights() {
     ] {
         let dir = draft.write();
         let checkpoint = Checkpoint::open(dir.path()).unwrap();
-        assert_eq!(
-            (checkpoint.layout(), checkpoint.shards().len()),
-            (layout, shards)
-        );
+        assert_eq!((checkpoint.layout(), checkpoint.shards().len()), (layout, shards));
         assert_eq!(checkpoint.warnings(), [] as [String; 0]);
         let seen = AtomicU64::new(0);
         let count = |bytes| _ = seen.fetch_add(bytes, Ordering::Relaxed);
         for weight in checkpoint.weights() {
             for &part in weight.parts() {
                 let stored = read_part(&checkpoint, weight, part, &count).unwrap();
-                assert_eq!(
-                    stored,
-                    read_part(&source, weight, part, &|_| {}).unwrap(),
-                    "{} {part}",
-                    weight.name
-                );
+                assert_eq!(stored, read_part(&source, weight, part, &|_| {}).unwrap(), "{} {part}", weight.name);
             }
         }
         let total: u64 = checkpoint.weights().iter().map(|w| w.bytes()).sum();
@@ -75,10 +64,7 @@ fn every_layout_gives_the_same_weights() {
         let weight = &checkpoint.weights()[0];
         let beyond = checkpoint.fill(weight, Part::Values, weight.bytes() - 1, &mut [0; 2]);
         assert!(matches!(beyond, Err(CheckpointError::Range { .. })));
-        assert!(matches!(
-            checkpoint.fill(weight, Part::Scales, 0, &mut [0]),
-            Err(CheckpointError::Range { .. })
-        ));
+        assert!(matches!(checkpoint.fill(weight, Part::Scales, 0, &mut [0]), Err(CheckpointError::Range { .. })));
     }
 }
 
@@ -86,13 +72,7 @@ fn every_layout_gives_the_same_weights() {
 fn an_original_series_may_have_an_index() {
     let mut draft = Draft::original(3);
     draft.index = Some(draft.make_index());
-    assert_eq!(
-        Checkpoint::open(draft.write().path())
-            .unwrap()
-            .shards()
-            .len(),
-        3
-    );
+    assert_eq!(Checkpoint::open(draft.write().path()).unwrap().shards().len(), 3);
 }
 
 #[test]
@@ -100,12 +80,7 @@ fn the_models_in_the_repository_open() {
     for dir in [demo_dir(), demo_dir().join("../../tests/fixtures/tiny")] {
         let checkpoint = Checkpoint::open(&dir).unwrap();
         assert_eq!(checkpoint.warnings(), [] as [String; 0]);
-        assert!(
-            scale_ranges(&checkpoint, &|_| {})
-                .unwrap()
-                .values()
-                .all(|r| r.allows_folding())
-        );
+        assert!(scale_ranges(&checkpoint, &|_| {}).unwrap().values().all(|r| r.allows_folding()));
         assert!(!inspect::check(&checkpoint, &|_| {}).unwrap().has_errors());
     }
 }
@@ -145,11 +120,7 @@ fn missing_files() {
 
 #[test]
 fn extra_files() {
-    for extra in [
-        "model-00003-of-00003.safetensors",
-        "model--00001-of-00002.safetensors",
-        "model.safetensors",
-    ] {
+    for extra in ["model-00003-of-00003.safetensors", "model--00001-of-00002.safetensors", "model.safetensors"] {
         let dir = Draft::sharded().write();
         fs::write(dir.path().join(extra), b"").unwrap();
         one_line(&refused(dir.path()), &[extra, "does not name", "delete it"]);
@@ -168,14 +139,7 @@ fn truncated_and_grown_shards() {
     let path = dir.path().join(FIRST);
     let whole = fs::read(&path).unwrap();
     shrink(&path, 1);
-    one_line(
-        &refused(dir.path()),
-        &[
-            FIRST,
-            &format!("found {} bytes", whole.len() - 1),
-            "cut short",
-        ],
-    );
+    one_line(&refused(dir.path()), &[FIRST, &format!("found {} bytes", whole.len() - 1), "cut short"]);
     for keep in [0, 7, 8, 40] {
         fs::write(&path, &whole[..keep]).unwrap();
         one_line(&refused(dir.path()), &[FIRST, &format!("{keep} bytes")]);
@@ -193,51 +157,25 @@ fn bad_headers() {
     let dir = Draft::single().write();
     let path = dir.path().join("model.safetensors");
     let with_header = |header: &str, words: &[&str]| {
-        let bytes = [
-            &(header.len() as u64).to_le_bytes()[..],
-            header.as_bytes(),
-            &[0; 8],
-        ]
-        .concat();
+        let bytes = [&(header.len() as u64).to_le_bytes()[..], header.as_bytes(), &[0; 8]].concat();
         fs::write(&path, bytes).unwrap();
         one_line(&refused(dir.path()), words);
     };
     let entry = |name: &str, from: u64, to: u64| {
-        format!(
-            r#""{name}": {{"dtype": "U8", "shape": [{}], "data_offsets": [{from}, {to}]}}"#,
-            to - from
-        )
+        format!(r#""{name}": {{"dtype": "U8", "shape": [{}], "data_offsets": [{from}, {to}]}}"#, to - from)
     };
-    with_header(
-        &format!("{{{}, {}}}", entry("a", 0, 5), entry("b", 4, 8)),
-        &["bad header", "`b`", "back to back"],
-    );
-    with_header(
-        &format!("{{{}, {}}}", entry("a", 0, 3), entry("b", 4, 8)),
-        &["bad header", "`b`"],
-    );
-    with_header(
-        &format!("{{{}, {}}}", entry("a", 0, 4), entry("a", 4, 8)),
-        &["tensor a twice"],
-    );
-    with_header(
-        r#"{"a": {"dtype": "U8", "shape": [9], "data_offsets": [0, 8]}}"#,
-        &["bad header"],
-    );
-    with_header(
-        r#"{"a": {"dtype": "U9", "shape": [8], "data_offsets": [0, 8]}}"#,
-        &["bad header", "U9"],
-    );
+    with_header(&format!("{{{}, {}}}", entry("a", 0, 5), entry("b", 4, 8)), &["bad header", "`b`", "back to back"]);
+    with_header(&format!("{{{}, {}}}", entry("a", 0, 3), entry("b", 4, 8)), &["bad header", "`b`"]);
+    with_header(&format!("{{{}, {}}}", entry("a", 0, 4), entry("a", 4, 8)), &["tensor a twice"]);
+    with_header(r#"{"a": {"dtype": "U8", "shape": [9], "data_offsets": [0, 8]}}"#, &["bad header"]);
+    with_header(r#"{"a": {"dtype": "U9", "shape": [8], "data_offsets": [0, 8]}}"#, &["bad header", "U9"]);
     with_header(
         r#"{"a": {"dtype": "U8", "shape": [18446744073709551615, 8], "data_offsets": [0, 8]}}"#,
         &["bad header"],
     );
     with_header("{", &["bad header"]);
     with_header("{}", &["as the header says", "grown"]);
-    with_header(
-        &format!("{{{}}}", entry("a", 0, 8)),
-        &["none of the 41 tensors", "another folder"],
-    );
+    with_header(&format!("{{{}}}", entry("a", 0, 8)), &["none of the 41 tensors", "another folder"]);
 }
 
 #[test]
@@ -258,10 +196,7 @@ fn the_index_cannot_leave_the_folder() {
     ] {
         let mut draft = Draft::sharded();
         draft.index.as_mut().unwrap()["weight_map"]["lm_head.weight"] = json!(name);
-        one_line(
-            &refused(draft.write().path()),
-            &[INDEX, "lm_head.weight", "same folder"],
-        );
+        one_line(&refused(draft.write().path()), &[INDEX, "lm_head.weight", "same folder"]);
     }
 
     let dir = Draft::sharded().write();
@@ -269,10 +204,7 @@ fn the_index_cannot_leave_the_folder() {
     let moved = outside.path().join("moved.safetensors");
     fs::rename(&path, &moved).unwrap();
     symlink(&moved, &path).unwrap();
-    one_line(
-        &refused(dir.path()),
-        &[FIRST, "a link to", "inside the folder"],
-    );
+    one_line(&refused(dir.path()), &[FIRST, "a link to", "inside the folder"]);
     fs::remove_file(&path).unwrap();
     symlink("nowhere", &path).unwrap();
     one_line(&refused(dir.path()), &[FIRST, "no such file"]);
@@ -288,10 +220,7 @@ fn the_index_cannot_leave_the_folder() {
 #[test]
 fn links_of_a_download_cache_are_followed() {
     let cache = tempfile::tempdir().unwrap();
-    let (blobs, snapshot) = (
-        cache.path().join("blobs"),
-        cache.path().join("snapshots/abc"),
-    );
+    let (blobs, snapshot) = (cache.path().join("blobs"), cache.path().join("snapshots/abc"));
     fs::create_dir(&blobs).unwrap();
     fs::create_dir_all(&snapshot).unwrap();
     let dir = Draft::sharded().write();
@@ -313,10 +242,7 @@ fn bad_indexes() {
         ("{}", &["bad index", "weight_map"]),
         (r#"{"weight_map": {}}"#, &["empty weight_map"]),
         (r#"{"weight_map": {"a": 3}}"#, &["bad index"]),
-        (
-            r#"{"weight_map": {"a": "x.safetensors", "a": "y.safetensors"}}"#,
-            &["tensor a twice"],
-        ),
+        (r#"{"weight_map": {"a": "x.safetensors", "a": "y.safetensors"}}"#, &["tensor a twice"]),
     ] {
         fs::write(&path, text).unwrap();
         // The files of the old index are extra now, but the index comes first.
@@ -329,29 +255,16 @@ fn bad_indexes() {
     draft.index.as_mut().unwrap()["weight_map"]["model.norm.weight"] = json!(FIRST);
     draft.index.as_mut().unwrap()["weight_map"]["lm_head.weight"] = json!(FIRST);
     let text = refused(draft.write().path());
-    assert!(
-        text.contains("as model.safetensors.index.json says"),
-        "{text}"
-    );
+    assert!(text.contains("as model.safetensors.index.json says"), "{text}");
 
     let mut draft = Draft::sharded();
-    draft.index.as_mut().unwrap()["weight_map"]
-        .as_object_mut()
-        .unwrap()
-        .remove(DOWN_SCALES);
-    one_line(
-        &refused(draft.write().path()),
-        &["no entry for tensor", DOWN_SCALES],
-    );
+    draft.index.as_mut().unwrap()["weight_map"].as_object_mut().unwrap().remove(DOWN_SCALES);
+    one_line(&refused(draft.write().path()), &["no entry for tensor", DOWN_SCALES]);
 
     let mut draft = Draft::sharded();
     draft.index.as_mut().unwrap()["metadata"]["total_size"] = json!(1);
     let checkpoint = Checkpoint::open(draft.write().path()).unwrap();
-    assert!(
-        checkpoint.warnings()[0].contains("total_size says 1"),
-        "{:?}",
-        checkpoint.warnings()
-    );
+    assert!(checkpoint.warnings()[0].contains("total_size says 1"), "{:?}", checkpoint.warnings());
 }
 
 #[test]
@@ -386,44 +299,24 @@ fn tensors_twice_or_unknown() {
     let mut draft = Draft::sharded();
     let norm = draft.blob("model.norm.weight").clone();
     let index = draft.index.clone();
-    let other = draft
-        .shards
-        .values_mut()
-        .find(|s| !s.contains_key("model.norm.weight"))
-        .unwrap();
+    let other = draft.shards.values_mut().find(|s| !s.contains_key("model.norm.weight")).unwrap();
     other.insert("model.norm.weight".into(), norm);
     draft.index = index;
     let text = refused(draft.write().path());
-    assert!(
-        text.lines()
-            .next()
-            .unwrap()
-            .contains("a second copy; the first is in"),
-        "{text}"
-    );
+    assert!(text.lines().next().unwrap().contains("a second copy; the first is in"), "{text}");
 
-    let extra = || Blob {
-        dtype: Dtype::F32,
-        shape: vec![2],
-        data: vec![0; 8],
-    };
+    let extra = || Blob { dtype: Dtype::F32, shape: vec![2], data: vec![0; 8] };
     let mut draft = Draft::single();
     let shard = draft.shards.get_mut("model.safetensors").unwrap();
     shard.insert("model.layers.0.self_attn.q_norm.weight".into(), extra());
     shard.insert("model.layers.2.self_attn.sinks".into(), extra());
     let text = refused(draft.write().path());
     assert_eq!(text.lines().count(), 2, "{text}");
-    assert!(
-        text.contains("q_norm.weight: found F32 [2], expected no such tensor"),
-        "{text}"
-    );
+    assert!(text.contains("q_norm.weight: found F32 [2], expected no such tensor"), "{text}");
 
     let mut draft = Draft::single();
     let shard = draft.shards.get_mut("model.safetensors").unwrap();
-    shard.insert(
-        "model.layers.0.self_attn.rotary_emb.inv_freq".into(),
-        extra(),
-    );
+    shard.insert("model.layers.0.self_attn.rotary_emb.inv_freq".into(), extra());
     shard.insert("note".into(), extra());
     let dir = draft.write();
     let checkpoint = Checkpoint::open(dir.path()).unwrap();
@@ -455,16 +348,9 @@ fn a_file_that_shrinks_later_gives_an_error() {
     let dir = Draft::single().write();
     let checkpoint = Checkpoint::open(dir.path()).unwrap();
     shrink(&dir.path().join("model.safetensors"), 10);
-    let last = checkpoint
-        .tensors()
-        .iter()
-        .max_by_key(|t| t.offset)
-        .unwrap();
+    let last = checkpoint.tensors().iter().max_by_key(|t| t.offset).unwrap();
     let mut out = vec![0; last.bytes as usize];
-    let text = checkpoint
-        .read_into(last, 0, &mut out)
-        .unwrap_err()
-        .to_string();
+    let text = checkpoint.read_into(last, 0, &mut out).unwrap_err().to_string();
     one_line(&text, &["model.safetensors", &last.name, "ended before"]);
 }
 
@@ -479,11 +365,7 @@ fn scales_are_checked() {
     assert_eq!(ranges["l1.mlp.down.w"].max, 140);
     assert!(!ranges["l1.mlp.down.w"].allows_folding() && ranges["l0.mlp.down.w"].allows_folding());
     let known = small_source();
-    let weight = known
-        .weights()
-        .iter()
-        .find(|w| w.name == "l0.mlp.down.w")
-        .unwrap();
+    let weight = known.weights().iter().find(|w| w.name == "l0.mlp.down.w").unwrap();
     let stated = known.known_scale_range(weight).unwrap();
     assert!(ranges["l0.mlp.down.w"].min >= stated.min && ranges["l0.mlp.down.w"].max <= stated.max);
 
@@ -491,18 +373,14 @@ fn scales_are_checked() {
     let dir = draft.write();
     let checkpoint = Checkpoint::open(dir.path()).unwrap();
     let text = scale_ranges(&checkpoint, &|_| {}).unwrap_err().to_string();
-    one_line(
-        &text,
-        &["tensor l1.mlp.down.w: expert 1, row 7, block 0: found scale byte 255"],
-    );
+    one_line(&text, &["tensor l1.mlp.down.w: expert 1, row 7, block 0: found scale byte 255"]);
 }
 
 #[test]
 fn inspection_reports_bad_numbers() {
     let mut draft = Draft::sharded();
     draft.blob(DOWN_SCALES).data[3] = 255;
-    draft.blob("model.layers.0.self_attn.sinks").data[2..4]
-        .copy_from_slice(&0x7fc0_u16.to_le_bytes());
+    draft.blob("model.layers.0.self_attn.sinks").data[2..4].copy_from_slice(&0x7fc0_u16.to_le_bytes());
     draft.blob("lm_head.weight").data[130..132].copy_from_slice(&0xff80_u16.to_le_bytes());
     let dir = draft.write();
     let checkpoint = Checkpoint::open(dir.path()).unwrap();
@@ -518,14 +396,8 @@ fn inspection_reports_bad_numbers() {
     ] {
         assert!(text.lines().any(|l| l == line), "{line} is not in:\n{text}");
     }
-    assert!(
-        text.contains("tensors                     41 in 3 files"),
-        "{text}"
-    );
+    assert!(text.contains("tensors                     41 in 3 files"), "{text}");
     let json = inspect::render_json(&report);
     assert_eq!(json["check"]["values"].as_array().unwrap().len(), 33);
-    assert_eq!(
-        json["tensors"][0]["shard"],
-        "model-00000-of-00002.safetensors"
-    );
+    assert_eq!(json["tensors"][0]["shard"], "model-00000-of-00002.safetensors");
 }

@@ -47,30 +47,15 @@ pub(super) fn validate(
     }
     if absent.len() == expected.len() {
         // One line instead of hundreds: this is another model.
-        let found = format!(
-            "none of the {} tensors that config.json implies",
-            expected.len()
-        );
-        problems.push(Problem::new(
-            dir.display().to_string(),
-            found,
-            "a GPT-OSS checkpoint",
-            "name another folder",
-        ));
+        let found = format!("none of the {} tensors that config.json implies", expected.len());
+        problems.push(Problem::new(dir.display().to_string(), found, "a GPT-OSS checkpoint", "name another folder"));
     } else {
         // A tensor that the index places in a shard that lacks it has been reported.
         let reported = |name: &str| index.is_some_and(|i| i.weight_map.contains_key(name));
-        let missing = absent
-            .into_iter()
-            .filter(|spec| !reported(&spec.name))
-            .map(|spec| {
-                let expected = format!(
-                    "{} {}, as config.json implies",
-                    spec.dtype,
-                    shape(&spec.shape)
-                );
-                Problem::new(format!("tensor {}", spec.name), "nothing", expected, FETCH)
-            });
+        let missing = absent.into_iter().filter(|spec| !reported(&spec.name)).map(|spec| {
+            let expected = format!("{} {}, as config.json implies", spec.dtype, shape(&spec.shape));
+            Problem::new(format!("tensor {}", spec.name), "nothing", expected, FETCH)
+        });
         problems.extend(missing);
     }
     let mut warnings = Vec::new();
@@ -86,10 +71,7 @@ pub(super) fn validate(
                 "fetch config.json again, or use a GPT-OSS checkpoint",
             ));
         } else {
-            warnings.push(format!(
-                "{file}: tensor {}: not part of the model; ignored",
-                quoted(&tensor.name)
-            ));
+            warnings.push(format!("{file}: tensor {}: not part of the model; ignored", quoted(&tensor.name)));
         }
         tensors.push(tensor);
     }
@@ -105,11 +87,7 @@ pub(super) fn validate(
             dir.join(INDEX).display()
         ));
     }
-    Ok(Tables {
-        layout,
-        tensors,
-        warnings,
-    })
+    Ok(Tables { layout, tensors, warnings })
 }
 
 /// All tensors by name; a name in two shards is a problem.
@@ -121,43 +99,14 @@ fn merge(
 ) -> BTreeMap<String, StoredTensor> {
     let mut found: BTreeMap<String, StoredTensor> = BTreeMap::new();
     for (shard, tensors) in headers.into_iter().enumerate() {
-        for HeaderTensor {
-            name,
-            dtype,
-            shape,
-            offset,
-            bytes,
-        } in tensors
-        {
+        for HeaderTensor { name, dtype, shape, offset, bytes } in tensors {
             if let Some(first) = found.get(&name) {
-                let place = format!(
-                    "{}: tensor {}",
-                    dir.join(&shards[shard].name).display(),
-                    quoted(&name)
-                );
-                let found = format!(
-                    "a second copy; the first is in {}",
-                    shards[first.shard].name
-                );
-                problems.push(Problem::new(
-                    place,
-                    found,
-                    "each tensor in one shard",
-                    FETCH,
-                ));
+                let place = format!("{}: tensor {}", dir.join(&shards[shard].name).display(), quoted(&name));
+                let found = format!("a second copy; the first is in {}", shards[first.shard].name);
+                problems.push(Problem::new(place, found, "each tensor in one shard", FETCH));
                 continue;
             }
-            found.insert(
-                name.clone(),
-                StoredTensor {
-                    name,
-                    shape,
-                    dtype,
-                    shard,
-                    offset,
-                    bytes,
-                },
-            );
+            found.insert(name.clone(), StoredTensor { name, shape, dtype, shard, offset, bytes });
         }
     }
     found
@@ -176,39 +125,18 @@ fn check_index(
         let actual = found.get(name).map(|t| shards[t.shard].name.as_str());
         if actual != Some(file) {
             let place = format!("{}: tensor {}", dir.join(file).display(), quoted(name));
-            let found =
-                actual.map_or_else(|| "nothing".to_owned(), |other| format!("it in {other}"));
-            problems.push(Problem::new(
-                place,
-                found,
-                format!("the tensor, as {INDEX} says"),
-                FETCH,
-            ));
+            let found = actual.map_or_else(|| "nothing".to_owned(), |other| format!("it in {other}"));
+            problems.push(Problem::new(place, found, format!("the tensor, as {INDEX} says"), FETCH));
         }
     }
-    for tensor in found
-        .values()
-        .filter(|t| !index.weight_map.contains_key(&t.name))
-    {
-        let found = format!(
-            "no entry for tensor {} of {}",
-            quoted(&tensor.name),
-            shards[tensor.shard].name
-        );
-        problems.push(Problem::new(
-            &path,
-            found,
-            "an entry for every tensor",
-            "fetch the file again",
-        ));
+    for tensor in found.values().filter(|t| !index.weight_map.contains_key(&t.name)) {
+        let found = format!("no entry for tensor {} of {}", quoted(&tensor.name), shards[tensor.shard].name);
+        problems.push(Problem::new(&path, found, "an entry for every tensor", "fetch the file again"));
     }
 }
 
 /// The layout whose names occur more often; the configuration's own file name style does not matter.
-fn choose_layout(
-    config: &ModelConfig,
-    found: &BTreeMap<String, StoredTensor>,
-) -> (Layout, Vec<TensorSpec>) {
+fn choose_layout(config: &ModelConfig, found: &BTreeMap<String, StoredTensor>) -> (Layout, Vec<TensorSpec>) {
     let candidate = |layout| {
         let specs = config.checkpoint_tensors(layout);
         let hits = specs.iter().filter(|s| found.contains_key(&s.name)).count();
@@ -216,46 +144,23 @@ fn choose_layout(
     };
     let hugging_face = candidate(Layout::HuggingFace);
     let original = candidate(Layout::Original);
-    let (_, layout, specs) = if original.0 > hugging_face.0 {
-        original
-    } else {
-        hugging_face
-    };
+    let (_, layout, specs) = if original.0 > hugging_face.0 { original } else { hugging_face };
     (layout, specs)
 }
 
-fn check_tensor(
-    dir: &Path,
-    shards: &[Shard],
-    spec: &TensorSpec,
-    tensor: &StoredTensor,
-) -> Option<Problem> {
+fn check_tensor(dir: &Path, shards: &[Shard], spec: &TensorSpec, tensor: &StoredTensor) -> Option<Problem> {
     if tensor.shape == spec.shape && tensor.dtype == spec.dtype.name() {
         return None;
     }
-    let place = format!(
-        "{}: tensor {}",
-        dir.join(&shards[tensor.shard].name).display(),
-        spec.name
-    );
+    let place = format!("{}: tensor {}", dir.join(&shards[tensor.shard].name).display(), spec.name);
     let found = format!("{} {}", tensor.dtype, shape(&tensor.shape));
-    let expected = format!(
-        "{} {}, as config.json implies",
-        spec.dtype,
-        shape(&spec.shape)
-    );
-    Some(Problem::new(
-        place,
-        found,
-        expected,
-        "use the published checkpoint with its own config.json",
-    ))
+    let expected = format!("{} {}, as config.json implies", spec.dtype, shape(&spec.shape));
+    Some(Problem::new(place, found, expected, "use the published checkpoint with its own config.json"))
 }
 
 /// Tensors that take part in a layer. Stored rotary tables are left-overs that nobody reads.
 fn belongs_to_layer(name: &str) -> bool {
-    (name.starts_with("model.layers.") || name.starts_with("block."))
-        && !name.ends_with("rotary_emb.inv_freq")
+    (name.starts_with("model.layers.") || name.starts_with("block.")) && !name.ends_with("rotary_emb.inv_freq")
 }
 
 fn shape(shape: &[usize]) -> String {

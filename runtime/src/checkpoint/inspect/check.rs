@@ -48,8 +48,7 @@ pub struct ScaleCheck {
 impl Check {
     /// Whether a weight has NaN or infinite numbers, or a scale of 255.
     pub fn has_errors(&self) -> bool {
-        self.values.iter().any(|v| v.first_bad.is_some())
-            || self.scales.iter().any(|s| s.first_nan.is_some())
+        self.values.iter().any(|v| v.first_bad.is_some()) || self.scales.iter().any(|s| s.first_nan.is_some())
     }
 
     /// Histogram of the scale bytes of all weights together.
@@ -65,9 +64,7 @@ impl Check {
 impl ScaleCheck {
     /// Whether the fast dequantisation is exact for this weight.
     pub fn allows_folding(&self) -> bool {
-        self.histogram
-            .last()
-            .is_none_or(|&(max, _)| max <= FOLDED_SCALE_MAX)
+        self.histogram.last().is_none_or(|&(max, _)| max <= FOLDED_SCALE_MAX)
     }
 }
 
@@ -76,16 +73,11 @@ impl ScaleCheck {
 /// # Errors
 /// What reading gives.
 pub fn check(source: &dyn WeightSource, progress: Progress<'_>) -> Result<Check, CheckpointError> {
-    let mut report = Check {
-        values: Vec::new(),
-        scales: Vec::new(),
-    };
+    let mut report = Check { values: Vec::new(), scales: Vec::new() };
     for weight in source.weights() {
         match weight.format {
             WeightFormat::Mxfp4 => report.scales.push(check_scales(source, weight, progress)?),
-            WeightFormat::Dense(dtype) => report
-                .values
-                .push(check_values(source, weight, dtype, progress)?),
+            WeightFormat::Dense(dtype) => report.values.push(check_values(source, weight, dtype, progress)?),
         }
     }
     Ok(report)
@@ -155,11 +147,7 @@ fn check_scales(
         for &b in bytes {
             counts[usize::from(b)] += 1;
         }
-        let first_nan = bytes
-            .iter()
-            .position(|&b| b == u8::MAX)
-            .filter(|_| counts[255] > 0)
-            .map(|i| offset + i as u64);
+        let first_nan = bytes.iter().position(|&b| b == u8::MAX).filter(|_| counts[255] > 0).map(|i| offset + i as u64);
         Ok((counts, first_nan))
     })?;
     let mut counts = [0; 256];
@@ -176,10 +164,7 @@ fn check_scales(
 }
 
 fn sparse(counts: &[u64; 256]) -> Vec<(u8, u64)> {
-    (0_u8..=255)
-        .zip(counts.iter().copied())
-        .filter(|&(_, n)| n > 0)
-        .collect()
+    (0_u8..=255).zip(counts.iter().copied()).filter(|&(_, n)| n > 0).collect()
 }
 
 fn coordinates(shape: &[usize], mut index: u64) -> Vec<usize> {

@@ -40,11 +40,7 @@ impl KvCache {
     /// The cache of a model.
     pub fn of(config: &ModelConfig) -> KvCache {
         let ModelConfig::GptOss(c) = config else {
-            return KvCache {
-                bytes_per_token: 0,
-                window_bytes_per_sequence: 0,
-                context: 0,
-            };
+            return KvCache { bytes_per_token: 0, window_bytes_per_sequence: 0, context: 0 };
         };
         let row = 2 * c.kv_width() as u64 * BF16; // keys and values of one token in one layer
         KvCache {
@@ -75,12 +71,7 @@ pub(super) fn fits(weights: u64, kv: &KvCache) -> Vec<GpuFit> {
             None => 0,
         };
         let one = kv.sequence_bytes(kv.context.min(8192));
-        GpuFit {
-            gpu_gb,
-            free_bytes,
-            longest_sequence,
-            sequences_of_8192: free.checked_div(one).unwrap_or(0),
-        }
+        GpuFit { gpu_gb, free_bytes, longest_sequence, sequences_of_8192: free.checked_div(one).unwrap_or(0) }
     };
     GPU_SIZES_GB.map(fit).to_vec()
 }
@@ -93,16 +84,10 @@ mod tests {
     #[test]
     fn cache_sizes_equal_the_published_numbers() {
         let kv = KvCache::of(&ModelConfig::GptOss(presets::gpt_oss_20b()));
-        assert_eq!(
-            (kv.bytes_per_token, kv.window_bytes_per_sequence),
-            (24_576, 3_145_728)
-        );
+        assert_eq!((kv.bytes_per_token, kv.window_bytes_per_sequence), (24_576, 3_145_728));
         assert_eq!(kv.sequence_bytes(8192), 195 << 20);
         let kv = KvCache::of(&ModelConfig::GptOss(presets::gpt_oss_120b()));
-        assert_eq!(
-            (kv.bytes_per_token, kv.window_bytes_per_sequence),
-            (36_864, 4_718_592)
-        );
+        assert_eq!((kv.bytes_per_token, kv.window_bytes_per_sequence), (36_864, 4_718_592));
     }
 
     #[test]
@@ -110,10 +95,7 @@ mod tests {
         let kv = KvCache::of(&ModelConfig::GptOss(presets::gpt_oss_120b()));
         let fits = fits(65_248_815_744, &kv);
         assert!(fits[0].free_bytes < 0 && fits[1].free_bytes < 0);
-        assert_eq!(
-            (fits[1].longest_sequence, fits[1].sequences_of_8192),
-            (0, 0)
-        );
+        assert_eq!((fits[1].longest_sequence, fits[1].sequences_of_8192), (0, 0));
         assert_eq!(fits[2].longest_sequence, 131_072);
         assert!(fits[2].sequences_of_8192 > 40, "{fits:?}");
     }

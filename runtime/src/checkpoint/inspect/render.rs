@@ -27,15 +27,11 @@ pub fn render_check(check: &Check) -> String {
 }
 
 fn write_text(out: &mut String, i: &Inspection) -> std::fmt::Result {
-    let place = i.folder.as_deref().map_or_else(
-        || "no files; tensors of the published checkpoint".to_owned(),
-        |f| format!("in {f}"),
-    );
-    writeln!(
-        out,
-        "{} ({}, {} layout, {place})",
-        i.model, i.model_type, i.layout
-    )?;
+    let place = i
+        .folder
+        .as_deref()
+        .map_or_else(|| "no files; tensors of the published checkpoint".to_owned(), |f| format!("in {f}"));
+    writeln!(out, "{} ({}, {} layout, {place})", i.model, i.model_type, i.layout)?;
     writeln!(out, "{}", describe(&i.config))?;
     writeln!(out)?;
     write_tensors(out, i)?;
@@ -44,25 +40,11 @@ fn write_text(out: &mut String, i: &Inspection) -> std::fmt::Result {
     let files = if t.shards == 0 {
         String::new()
     } else {
-        format!(
-            " in {} file{}",
-            t.shards,
-            if t.shards == 1 { "" } else { "s" }
-        )
+        format!(" in {} file{}", t.shards, if t.shards == 1 { "" } else { "s" })
     };
     writeln!(out, "tensors     {:>18}{files}", grouped(t.tensors as u64))?;
-    writeln!(
-        out,
-        "parameters  {:>18}  ({} active per token)",
-        grouped(t.parameters),
-        grouped(t.active_parameters)
-    )?;
-    writeln!(
-        out,
-        "bytes       {:>18}  ({})",
-        grouped(t.bytes),
-        gigabytes(t.bytes as i64)
-    )?;
+    writeln!(out, "parameters  {:>18}  ({} active per token)", grouped(t.parameters), grouped(t.active_parameters))?;
+    writeln!(out, "bytes       {:>18}  ({})", grouped(t.bytes), gigabytes(t.bytes as i64))?;
     writeln!(out, "  MXFP4     {:>18}", grouped(t.mxfp4_bytes))?;
     writeln!(out, "  BF16      {:>18}", grouped(t.bf16_bytes))?;
     let kv = &i.kv_cache;
@@ -82,11 +64,7 @@ fn write_text(out: &mut String, i: &Inspection) -> std::fmt::Result {
     for fit in &i.fits {
         let gpu = format!("{} GB", fit.gpu_gb);
         if fit.free_bytes < 0 {
-            writeln!(
-                out,
-                "{gpu:>10}    does not fit: {} missing",
-                gigabytes(-fit.free_bytes)
-            )?;
+            writeln!(out, "{gpu:>10}    does not fit: {} missing", gigabytes(-fit.free_bytes))?;
         } else {
             writeln!(
                 out,
@@ -125,14 +103,8 @@ fn write_tensors(out: &mut String, i: &Inspection) -> std::fmt::Result {
             ]
         })
         .collect();
-    let header = [
-        "tensor",
-        "shape",
-        "dtype",
-        "bytes",
-        if i.totals.shards > 0 { "file" } else { "" },
-    ]
-    .map(str::to_owned);
+    let header =
+        ["tensor", "shape", "dtype", "bytes", if i.totals.shards > 0 { "file" } else { "" }].map(str::to_owned);
     let mut widths = [0; 5];
     for row in rows.iter().chain([&header]) {
         for (width, cell) in widths.iter_mut().zip(row) {
@@ -170,11 +142,7 @@ fn write_check(out: &mut String, check: &Check) -> std::fmt::Result {
             )?;
         } else if !s.allows_folding() {
             let max = s.histogram.last().map_or(0, |&(byte, _)| byte);
-            writeln!(
-                out,
-                "{}: scale bytes up to {max}; above 128 the slower exact dequantisation is used",
-                s.weight
-            )?;
+            writeln!(out, "{}: scale bytes up to {max}; above 128 the slower exact dequantisation is used", s.weight)?;
         }
     }
     if clean {
@@ -182,23 +150,11 @@ fn write_check(out: &mut String, check: &Check) -> std::fmt::Result {
     }
     let histogram = check.histogram();
     let total = histogram.iter().map(|&(_, n)| n).sum::<u64>().max(1);
-    writeln!(
-        out,
-        "scale bytes of all MXFP4 weights (byte s means 2^(s-127)):"
-    )?;
+    writeln!(out, "scale bytes of all MXFP4 weights (byte s means 2^(s-127)):")?;
     for (byte, count) in histogram {
         let share = count as f64 / total as f64;
         let bar = "#".repeat((share * 50.0).round() as usize);
-        writeln!(
-            out,
-            "{}",
-            format!(
-                "  {byte:>3}  {:>15}  {:>6.2}%  {bar}",
-                grouped(count),
-                share * 100.0
-            )
-            .trim_end()
-        )?;
+        writeln!(out, "{}", format!("  {byte:>3}  {:>15}  {:>6.2}%  {bar}", grouped(count), share * 100.0).trim_end())?;
     }
     Ok(())
 }
@@ -206,9 +162,8 @@ fn write_check(out: &mut String, check: &Check) -> std::fmt::Result {
 /// A sentence on the architecture.
 fn describe(config: &Value) -> String {
     let n = |key: &str| config[key].as_u64().unwrap_or(0);
-    let sliding = config["layer_types"].as_array().map_or(0, |l| {
-        l.iter().filter(|t| *t == "sliding_attention").count()
-    });
+    let sliding =
+        config["layer_types"].as_array().map_or(0, |l| l.iter().filter(|t| *t == "sliding_attention").count());
     format!(
         "{} layers ({sliding} with a window of {}), {} experts with {} active, hidden {}, intermediate {}, {} query and {} KV heads of {}, vocabulary {}, context {}",
         n("num_hidden_layers"),
@@ -249,27 +204,14 @@ mod tests {
 
     #[test]
     fn presets_list_every_published_tensor() {
-        for (name, tensors, bytes) in [
-            ("gpt-oss-20b", 459, "13,761,264,768"),
-            ("gpt-oss-120b", 687, "65,248,815,744"),
-        ] {
+        for (name, tensors, bytes) in [("gpt-oss-20b", 459, "13,761,264,768"), ("gpt-oss-120b", 687, "65,248,815,744")]
+        {
             let inspection = inspect(name).unwrap();
             assert_eq!(inspection.tensors.len(), tensors);
             let text = render_text(&inspection);
-            assert_eq!(
-                text.lines()
-                    .filter(|l| l.contains(".weight ") || l.contains("model.layers."))
-                    .count(),
-                tensors
-            );
+            assert_eq!(text.lines().filter(|l| l.contains(".weight ") || l.contains("model.layers.")).count(), tensors);
             assert!(text.contains(bytes), "{text}");
-            assert_eq!(
-                render_json(&inspection)["totals"]["bytes"]
-                    .as_u64()
-                    .map(grouped)
-                    .as_deref(),
-                Some(bytes)
-            );
+            assert_eq!(render_json(&inspection)["totals"]["bytes"].as_u64().map(grouped).as_deref(), Some(bytes));
         }
     }
 
@@ -281,39 +223,16 @@ mod tests {
             lines[0],
             "gpt-oss-20b (gpt_oss, Hugging Face layout, no files; tensors of the published checkpoint)"
         );
-        assert!(lines[1].starts_with(
-            "24 layers (12 with a window of 128), 32 experts with 4 active, hidden 2880"
-        ));
-        assert_eq!(
-            lines[3].split_whitespace().collect::<Vec<_>>(),
-            ["tensor", "shape", "dtype", "bytes"]
-        );
+        assert!(lines[1].starts_with("24 layers (12 with a window of 128), 32 experts with 4 active, hidden 2880"));
+        assert_eq!(lines[3].split_whitespace().collect::<Vec<_>>(), ["tensor", "shape", "dtype", "bytes"]);
         let embed: Vec<&str> = lines[4].split_whitespace().collect();
-        assert_eq!(
-            embed,
-            [
-                "model.embed_tokens.weight",
-                "[201088,",
-                "2880]",
-                "BF16",
-                "1,158,266,880"
-            ]
-        );
-        let gpu = lines
-            .iter()
-            .find(|l| l.trim_start().starts_with("24 GB"))
-            .unwrap();
-        assert_eq!(
-            gpu.split_whitespace().collect::<Vec<_>>(),
-            ["24", "GB", "8.74", "GB", "131,072", "42"]
-        );
+        assert_eq!(embed, ["model.embed_tokens.weight", "[201088,", "2880]", "BF16", "1,158,266,880"]);
+        let gpu = lines.iter().find(|l| l.trim_start().starts_with("24 GB")).unwrap();
+        assert_eq!(gpu.split_whitespace().collect::<Vec<_>>(), ["24", "GB", "8.74", "GB", "131,072", "42"]);
     }
 
     #[test]
     fn numbers_are_grouped() {
-        assert_eq!(
-            [0, 999, 1000, 1_234_567].map(grouped),
-            ["0", "999", "1,000", "1,234,567"]
-        );
+        assert_eq!([0, 999, 1000, 1_234_567].map(grouped), ["0", "999", "1,000", "1,234,567"]);
     }
 }
