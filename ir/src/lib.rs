@@ -20,6 +20,7 @@
 pub mod attr;
 pub mod dim;
 pub mod dtype;
+pub mod dump;
 pub mod graph;
 pub mod interp;
 pub mod module;

@@ -9,6 +9,9 @@ mod print;
 pub use names::{is_name, nearest};
 pub use print::{print, print_func, print_op};
 
+pub(crate) use names::Names;
+pub(crate) use print::{float, op_line, order};
+
 /// Version of the text format, written on its first line as `gir 1`.
 pub const VERSION: u32 = 1;
 
