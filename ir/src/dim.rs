@@ -50,7 +50,7 @@ impl Dim {
             return d;
         }
         match self.as_const() {
-            Some(c) => Dim::from((c + n - 1) / n),
+            Some(c) => Dim::from(c.saturating_add(n - 1) / n),
             None => Dim { terms: BTreeMap::from([(vec![Factor::CeilDiv(Box::new(self.clone()), n)], 1)]) },
         }
     }
@@ -69,7 +69,7 @@ impl Dim {
             for factor in product {
                 let f = match factor {
                     Factor::Sym(s) => *bindings.get(s).ok_or_else(|| s.clone())?,
-                    Factor::CeilDiv(d, n) => (d.eval(bindings)? + n - 1) / n,
+                    Factor::CeilDiv(d, n) => d.eval(bindings)?.saturating_add(n - 1) / n,
                 };
                 value = value.saturating_mul(f);
             }
@@ -107,6 +107,15 @@ impl Dim {
         out.sort();
         out.dedup();
         out
+    }
+
+    /// Number of products and of factors in them, those inside `ceil` included: what it costs to work with.
+    pub fn size(&self) -> usize {
+        let factor = |f: &Factor| match f {
+            Factor::Sym(_) => 1,
+            Factor::CeilDiv(d, _) => 1 + d.size(),
+        };
+        self.terms.keys().map(|p| 1 + p.iter().map(factor).sum::<usize>()).sum()
     }
 
     fn insert(&mut self, product: Vec<Factor>, coefficient: i64) {

@@ -3,10 +3,18 @@
 //! Owns the grammar (written out in `docs/ir.md`), names of values, syntax errors and their rendering. Must not know what ops mean: it reads the
 //! op table for names and attribute kinds only, and leaves every other check to the [verifier](crate::verify).
 
+mod equal;
+mod error;
+pub mod fuzz;
+mod lex;
 mod names;
+mod parse;
 mod print;
 
+pub use equal::same;
+pub use error::{ParseError, ParseErrors};
 pub use names::{is_name, nearest};
+pub use parse::{parse, parse_decomp};
 pub use print::{print, print_func, print_op};
 
 pub(crate) use names::Names;
@@ -17,3 +25,6 @@ pub const VERSION: u32 = 1;
 
 /// Element type of a `kv` declaration that does not give one.
 pub(crate) const KV_DTYPE: crate::DType = crate::DType::BF16;
+
+#[cfg(test)]
+mod tests;

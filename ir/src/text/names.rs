@@ -100,7 +100,8 @@ impl Taken {
 
 /// Up to three of `known` that are a plausible misspelling away from `name`, nearest first.
 pub fn nearest<'a>(name: &str, known: impl IntoIterator<Item = &'a str>) -> Vec<&'a str> {
-    let limit = (name.chars().count() / 3).clamp(1, 4);
+    let length = name.chars().count();
+    let limit = (length / 3).clamp(1, 4).min(length.saturating_sub(1));
     let mut near: Vec<(usize, &str)> = known
         .into_iter()
         .filter(|k| k.len().abs_diff(name.len()) <= 8 && name.len() <= 200)
