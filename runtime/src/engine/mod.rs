@@ -258,6 +258,11 @@ impl Engine {
         self.executor.describe()
     }
 
+    /// The executor underneath.
+    pub fn executor(&self) -> &dyn Executor {
+        &*self.executor
+    }
+
     /// Starts a sequence whose first `prompt_len` tokens are its prompt (penalties treat later ones as generated).
     ///
     /// # Errors

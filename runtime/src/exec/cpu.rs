@@ -3,8 +3,8 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use gossamer_ir::interp::{CountsStore, Data, Datum, EvalCx, KvStore, Rounding, StateStore, Tensor};
-use gossamer_ir::{DType, OpId, OpKind, StateDecl, Type, Value};
+use gossamer_ir::interp::{Data, Datum, EvalCx, Rounding, StateStore, Tensor};
+use gossamer_ir::{DType, OpId, OpKind, Type, Value};
 use gossamer_models::names::{Part, WeightFormat};
 use gossamer_passes::Plan;
 use half::bf16;
@@ -34,13 +34,7 @@ struct Prepared {
 impl CpuExecutor {
     /// An executor over `source` with its own state. Weights are read when a plan first needs them.
     pub fn new(source: Arc<dyn WeightSource>, states: &[StateSpec], rounding: Rounding) -> CpuExecutor {
-        let stores = states
-            .iter()
-            .map(|s| match &s.decl {
-                kv @ StateDecl::Kv { .. } => StateStore::Kv(KvStore::new(kv, s.units)),
-                StateDecl::Counts { vocab, .. } => StateStore::Counts(CountsStore::new(*vocab as usize, s.units)),
-            })
-            .collect();
+        let stores = states.iter().map(|s| StateStore::for_decl(&s.decl, s.units)).collect();
         CpuExecutor {
             source,
             rounding,
@@ -190,7 +184,7 @@ impl Executor for CpuExecutor {
     fn clear_counts(&mut self, name: &str, row: usize) -> Result<(), ExecError> {
         let store = self.state_names.iter().position(|n| n == name).map(|i| &mut self.states[i]);
         if let Some(StateStore::Counts(counts)) = store {
-            counts.clear(row);
+            counts.reset(row);
         }
         Ok(())
     }

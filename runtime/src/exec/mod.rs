@@ -96,6 +96,11 @@ pub trait Executor {
     /// Inputs that do not fit the plan, or what the device gives.
     fn run(&mut self, plan: PlanId, inputs: &Inputs) -> Result<Vec<HostData>, ExecError>;
 
+    /// Bytes a second that the device can read, if the executor knows.
+    fn read_bandwidth(&self) -> Option<f64> {
+        None
+    }
+
     /// Zeroes row `row` of the counts state `name`, for a new sequence in that row. Unknown names are ignored: a model may have no counts.
     ///
     /// # Errors

@@ -1,0 +1,152 @@
+//! `gossamer run`.
+
+use std::io::{IsTerminal, Read};
+
+use serde_json::json;
+
+use super::args::RunArgs;
+use super::converse::{Display, preamble, stop_set};
+use super::output::{self, Failure};
+use crate::generate::{Flow, Request, generate};
+use crate::session::Session;
+use crate::text::harmony::{History, Message, render_prompt};
+
+pub fn run(args: &RunArgs) -> Result<(), Failure> {
+    let (model, prompt) = words(args)?;
+    let mut session = super::system::open(&args.model.session(&model)?)?;
+    let raw = args.raw || args.tokens.is_some();
+    let tokens = prompt_tokens(args, &session, prompt)?;
+    let mut params = args.sampling.params(&session.generation);
+    params.logprobs = args.logprobs;
+    let room = session.engine.options().context.saturating_sub(tokens.len()) + 1;
+    let request = Request {
+        prompt: tokens,
+        max_tokens: args.max_tokens.unwrap_or(room).min(room),
+        stop: stop_set(&session),
+        params: params.clone(),
+    };
+    let mut display = if args.json { None } else { Some(Display::new(&session, raw)?) };
+    let mut failure = None;
+    let (answers, timing) = generate(&mut session.engine, std::slice::from_ref(&request), &mut |_, sampled| {
+        match display.as_mut().map_or(Ok(()), |d| d.token(sampled.token)) {
+            Ok(()) => Flow::Continue,
+            Err(e) => {
+                failure = Some(e);
+                Flow::Stop
+            }
+        }
+    })?;
+    if let Some(e) = failure {
+        return Err(e);
+    }
+    let answer = &answers[0];
+    match display {
+        Some(d) => {
+            d.finish()?;
+            eprintln!(
+                "[{} prompt tokens, first token after {:.2} s; {} tokens at {:.1} tok/s; seed {}; {}]",
+                timing.prompt_tokens,
+                timing.first_token.as_secs_f64(),
+                timing.generated,
+                timing.decode_rate(),
+                params.seed,
+                session.engine.describe(),
+            );
+            Ok(())
+        }
+        None => {
+            let ids: Vec<u32> = answer.tokens.iter().map(|t| t.token).collect();
+            let messages = match (&session.tokenizer, raw) {
+                (Some(t), false) => messages_json(t, &ids)?,
+                _ => json!(null),
+            };
+            let logprobs: Vec<_> = answer
+                .tokens
+                .iter()
+                .filter_map(|t| t.logprobs.as_ref())
+                .map(|l| json!({ "logprob": l.token, "top": l.top }))
+                .collect();
+            output::json(&json!({
+                "model": session.name,
+                "device": session.engine.describe(),
+                "prompt_tokens": request.prompt,
+                "tokens": ids,
+                "text": session.tokenizer.as_ref().map(|t| t.decode(&ids)),
+                "messages": messages,
+                "logprobs": if args.logprobs { json!(logprobs) } else { json!(null) },
+                "finish": answer.finish.name(),
+                "seed": params.seed,
+                "first_token_s": timing.first_token.as_secs_f64(),
+                "tokens_per_s": timing.decode_rate(),
+            }))
+        }
+    }
+}
+
+/// The messages of an answer for JSON.
+fn messages_json(tokenizer: &std::sync::Arc<crate::text::Tokenizer>, ids: &[u32]) -> Result<serde_json::Value, Failure> {
+    let mut parser = crate::text::harmony::Parser::for_completion(tokenizer.clone())?;
+    for id in ids {
+        parser.push(*id);
+    }
+    parser.finish();
+    let messages = parser.into_messages();
+    Ok(messages
+        .iter()
+        .map(|m| {
+            json!({
+                "role": m.header.role.name(), "channel": m.header.channel, "recipient": m.header.recipient,
+                "content": m.text(),
+            })
+        })
+        .collect())
+}
+
+/// MODEL and PROMPT from the positional words.
+fn words(args: &RunArgs) -> Result<(String, Option<String>), Failure> {
+    let w = &args.words;
+    match (w.as_slice(), args.tokens.is_some()) {
+        ([], _) => Ok(("demo".into(), None)),
+        ([model], true) => Ok((model.clone(), None)),
+        ([prompt], false) => Ok(("demo".into(), Some(prompt.clone()))),
+        ([_, _], true) => Err(Failure::Usage("give either a prompt or --tokens, not both".into())),
+        ([model, prompt, ..], false) => Ok((model.clone(), Some(prompt.clone()))),
+        _ => Err(Failure::Usage("too many words; quote the prompt".into())),
+    }
+}
+
+fn prompt_tokens(args: &RunArgs, session: &Session, prompt: Option<String>) -> Result<Vec<u32>, Failure> {
+    if let Some(path) = &args.tokens {
+        return output::read_tokens(path);
+    }
+    let Some(tokenizer) = &session.tokenizer else {
+        return Err(Failure::Failed(format!(
+            "{} has no tokenizer.json; copy it into the folder, name one with --tokenizer, or give ids with --tokens",
+            session.name
+        )));
+    };
+    let prompt = match prompt {
+        Some(p) => p,
+        None if std::io::stdin().is_terminal() => {
+            return Err(Failure::Usage("no prompt; write it behind the command or pipe it in".into()));
+        }
+        None => {
+            let mut text = String::new();
+            std::io::stdin().read_to_string(&mut text).map_err(|e| Failure::Failed(format!("reading stdin: {e}")))?;
+            text.trim_end_matches('\n').to_string()
+        }
+    };
+    let tokens = match args.raw {
+        true => tokenizer.encode(&prompt),
+        false => {
+            let mut messages = preamble(&args.prompt)?;
+            messages.push(Message::user(prompt));
+            render_prompt(tokenizer, &messages, History::default())?
+        }
+    };
+    match tokens.is_empty() {
+        true => Err(Failure::Usage("the prompt is empty; write something".into())),
+        false => Ok(tokens),
+    }
+}
+
