@@ -3,3 +3,4 @@
 pub mod checkpoint;
 pub mod cuda;
 pub mod doctor;
+pub mod text;
