@@ -21,7 +21,7 @@ use super::control::Control;
 use super::error::{TokenizerError, one_line, quote};
 
 /// Ids must lie below this: the tables are indexed by id, and a foreign file must not choose their size.
-const MAX_IDS: u32 = 1 << 22;
+const MAX_IDS: u32 = 1 << 21;
 
 /// A checked `tokenizer.json`: the encoder and what every id means.
 pub(super) struct TokenizerFile {

@@ -10,7 +10,7 @@ use crate::text::control::Control;
 /// A header that may grow no further than this without `<|message|>` before it counts as content.
 const MAX_BYTES: usize = 256;
 
-/// This many words that are not header words mean the model is writing prose.
+/// More words than this that are not header words mean the model is writing prose.
 const MAX_PLAIN_WORDS: usize = 3;
 
 const CHANNELS: [&str; 3] = ["analysis", "commentary", "final"];

@@ -257,6 +257,14 @@ fn messages_without_content_are_kept_only_when_proper() {
 }
 
 #[test]
+fn parsers_move_between_threads() {
+    fn is_send<T: Send>() {}
+    fn is_shared<T: Send + Sync>() {}
+    is_send::<Parser>();
+    is_shared::<Tokenizer>();
+}
+
+#[test]
 fn kinds_of_messages() {
     let kind = |channel: Option<&str>, recipient: Option<&str>| {
         let mut header = Header::new(Role::Assistant);
