@@ -23,7 +23,8 @@ pub static ROPE_TABLE: OpInfo = OpInfo {
     doc: "Row p holds `cos(p * f_j) * scale` for j in 0..dim/2, then the sines. `f_j = theta^(-2j/dim)`; with `factor` above 1 the frequencies are \
           blended as YaRN does (Peng et al. 2023, arXiv:2309.00071): `f_j / factor * (1 - m_j) + f_j * m_j`, `m_j = 1 - clamp((j - low) / (high - low), 0, 1)`, \
           `low, high = dim * ln(original / (beta * 2 pi)) / (2 ln theta)` for beta_fast and beta_slow, rounded outward only if `truncate`, then limited to \
-          0..dim-1. Angles are f32 products of f32 position and frequency.",
+          0..dim-1. `1 / theta^(2j/dim)`, the blend and the angles (position times frequency) \
+          are f32; bounds are f64; cosine and sine are rounded to f32, then multiplied by `scale`.",
     operands: &[],
     attrs: &[
         attr("beta_fast", AttrKind::Float, Default::Float(32.0), "rotations above which a frequency is kept"),
@@ -95,7 +96,7 @@ pub static KV_WRITE: OpInfo = OpInfo {
     class: Class::State,
     summary: "Stores keys and values of a step's tokens",
     doc: "Replaces the state by one in which position `pos[t]` of sequence `seq[t]` holds row t of k and v, rounded to the cache's dtype. \
-          Padding, pages below 0 and positions outside the page table are skipped.",
+          Tokens are written in order. Padding, page ids outside the cache and positions outside the page table are skipped.",
     operands: &[
         one("kv", "kv state, consumed"),
         one("k", "float [T, heads * D]"),
@@ -129,7 +130,8 @@ pub static ATTENTION: OpInfo = OpInfo {
     doc: "Query head h of token t reads key head `h / (heads / kv heads)` of its sequence at positions `j <= pos[t]`, and `j > pos[t] - window` if window is not 0. \
           `z_j = scale * q . k_j`; `p_j = e^(z_j - m) / (sum_i e^(z_i - m) + e^(sink_h - m))` with m the greatest of all z and the sink; `y = sum_j p_j v_j`, in f32, \
           rounded once to q's dtype. The sink is not scaled and has no value; without sinks its term is absent. Keys of the step itself must have been \
-          written before. A padding row is 0.",
+          written before. Padding, sequences outside the page table and tokens that see no key give 0; positions whose page is not there \
+          (an id outside the cache, or beyond the page table) are left out.",
     operands: &[
         one("q", "float [T, heads * D]"),
         one("kv", "kv state"),

@@ -62,9 +62,9 @@ macro_rules! binary_ops {
 }
 
 binary_ops! {
-    ADD "add" add "Sum" "`x + y`; floats are added in f32 and rounded once to x's dtype.";
-    SUB "sub" sub "Difference" "`x - y`; in f32, rounded once to x's dtype.";
-    MUL "mul" mul "Product" "`x * y`; in f32, rounded once to x's dtype.";
+    ADD "add" add "Sum" "`x + y`; floats are added in f32 and rounded once to x's dtype, i32 wraps.";
+    SUB "sub" sub "Difference" "`x - y`; in f32, rounded once to x's dtype; i32 wraps.";
+    MUL "mul" mul "Product" "`x * y`; in f32, rounded once to x's dtype; i32 wraps.";
     DIV "div" div "Quotient" "`x / y`; in f32, rounded once to x's dtype. i32 divides toward zero; by zero gives 0.";
     MAX "max" max "Greater of two" "In f32; NaN if either is NaN.";
     MIN "min" min "Lesser of two" "In f32; NaN if either is NaN.";
@@ -75,7 +75,8 @@ pub static CAST: OpInfo = OpInfo {
     name: "cast",
     class: Class::Elementwise,
     summary: "Converts the element type",
-    doc: "Float to float rounds to nearest, ties to even. Float to i32 truncates and saturates, NaN gives 0. i32 and bool to float are rounded.",
+    doc: "Float to float rounds to nearest, ties to even. Float to i32 or u8 truncates and saturates, NaN gives 0; i32 to u8 saturates. i32, u8 and bool to float \
+          are rounded. To bool: true if not 0 (NaN is not 0).",
     operands: &[one("x", "any dtype but mxfp4, any dims")],
     attrs: &[attr("to", AttrKind::DType, Default::Required, "element type of the result")],
     results: &["y"],

@@ -11,7 +11,8 @@ pub static DEQUANT: OpInfo = OpInfo {
     name: "dequant",
     class: Class::Quant,
     summary: "Expands MXFP4 to floats",
-    doc: "`E2M1(code) * 2^(scale - 127)`; exact in bf16 for scale bytes 0 to 252 and in f32 for all but the subnormal edge. Scale byte 255 is NaN.",
+    doc: "`E2M1(code) * 2^(scale - 127)`; exact in bf16 and in f32 for scale bytes 0 (the subnormal 2^-127) to 252; under 253 and 254 the greatest codes \
+          overflow to infinity. Scale byte 255 is NaN for every code.",
     operands: &[one("w", "mxfp4 [.., K], in any layout")],
     attrs: &[attr("to", AttrKind::DType, Default::DType(DType::BF16), "f32 or bf16")],
     results: &["y"],

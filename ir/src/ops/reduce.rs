@@ -20,7 +20,8 @@ pub static REDUCE: OpInfo = OpInfo {
     name: "reduce",
     class: Class::Reduction,
     summary: "Combines the elements of an axis",
-    doc: "Accumulates in f32 in index order and rounds once. With `keep` the axis stays with size 1. `max` of NaN is NaN.",
+    doc: "Accumulates in f32 in index order and rounds once. With `keep` the axis stays with size 1. `max` of NaN is NaN, `max` of nothing is minus infinity, \
+          `mean` of nothing is NaN.",
     operands: &[one("x", "float, at least 1 dim")],
     attrs: &[
         attr("axis", AttrKind::Int, Default::Required, "which dim"),

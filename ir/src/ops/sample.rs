@@ -111,8 +111,9 @@ pub static SAMPLE: OpInfo = OpInfo {
     doc: "`temperature` 0: the greatest logit, ties to the lower index. Otherwise logits are divided by it and tokens are kept in this order: the `top_k` greatest \
           (0: all; ties at the edge are kept), then those with probability of at least `min_p` times the greatest, then the least set of most probable \
           ones whose probabilities, renormalised, reach `top_p` (the token that crosses is kept, ties at the edge too). Among the kept ones the greatest of `logit + g` \
-          wins, g being standard Gumbel noise `-ln(-ln u)` with u from Philox-4x32-10 keyed by `seed[r]` and countered by (`pos[r]`, token): the draw \
-          depends on nothing but the row's logits, seed and position. NaN counts as minus infinity.",
+          wins, g being standard Gumbel noise from Philox-4x32-10 keyed by `seed[r]` and countered by (token, `pos[r]`): the draw \
+          depends on nothing but the row's logits, seed and position. NaN counts as minus infinity. The documentation of `interp::sample` is the exact recipe, \
+          step by step, for every kernel.",
     operands: &[
         LOGITS,
         one("temperature", "f32 [R]: 0 is greedy"),
