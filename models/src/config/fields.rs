@@ -170,8 +170,7 @@ impl<'a> Fields<'a> {
     }
 
     pub(super) fn warn(&mut self, key: &str, message: &str) {
-        self.warnings
-            .push(format!("{}{}: {message}", self.path, clean(key)));
+        self.warnings.push(format!("{}{}: {message}", self.path, clean(key)));
     }
 
     pub(super) fn finish(self) -> (Vec<ConfigProblem>, Vec<String>) {

@@ -11,7 +11,7 @@ use gossamer_models::names::{self, Layout, WeightFormat};
 use gossamer_models::presets;
 use serde::Serialize;
 
-pub use check::{Check, ScaleCheck, ValueCheck, check};
+pub use check::{Check, ScaleCheck, ValueCheck, check, check_bytes};
 pub use memory::{GPU_SIZES_GB, GpuFit, KvCache, RESERVED_BYTES};
 pub use render::{render_check, render_json, render_text};
 
@@ -100,7 +100,8 @@ pub fn inspect(model: &str) -> Result<Inspection, CheckpointError> {
     }
 }
 
-/// Inspects a folder. Call [`check`] for the data.
+/// Inspects a folder. For the health of the data, open the checkpoint, use [`inspect_checkpoint`], and set
+/// [`Inspection::check`] to what [`check`] reports.
 ///
 /// # Errors
 /// What opening gives.

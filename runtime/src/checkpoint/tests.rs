@@ -384,8 +384,10 @@ fn inspection_reports_bad_numbers() {
     draft.blob("lm_head.weight").data[130..132].copy_from_slice(&0xff80_u16.to_le_bytes());
     let dir = draft.write();
     let checkpoint = Checkpoint::open(dir.path()).unwrap();
-    let check = inspect::check(&checkpoint, &|_| {}).unwrap();
+    let seen = AtomicU64::new(0);
+    let check = inspect::check(&checkpoint, &|bytes| _ = seen.fetch_add(bytes, Ordering::Relaxed)).unwrap();
     assert!(check.has_errors());
+    assert_eq!(seen.into_inner(), inspect::check_bytes(&checkpoint));
     let mut report = inspect::inspect_checkpoint("small", &checkpoint);
     report.check = Some(check);
     let text = render_text(&report);

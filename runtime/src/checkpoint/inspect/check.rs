@@ -68,7 +68,8 @@ impl ScaleCheck {
     }
 }
 
-/// Reads all dense values and all scales of a source. Damage is reported, not an error.
+/// Reads all dense values and all scales of a source. Damage is reported, not an error. Blocks are not read: every code
+/// is a number.
 ///
 /// # Errors
 /// What reading gives.
@@ -81,6 +82,12 @@ pub fn check(source: &dyn WeightSource, progress: Progress<'_>) -> Result<Check,
         }
     }
     Ok(report)
+}
+
+/// Bytes that [`check`] reads of a source, for a progress bar.
+pub fn check_bytes(source: &dyn WeightSource) -> u64 {
+    let part = |w: &WeightSpec| if w.format == WeightFormat::Mxfp4 { Part::Scales } else { Part::Values };
+    source.weights().iter().map(|w| w.part_bytes(part(w))).sum()
 }
 
 #[derive(Default)]
