@@ -118,6 +118,15 @@ impl Dim {
         self.terms.keys().map(|p| 1 + p.iter().map(factor).sum::<usize>()).sum()
     }
 
+    /// True if the dim cannot be negative and is in normal form: every coefficient and divisor is positive.
+    pub fn is_legal(&self) -> bool {
+        let factor = |f: &Factor| match f {
+            Factor::Sym(_) => true,
+            Factor::CeilDiv(d, n) => *n > 0 && d.is_legal(),
+        };
+        self.terms.iter().all(|(p, c)| *c > 0 && p.iter().all(factor))
+    }
+
     fn insert(&mut self, product: Vec<Factor>, coefficient: i64) {
         if coefficient != 0 {
             let slot = self.terms.entry(product).or_insert(0);

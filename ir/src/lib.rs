@@ -28,6 +28,7 @@ pub mod op;
 pub mod ops;
 pub mod text;
 pub mod ty;
+pub mod verify;
 
 pub use attr::{Attr, AttrKind, Attrs};
 pub use dim::{Bindings, Dim, Sym};

@@ -2,6 +2,7 @@
 
 use super::{parse, parse_decomp, print, same};
 use crate::op::OpKind;
+use crate::verify::{Stage, verify};
 
 /// Reads any bytes as a module. Errors must render; a module that is read must print, read back equal and verify or be refused.
 pub fn module(data: &[u8]) {
@@ -14,6 +15,12 @@ pub fn module(data: &[u8]) {
                 panic!("{e}\n{printed}");
             }
             assert_eq!(printed, print(&again));
+            for stage in [Stage::Tensor, Stage::Planned] {
+                if let Err(e) = verify(&module, stage) {
+                    assert!(!e.errors.is_empty() && !e.to_string().contains('\n'), "{e}");
+                    assert!(!e.render(Some(("fuzz.gir", &text))).is_empty());
+                }
+            }
             crate::dump::dot(&module);
             crate::dump::json(&module);
         }

@@ -7,6 +7,7 @@ mod equal;
 mod error;
 pub mod fuzz;
 mod lex;
+mod locate;
 mod names;
 mod parse;
 mod print;
@@ -17,8 +18,10 @@ pub use names::{is_name, nearest};
 pub use parse::{parse, parse_decomp};
 pub use print::{print, print_func, print_op};
 
-pub(crate) use names::Names;
-pub(crate) use print::{float, op_line, order};
+pub(crate) use error::snippet;
+pub(crate) use locate::{find_line, statement_at};
+pub(crate) use names::{Names, is_word};
+pub(crate) use print::{float, header_line, op_line, order, return_line};
 
 /// Version of the text format, written on its first line as `gir 1`.
 pub const VERSION: u32 = 1;

@@ -38,33 +38,40 @@ pub fn print(module: &Module) -> String {
 pub fn print_func(func: &Func) -> String {
     let order = order(func);
     let names = Names::new(func, &order);
+    let mut out = header(func, &names);
+    for id in order {
+        if !matches!(func.graph.op(id).kind, OpKind::Param | OpKind::Weight) {
+            out.push_str("\n  ");
+            out.push_str(&op_line(func, &names, id));
+        }
+    }
+    out.push_str("\n  ");
+    out.push_str(&return_line(func, &names));
+    out.push_str("\n}\n");
+    out
+}
+
+/// The first line of a function.
+pub(crate) fn header_line(func: &Func) -> String {
+    header(func, &Names::new(func, &order(func)))
+}
+
+fn header(func: &Func, names: &Names) -> String {
     let params: Vec<String> = func
         .params
         .iter()
         .enumerate()
         .map(|(i, p)| format!("%{}: {}{}", names.param(i), if p.weight { "weight " } else { "" }, p.ty))
         .collect();
-    let types: Vec<String> = func
-        .results
-        .iter()
-        .map(|v| {
-            func.graph.get(v.op).and_then(|op| op.results.get(v.result as usize)).map_or("?".into(), |t| t.to_string())
-        })
-        .collect();
-    let mut out = format!("func @{}({}) -> ({}) {{\n", func.name, params.join(", "), types.join(", "));
-    for id in order {
-        if !matches!(func.graph.op(id).kind, OpKind::Param | OpKind::Weight) {
-            out.push_str("  ");
-            out.push_str(&op_line(func, &names, id));
-            out.push('\n');
-        }
-    }
+    let ty = |v: &crate::Value| func.graph.get(v.op).and_then(|op| op.results.get(v.result as usize));
+    let types: Vec<String> = func.results.iter().map(|v| ty(v).map_or("?".into(), |t| t.to_string())).collect();
+    format!("func @{}({}) -> ({}) {{", func.name, params.join(", "), types.join(", "))
+}
+
+/// The last statement of a function.
+pub(crate) fn return_line(func: &Func, names: &Names) -> String {
     let results: Vec<&str> = func.results.iter().map(|v| names.value(*v)).collect();
-    out.push_str("  return");
-    out.push_str(if results.is_empty() { "" } else { " " });
-    out.push_str(&results.join(", "));
-    out.push_str("\n}\n");
-    out
+    format!("return {}", results.join(", ")).trim_end().to_string()
 }
 
 /// One op as a line of text, named as in the whole function. Takes as long as naming the function; use it for messages.
