@@ -153,9 +153,12 @@ fn state(s: &StateDecl) -> Vec<String> {
     }
 }
 
+/// A declared name and the line that declares it.
+type Named = (Arc<str>, String);
+
 fn names(module: &Module, report: &mut Report) {
     // Functions and weights share the sigil `@`.
-    let mut spaces: [(&str, Vec<(Arc<str>, String)>); 4] = [
+    let mut spaces: [(&str, Vec<Named>); 4] = [
         ("symbol", module.syms.iter().map(|s| (s.name.clone(), s.to_string())).collect()),
         ("state", module.states.iter().map(|s| (s.name().clone(), s.to_string())).collect()),
         ("bucket", module.buckets.iter().map(|b| (b.name.clone(), b.to_string())).collect()),
