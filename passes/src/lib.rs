@@ -24,7 +24,6 @@ pub mod layout;
 pub mod manager;
 pub mod plan;
 pub mod schedule;
-mod verify_shim;
 pub mod weight_only;
 
 pub use manager::{Options, PassError, Trace, compile};

@@ -3,7 +3,7 @@
 use std::fmt::Write as _;
 use std::time::Instant;
 
-use crate::verify_shim::{Stage, VerifyError, verify};
+use gossamer_ir::verify::{Stage, VerifyError, verify};
 use gossamer_ir::{InferError, LayoutName, Module};
 
 use crate::{canonicalise, cse, dce, layout};
@@ -176,7 +176,9 @@ pub fn compile_with(
     observe: &mut dyn FnMut(usize, &str, &Module),
 ) -> Result<(Module, Trace), PassError> {
     let check = |module: &Module, when: &dyn Fn() -> String| match options.verify {
-        true => verify(module, Stage::Tensor).map(drop).map_err(|errors| PassError::Verify { when: when(), errors }),
+        true => {
+            verify(module, Stage::Tensor).map(drop).map_err(|e| PassError::Verify { when: when(), errors: e.errors })
+        }
         false => Ok(()),
     };
     check(&module, &|| "input".to_string())?;

@@ -210,7 +210,7 @@ fn weight_only_follows_pure_ops() {
     let f = &m.funcs[0];
     let names = Names::new(f, &order(f));
     let known: Vec<String> = weight_only(f).iter().map(|v| names.value(*v).to_string()).collect();
-    assert_eq!(known, ["%s", "@w", "%a"]);
+    assert_eq!(known, ["%s", "@w", "%a", "%c"]);
 }
 
 proptest! {

@@ -10,11 +10,10 @@ use crate::op::{Class, OpKind};
 use crate::text::{nearest, order};
 use crate::ty::Type;
 
-/// Values that depend on nothing but weights and constants and whose size is constant, so that they can be computed once at load:
-/// weights, `weight` parameters, constants, and results of pure ops on such values.
+/// Values that depend on nothing but weights, constants and sizes, so that they could be computed once at load: weights, `weight` parameters,
+/// constants and tables, and results of pure ops on such values.
 pub fn weight_only(func: &Func) -> BTreeSet<Value> {
     let mut out = BTreeSet::new();
-    let constant = |t: &Type| t.as_tensor().is_some_and(|t| t.dims.iter().all(|d| d.as_const().is_some()));
     for id in order(func) {
         let op = func.graph.op(id);
         let pure = !matches!(op.kind.class(), Class::State | Class::Sampling | Class::Call);
@@ -23,7 +22,7 @@ pub fn weight_only(func: &Func) -> BTreeSet<Value> {
             OpKind::Param => index.and_then(|i| func.params.get(i)).is_some_and(|p| p.weight),
             _ => pure && op.operands.iter().all(|v| out.contains(v)),
         };
-        if yes && op.results.iter().all(constant) {
+        if yes {
             out.extend((0..op.results.len()).map(|i| Value { op: id, result: i as u16 }));
         }
     }
