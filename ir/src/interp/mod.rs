@@ -23,6 +23,8 @@ pub mod tensor;
 pub mod view;
 
 #[cfg(test)]
+mod decomp_tests;
+#[cfg(test)]
 mod testing;
 
 use std::borrow::Cow;
