@@ -206,9 +206,7 @@ fn attend(q: &[f32], kv: &KvStore, kv_head: usize, keys: &Keys, scale: f32, sink
         if let Some(slab) = kv.values(*page, kv_head) {
             let (now, later) = rest.split_at(*n);
             rest = later;
-            for (p, v) in now.iter().zip(slab[from * d..].chunks_exact(d)) {
-                simd::axpy(*p, v, out);
-            }
+            simd::weighted_sum(now, &slab[from * d..(from + n) * d], out);
         }
     }
     out.iter_mut().for_each(|y| *y /= total);

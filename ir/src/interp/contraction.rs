@@ -21,6 +21,8 @@ struct Group {
 
 /// f32 elements of a decoded weight panel: with its rows of x it stays in the second-level cache.
 const PANEL: usize = 1 << 14;
+/// Weight rows decoded at a time for few rows of x, so that they are still in the first-level cache when they are used.
+const STRIP: usize = 4;
 
 /// `y[y_rows[i], c] = x[x_rows[i]] . w[w_row + c]` for each group; rows of y that no group names are 0.
 fn grouped(x: &[f32], k: usize, w: WeightRows, n: usize, y_len: usize, groups: &[Group]) -> Vec<f32> {
@@ -41,16 +43,15 @@ fn grouped(x: &[f32], k: usize, w: WeightRows, n: usize, y_len: usize, groups: &
         parts.extend(mine.chunks_mut(m * height).enumerate().map(|(i, out)| (group, group.w_row + i * height, out)));
     }
     let multiply = |panel: &mut Vec<f32>, (group, row, out): (&Group, usize, &mut [f32])| {
-        let size = out.len() / group.x_rows.len() * k;
-        match w {
-            WeightRows::F32(v) if v.len() >= row * k + size => {
-                simd::dot_panel(x, &group.x_rows, &v[row * k..row * k + size], k, out);
-            }
-            _ => {
-                panel.resize(size, 0.0);
-                w.decode_many(row, k, panel);
-                simd::dot_panel(x, &group.x_rows, panel, k, out);
-            }
+        let m = group.x_rows.len();
+        if let WeightRows::F32(v) = w {
+            return simd::dot_panel(x, &group.x_rows, &v[row * k..row * k + out.len() / m * k], k, out);
+        }
+        let strip = if m <= STRIP { STRIP } else { height };
+        for (i, out) in out.chunks_mut(m * strip).enumerate() {
+            panel.resize(out.len() / m * k, 0.0);
+            w.decode_many(row + i * strip, k, panel);
+            simd::dot_panel(x, &group.x_rows, panel, k, out);
         }
     };
     if pairs * n * k <= par::SERIAL {

@@ -29,10 +29,8 @@ fn compare(kind: OpKind, attrs: Attrs, shapes: &[&[usize]], sizes: &[(&str, i64)
     let missing = |name: &str| -> Result<Tensor, EvalError> { panic!("no weight {name}") };
     let got = run_func(&module, kind.name(), args.clone(), &missing, &mut [], &sizes, Rounding::Exact).unwrap();
 
-    let types: Vec<Type> = shapes
-        .iter()
-        .map(|s| Type::tensor(DType::F32, s.iter().map(|n| Dim::from(*n as i64))))
-        .collect();
+    let types: Vec<Type> =
+        shapes.iter().map(|s| Type::tensor(DType::F32, s.iter().map(|n| Dim::from(*n as i64)))).collect();
     let results = infer(kind, &InferCx { operands: &types, attrs: &attrs, module: &module }).unwrap();
     let (rounding, states) = (Rounding::Exact, &mut []);
     let mut cx = EvalCx { kind, operands: &args, attrs: &attrs, results: &results, sizes: &sizes, rounding, states };

@@ -382,6 +382,9 @@ mod tests {
             states: &mut [],
         };
         let e = super::neg(&mut cx).unwrap_err();
-        assert_eq!(e.to_string(), "neg: operand 0 is state 3, which does not exist, expected a tensor");
+        assert_eq!(
+            e.to_string(),
+            "neg: operand 0 is state 3, which does not exist, expected a tensor with as many elements as its shape says"
+        );
     }
 }

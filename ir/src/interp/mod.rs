@@ -177,8 +177,8 @@ impl<'a> EvalCx<'a> {
     /// Operand `i` as a tensor.
     pub(crate) fn tensor(&self, i: usize) -> Result<&'a Tensor, EvalError> {
         match self.operands.get(i) {
-            Some(Datum::Tensor(t)) => Ok(t),
-            _ => Err(self.bad(i, "a tensor")),
+            Some(Datum::Tensor(t)) if t.data.len() == t.elements() => Ok(t),
+            _ => Err(self.bad(i, "a tensor with as many elements as its shape says")),
         }
     }
 

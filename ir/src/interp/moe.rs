@@ -39,9 +39,7 @@ pub fn moe_combine(cx: &mut EvalCx) -> Result<Vec<Datum>, EvalError> {
     };
     let w = cx.floats_of(1, &[t, j])?;
     let y = par::rows(t, n, j * n, |r, out| {
-        for i in 0..j {
-            simd::axpy(w[r * j + i], &x[(r * j + i) * n..][..n], out);
-        }
+        simd::weighted_sum(&w[r * j..(r + 1) * j], &x[r * j * n..(r + 1) * j * n], out);
     });
     Ok(vec![cx.float_result(0, vec![t, n], y)])
 }

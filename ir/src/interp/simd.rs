@@ -158,8 +158,8 @@ dispatch! {
     dot_panel => dot_panel_body(x: &[f32], rows: &[u32], w: &[f32], k: usize, out: &mut [f32])
 }
 dispatch! {
-    /// `acc[i] += p * v[i]`.
-    axpy => axpy_body(p: f32, v: &[f32], acc: &mut [f32])
+    /// `acc[i] += p[0] * v[0][i]`, then `p[1] * v[1][i]` and so on, for rows of v as long as `acc`.
+    weighted_sum => weighted_sum_body(p: &[f32], v: &[f32], acc: &mut [f32])
 }
 dispatch! {
     /// bf16 to f32; both slices have one length.
@@ -297,21 +297,45 @@ unsafe fn dot_panel_body<L: Lanes>(x: &[f32], rows: &[u32], w: &[f32], k: usize,
 }
 
 #[inline(always)]
-unsafe fn axpy_body<L: Lanes>(p: f32, v: &[f32], acc: &mut [f32]) {
-    let n = v.len().min(acc.len());
-    let whole = n - n % LANES;
-    // SAFETY: all indices are below n.
+unsafe fn weighted_sum_body<L: Lanes>(p: &[f32], v: &[f32], acc: &mut [f32]) {
+    let d = acc.len();
+    assert!(v.len() >= p.len() * d, "rows are there");
+    let mut at = 0;
+    // SAFETY: the assertion bounds every row, and `at` stays below d.
     unsafe {
-        let ps = L::splat(p);
-        let mut i = 0;
-        while i < whole {
-            let a = acc.as_mut_ptr().add(i);
-            L::load(a).add(ps.mul(L::load(v.as_ptr().add(i)))).store(a);
-            i += LANES;
+        while at + 4 * LANES <= d {
+            columns::<L, 4>(p, v.as_ptr().add(at), d, acc.as_mut_ptr().add(at));
+            at += 4 * LANES;
+        }
+        while at + LANES <= d {
+            columns::<L, 1>(p, v.as_ptr().add(at), d, acc.as_mut_ptr().add(at));
+            at += LANES;
         }
     }
-    for i in whole..n {
-        acc[i] += p * v[i];
+    for (j, p) in p.iter().enumerate() {
+        for i in at..d {
+            acc[i] += p * v[j * d + i];
+        }
+    }
+}
+
+/// C vectors of columns of a weighted sum of rows `stride` apart, kept in registers.
+///
+/// # Safety
+/// `acc` is valid for `C * LANES` elements, and so is `v` plus each of `p.len()` strides.
+#[inline(always)]
+unsafe fn columns<L: Lanes, const C: usize>(p: &[f32], v: *const f32, stride: usize, acc: *mut f32) {
+    unsafe {
+        let mut sums: [L; C] = std::array::from_fn(|c| L::load(acc.add(c * LANES)));
+        for (j, p) in p.iter().enumerate() {
+            let (p, row) = (L::splat(*p), v.add(j * stride));
+            for c in 0..C {
+                sums[c] = sums[c].add(p.mul(L::load(row.add(c * LANES))));
+            }
+        }
+        for c in 0..C {
+            sums[c].store(acc.add(c * LANES));
+        }
     }
 }
 
@@ -382,6 +406,15 @@ mod tests {
                     }
                 }
             }
+        }
+        for (n, d) in [(3, 77), (1, 8), (0, 5), (9, 32)] {
+            let (p, v) = (noise(n, 5), noise(n * d, 6));
+            let (mut a, mut b, mut c) = (noise(d, 7), noise(d, 7), noise(d, 7));
+            weighted_sum(&p, &v, &mut a);
+            // SAFETY: as above.
+            unsafe { weighted_sum_body::<Portable>(&p, &v, &mut b) };
+            p.iter().zip(v.chunks(d)).for_each(|(p, v)| c.iter_mut().zip(v).for_each(|(c, v)| *c += p * v));
+            assert!(a == b && b == c);
         }
         let codes: Vec<u8> = (0..=255).collect();
         let (mut a, mut b) = (vec![0.0; 512], vec![0.0; 512]);
