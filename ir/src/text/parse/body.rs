@@ -109,7 +109,9 @@ impl<'a> Parser<'a> {
                 self.results(body).map_err(|Failed| self.skip_body())?;
                 break;
             }
-            if self.statement(body).is_err() {
+            // What failed at the end of a line goes on at the next; the rest of a broken line may go on over several.
+            let failed = self.statement(body).is_err();
+            if failed && !(self.at > self.start && self.token().first) {
                 self.recover(|p, at| p.is_statement(at) || p.is_item(at));
             }
         }

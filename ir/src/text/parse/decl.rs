@@ -22,7 +22,7 @@ impl<'a> Parser<'a> {
         while !self.is_end() {
             self.start = self.at;
             if self.item().is_err() {
-                self.recover(|p, at| p.is_item(at));
+                self.recover(|p, at| p.is_item(at) || (p.tokens[at].kind == Kind::Word && p.is_flush(at)));
             }
         }
     }

@@ -254,6 +254,12 @@ impl<'a> Parser<'a> {
         self.fail(span, message, help)
     }
 
+    /// True if token `at` is the first character of its line, as declarations are and statements are not.
+    fn is_flush(&self, at: usize) -> bool {
+        let start = self.tokens[at].span.start;
+        start == 0 || self.source.as_bytes()[start - 1] == b'\n'
+    }
+
     /// Goes on at the next line that `starts` something, at least one token on.
     fn recover(&mut self, starts: impl Fn(&Self, usize) -> bool) {
         self.at = self.at.max(self.start);
