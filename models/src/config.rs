@@ -24,7 +24,6 @@ use fields::Fields;
 
 /// The configuration of any supported architecture.
 #[derive(Clone, Debug, PartialEq)]
-#[non_exhaustive]
 pub enum ModelConfig {
     /// GPT-OSS: mixture of experts in MXFP4, attention with sinks, alternating windows.
     GptOss(GptOssConfig),

@@ -119,7 +119,10 @@ pub fn counts(vocab: usize) -> StateDecl {
     StateDecl::Counts { name: "seen".into(), vocab: vocab as i64 }
 }
 
-/// Turns logits f32 [R, V] into what `head` asks for; returns the results, their meaning, and the new counts state if there is one.
+/// What [`sampling_head`] returns: results with their meaning, and the new counts state if there is one.
+pub type HeadResults = (Vec<(T, Output)>, Option<T>);
+
+/// Turns logits `f32 [R, V]` into what `head` asks for; returns the results, their meaning, and the new counts state if there is one.
 ///
 /// Inputs it adds, all [R]: `temperature`, `top_p`, `min_p` (f32), `top_k`, `sample_pos` (i32), `seed` (i32 [R, 2]); for `Full` also `row_slots` (i32),
 /// `repetition`, `presence`, `frequency` (f32), `bias_ids` (i32 [R, 512]), `bias_values` (f32 [R, 512]), and `slots`, `prompt_len` (i32 [S]).
@@ -130,7 +133,7 @@ pub fn sampling_head(
     vocab: usize,
     step: &StepInputs,
     counts: Option<T>,
-) -> Built<(Vec<(T, Output)>, Option<T>)> {
+) -> Built<HeadResults> {
     let r = dims!["R"];
     if let Head::Logits { .. } = head {
         return Ok((vec![(logits, Output::Logits)], None));

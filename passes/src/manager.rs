@@ -3,7 +3,7 @@
 use std::fmt::Write as _;
 use std::time::Instant;
 
-use gossamer_ir::verify::{Stage, VerifyError, verify};
+use gossamer_ir::verify::{Stage, VerifyErrors, verify};
 use gossamer_ir::{InferError, LayoutName, Module};
 
 use crate::{canonicalise, cse, dce, layout};
@@ -24,7 +24,7 @@ impl Default for Options {
 }
 
 /// A module pass.
-#[derive(Clone, Copy)]
+#[derive(Clone, Copy, Debug)]
 pub struct Pass {
     /// Name on the command line and in dumps.
     pub name: &'static str,
@@ -144,17 +144,13 @@ pub enum PassError {
         source: InferError,
     },
     /// The module does not verify.
-    #[error("{when}: {}{}", .errors.first().map(ToString::to_string).unwrap_or_default(), more(.errors.len()))]
+    #[error("{when}: {errors}")]
     Verify {
         /// `input`, or `after pass NAME`.
         when: String,
         /// Every error.
-        errors: Vec<VerifyError>,
+        errors: VerifyErrors,
     },
-}
-
-fn more(errors: usize) -> String {
-    if errors > 1 { format!(" (and {} more)", errors - 1) } else { String::new() }
 }
 
 /// Runs `passes` over `module`.
@@ -176,9 +172,7 @@ pub fn compile_with(
     observe: &mut dyn FnMut(usize, &str, &Module),
 ) -> Result<(Module, Trace), PassError> {
     let check = |module: &Module, when: &dyn Fn() -> String| match options.verify {
-        true => {
-            verify(module, Stage::Tensor).map(drop).map_err(|e| PassError::Verify { when: when(), errors: e.errors })
-        }
+        true => verify(module, Stage::Tensor).map(drop).map_err(|errors| PassError::Verify { when: when(), errors }),
         false => Ok(()),
     };
     check(&module, &|| "input".to_string())?;

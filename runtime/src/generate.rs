@@ -112,10 +112,8 @@ pub fn generate(
         engine.end(r.seq);
     }
     let timing = result?;
-    let generations = running
-        .into_iter()
-        .map(|r| Generation { tokens: r.out, finish: r.finish.unwrap_or(Finish::Length) })
-        .collect();
+    let generations =
+        running.into_iter().map(|r| Generation { tokens: r.out, finish: r.finish.unwrap_or(Finish::Length) }).collect();
     Ok((generations, timing))
 }
 
@@ -127,8 +125,7 @@ fn run(
 ) -> Result<Timing, EngineError> {
     let start = Instant::now();
     let mut first = None;
-    let mut timing =
-        Timing { prompt_tokens: requests.iter().map(|r| r.prompt.len()).sum(), ..Timing::default() };
+    let mut timing = Timing { prompt_tokens: requests.iter().map(|r| r.prompt.len()).sum(), ..Timing::default() };
     for r in requests {
         let seq = engine.start(r.prompt.len())?;
         let finish = (r.max_tokens == 0).then_some(Finish::Length);

@@ -1,2 +1,5 @@
 //! The `gossamer` command.
-fn main() {}
+
+fn main() -> std::process::ExitCode {
+    std::process::ExitCode::from(gossamer_runtime::cli::main())
+}

@@ -183,6 +183,5 @@ fn inspect_layout(model: &str, config: &ModelConfig, layout: Layout) -> Inspecti
 fn active_parameters(config: &ModelConfig) -> u64 {
     match config {
         ModelConfig::GptOss(c) => names::active_parameters(c),
-        _ => config.weights().iter().map(|w| w.elements()).sum(),
     }
 }

@@ -141,9 +141,7 @@ fn generation(
         true => GenerationDefaults::parse(&read_small(&path)?, &path.display().to_string())?,
         false => GenerationDefaults::default(),
     };
-    let ModelConfig::GptOss(config) = config else {
-        return Ok(defaults);
-    };
+    let ModelConfig::GptOss(config) = config;
     for &id in &config.eos {
         if !defaults.eos.contains(&id) {
             defaults.eos.push(id);

@@ -41,7 +41,7 @@ pub fn ir(args: &IrArgs) -> Result<(), Failure> {
 }
 
 fn run_passes(module: Module, passes: &[Pass], args: &IrArgs) -> Result<(Module, Trace), Failure> {
-    let mxfp4_layout = args.gpu_layouts.then(|| gossamer_codegen_cuda::layout::MX64.into());
+    let mxfp4_layout = args.gpu_layouts.then(|| crate::exec::MXFP4_LAYOUT.into());
     let options = Options { mxfp4_layout, verify: true };
     let mut dumped: Result<(), Failure> = Ok(());
     let mut dump = |number: usize, name: &str, module: &Module| {
@@ -55,10 +55,8 @@ fn run_passes(module: Module, passes: &[Pass], args: &IrArgs) -> Result<(Module,
     let (module, trace) = compile_with(module, passes, &options, &mut dump).map_err(|e| match e {
         // Every error of the verifier, a line each.
         PassError::Verify { when, errors } => {
-            for e in &errors {
-                eprintln!("{when}: {e}");
-            }
-            Failure::Failed(format!("{when}: the module breaks {} verifier rules", errors.len()))
+            eprint!("{}", errors.render(None));
+            Failure::Failed(format!("{when}: the module breaks the verifier's rules in {} places", errors.errors.len()))
         }
         e => e.into(),
     })?;
@@ -86,8 +84,7 @@ fn load(model: &str, head: HeadArg) -> Result<Module, Failure> {
         HeadArg::Full => Head::Full,
         HeadArg::Logits => Head::Logits { hidden: false },
     };
-    let options =
-        StepOptions { head, max_tokens: 8192, max_seqs: 256, context: config.context(), page: PAGE };
+    let options = StepOptions { head, max_tokens: 8192, max_seqs: 256, context: config.context(), page: PAGE };
     Ok(gossamer_models::build(&config, &options)?.module)
 }
 
@@ -102,10 +99,15 @@ pub fn config(model: &str) -> Result<ModelConfig, Failure> {
 fn parse(path: &Path) -> Result<Module, Failure> {
     let source = std::fs::read_to_string(path)
         .map_err(|e| Failure::Failed(format!("{}: cannot be read: {e}", path.display())))?;
-    text::parse(&source, &path.display().to_string()).map_err(|errors| {
-        eprint!("{}", text::render_errors(&source, &errors));
-        Failure::Failed(format!("{}: {} errors in the IR text", path.display(), errors.len()))
+    text::parse(&path.display().to_string(), &source).map_err(|errors| {
+        eprint!("{}", errors.render());
+        Failure::Failed(errors.to_string())
     })
+}
+
+/// The text behind a module that was read from a file, for messages that show its lines.
+fn source(path: &Path) -> String {
+    std::fs::read_to_string(path).unwrap_or_default()
 }
 
 pub fn verify(args: &VerifyArgs) -> Result<(), Failure> {
@@ -121,16 +123,14 @@ pub fn verify(args: &VerifyArgs) -> Result<(), Failure> {
             Err(e) => return Err(e),
         };
         match verify_module(&module, Stage::Tensor) {
-            Ok(warnings) => {
-                for w in &warnings {
+            Ok(facts) => {
+                for w in &facts.warnings {
                     eprintln!("{}: warning: {w}", path.display());
                 }
                 output::text(&format!("{}: ok\n", path.display()))?;
             }
             Err(errors) => {
-                for e in &errors {
-                    eprintln!("{}: {e}", path.display());
-                }
+                eprint!("{}", errors.render(Some((&path.display().to_string(), &source(path)))));
                 failed += 1;
             }
         }
@@ -184,7 +184,8 @@ fn render_plan(plan: &Plan) -> String {
                     Some(Place::Resident(_)) => "resident".to_string(),
                     None => "nowhere".to_string(),
                 };
-                let _ = writeln!(out, "{when} {} = {} {} : {ty} ; {place}", name(v), op.kind.name(), operands.join(", "));
+                let _ =
+                    writeln!(out, "{when} {} = {} {} : {ty} ; {place}", name(v), op.kind.name(), operands.join(", "));
             }
         }
     }

@@ -4,7 +4,6 @@ mod args;
 mod bar;
 mod bench;
 mod chat;
-mod compile;
 mod converse;
 mod ir;
 mod logits;
@@ -50,7 +49,6 @@ fn dispatch(cli: &Cli) -> Result<(), Failure> {
         Command::Inspect(a) => system::inspect(a),
         Command::Ir(a) => ir::ir(a),
         Command::Verify(a) => ir::verify(a),
-        Command::Compile(a) => compile::compile(a),
         Command::Doctor(a) => system::doctor(a),
         Command::Bench(a) => bench::bench(a),
         Command::Logits(a) => logits::logits(a),

@@ -27,15 +27,17 @@ pub fn run(args: &RunArgs) -> Result<(), Failure> {
     };
     let mut display = if args.json { None } else { Some(Display::new(&session, raw)?) };
     let mut failure = None;
-    let (answers, timing) = generate(&mut session.engine, std::slice::from_ref(&request), &mut |_, sampled| {
-        match display.as_mut().map_or(Ok(()), |d| d.token(sampled.token)) {
+    let (answers, timing) =
+        generate(&mut session.engine, std::slice::from_ref(&request), &mut |_, sampled| match display
+            .as_mut()
+            .map_or(Ok(()), |d| d.token(sampled.token))
+        {
             Ok(()) => Flow::Continue,
             Err(e) => {
                 failure = Some(e);
                 Flow::Stop
             }
-        }
-    })?;
+        })?;
     if let Some(e) = failure {
         return Err(e);
     }
@@ -84,7 +86,10 @@ pub fn run(args: &RunArgs) -> Result<(), Failure> {
 }
 
 /// The messages of an answer for JSON.
-fn messages_json(tokenizer: &std::sync::Arc<crate::text::Tokenizer>, ids: &[u32]) -> Result<serde_json::Value, Failure> {
+fn messages_json(
+    tokenizer: &std::sync::Arc<crate::text::Tokenizer>,
+    ids: &[u32],
+) -> Result<serde_json::Value, Failure> {
     let mut parser = crate::text::harmony::Parser::for_completion(tokenizer.clone())?;
     for id in ids {
         parser.push(*id);
@@ -149,4 +154,3 @@ fn prompt_tokens(args: &RunArgs, session: &Session, prompt: Option<String>) -> R
         false => Ok(tokens),
     }
 }
-

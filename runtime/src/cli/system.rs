@@ -23,7 +23,10 @@ pub fn inspect(args: &InspectArgs) -> Result<(), Failure> {
     let mut damaged = false;
     if args.check {
         if found.folder.is_none() {
-            return Err(Failure::Usage(format!("{} is a preset and has no data to --check; name a folder", args.model)));
+            return Err(Failure::Usage(format!(
+                "{} is a preset and has no data to --check; name a folder",
+                args.model
+            )));
         }
         let model = resolve(&args.model, false)?;
         let bar = super::bar::bytes("checking", found.totals.bytes);

@@ -121,7 +121,9 @@ pub enum EngineError {
         vocab: usize,
     },
     /// More tokens than the context.
-    #[error("{tokens} tokens do not fit the context of {context}; shorten the prompt or raise --context (the model allows {model})")]
+    #[error(
+        "{tokens} tokens do not fit the context of {context}; shorten the prompt or raise --context (the model allows {model})"
+    )]
     Context {
         /// Tokens the sequence would have.
         tokens: usize,
@@ -131,7 +133,9 @@ pub enum EngineError {
         model: usize,
     },
     /// No free KV page.
-    #[error("no KV page is free for {tokens} more tokens (cache `{group}` has {pages} pages of {page} tokens); end a sequence or raise the KV budget")]
+    #[error(
+        "no KV page is free for {tokens} more tokens (cache `{group}` has {pages} pages of {page} tokens); end a sequence or raise the KV budget"
+    )]
     Pages {
         /// The KV declaration.
         group: String,
@@ -414,7 +418,10 @@ impl Engine {
         for w in work {
             if let Some(s) = &mut self.seqs[w.seq.0] {
                 let tokens = s.len + w.tokens.len();
-                s.tables.iter_mut().zip(&mut self.groups).for_each(|(t, g)| drop(t.grow(g, tokens)));
+                for (table, group) in s.tables.iter_mut().zip(&mut self.groups) {
+                    let grown = table.grow(group, tokens);
+                    debug_assert!(grown, "counted above");
+                }
             }
         }
         let rows = work.iter().filter(|w| w.sample.is_some()).count().max(1);

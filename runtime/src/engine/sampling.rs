@@ -91,9 +91,11 @@ impl SamplingParams {
         let twice = tokens.windows(2).find(|w| w[0] == w[1]).map(|w| w[0]);
         let bad = self.logit_bias.iter().find(|(t, b)| *t as usize >= vocab || !b.is_finite());
         match (twice, bad) {
-            (Some(t), _) => {
-                Err(SamplingError { name: "logit_bias", found: format!("given twice for token {t}"), expected: "once a token" })
-            }
+            (Some(t), _) => Err(SamplingError {
+                name: "logit_bias",
+                found: format!("given twice for token {t}"),
+                expected: "once a token",
+            }),
             (_, Some((t, b))) => Err(SamplingError {
                 name: "logit_bias",
                 found: format!("{b} for token {t}"),
@@ -105,8 +107,7 @@ impl SamplingParams {
 
     /// The least head that can serve this request.
     pub fn head(&self) -> Head {
-        let penalties =
-            self.repetition_penalty != 1.0 || self.presence_penalty != 0.0 || self.frequency_penalty != 0.0;
+        let penalties = self.repetition_penalty != 1.0 || self.presence_penalty != 0.0 || self.frequency_penalty != 0.0;
         if penalties || self.logprobs || !self.logit_bias.is_empty() {
             Head::Full
         } else if self.temperature > 0.0 {

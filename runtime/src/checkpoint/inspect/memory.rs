@@ -39,9 +39,7 @@ pub struct GpuFit {
 impl KvCache {
     /// The cache of a model.
     pub fn of(config: &ModelConfig) -> KvCache {
-        let ModelConfig::GptOss(c) = config else {
-            return KvCache { bytes_per_token: 0, window_bytes_per_sequence: 0, context: 0 };
-        };
+        let ModelConfig::GptOss(c) = config;
         let row = 2 * c.kv_width() as u64 * BF16; // keys and values of one token in one layer
         KvCache {
             bytes_per_token: row * c.layers_of(AttentionKind::Full) as u64,
