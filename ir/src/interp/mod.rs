@@ -25,6 +25,8 @@ pub mod view;
 #[cfg(test)]
 mod decomp_tests;
 #[cfg(test)]
+mod edge_tests;
+#[cfg(test)]
 mod testing;
 
 use std::borrow::Cow;

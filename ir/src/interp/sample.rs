@@ -96,12 +96,12 @@ fn draw(logits: &[f32], how: Draw) -> i32 {
 /// The least logit of the nucleus of staying tokens.
 fn nucleus(mut l: Vec<f32>, m: f32, top_p: f32) -> f32 {
     let mass = |l: f32| ((l - m).exp() * 1_099_511_627_776.0) as u64;
-    let total: u64 = l.iter().map(|l| mass(*l)).sum();
+    let total = l.iter().fold(0u64, |sum, l| sum.saturating_add(mass(*l)));
     let target = ((f64::from(top_p) * total as f64).ceil() as u64).max(1);
     l.sort_unstable_by(|a, b| b.total_cmp(a));
-    let mut sum = 0;
+    let mut sum = 0u64;
     for l in &l {
-        sum += mass(*l);
+        sum = sum.saturating_add(mass(*l));
         if sum >= target {
             return *l;
         }
