@@ -9,3 +9,6 @@ mod reference;
 pub use dot::{dot, dot_func};
 pub use json::{JSON_VERSION, json};
 pub use reference::reference;
+
+#[cfg(test)]
+mod tests;

@@ -77,3 +77,60 @@ fn entry(out: &mut String, info: &OpInfo) {
     }
     out.push('\n');
 }
+
+#[cfg(test)]
+mod tests {
+    use super::reference;
+
+    /// The rows of the table at the head of the verifier.
+    fn rules() -> String {
+        let source = include_str!("../verify/mod.rs");
+        let rows = source.lines().filter_map(|l| l.strip_prefix("//! | ")).map(|l| format!("| {l}\n"));
+        // `|------|` has no blank behind its first bar.
+        let mut rows: Vec<String> = rows.collect();
+        rows.insert(1, "|------|------------|\n".into());
+        rows.concat().replace(" ([`roundtrip`], on request)", " (`verify::roundtrip`, on request)")
+    }
+
+    fn replace(text: &str, name: &str, body: &str) -> String {
+        let open = format!("<!-- generated: {name} -->\n");
+        let (head, rest) = text.split_once(&open).expect("docs/ir.md has the marker");
+        let (_, tail) = rest.split_once("<!-- end -->").expect("docs/ir.md has the end marker");
+        format!("{head}{open}\n{body}\n<!-- end -->{tail}")
+    }
+
+    #[test]
+    fn the_documentation_holds_the_generated_reference() {
+        let path = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../docs/ir.md");
+        let have = std::fs::read_to_string(&path).expect("docs/ir.md is there");
+        let want = replace(&replace(&have, "rules", &rules()), "ops", &reference());
+        if std::env::var("BLESS").is_ok_and(|v| v == "1") {
+            std::fs::write(&path, want).expect("docs/ir.md can be written");
+            return;
+        }
+        assert!(have == want, "docs/ir.md is not up to date; run `BLESS=1 cargo test -p gossamer-ir reference`");
+    }
+
+    #[test]
+    fn the_example_is_right() {
+        let path = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../docs/ir.md");
+        let docs = std::fs::read_to_string(&path).expect("docs/ir.md is there");
+        let example = docs.split("```text\n").find(|b| b.starts_with("gir 1")).expect("docs/ir.md has an example");
+        let example = example.split("```").next().unwrap_or_default();
+        let module = crate::text::parse("docs/ir.md", example).unwrap_or_else(|e| panic!("{}", e.render()));
+        let verified = crate::verify::verify(&module, crate::verify::Stage::Tensor);
+        assert_eq!(verified.unwrap_or_else(|e| panic!("{}", e.render(Some(("docs/ir.md", example))))).warnings, []);
+        assert_eq!(module.to_string(), example);
+    }
+
+    #[test]
+    fn every_op_has_an_entry_and_prose() {
+        let text = reference();
+        for kind in crate::OpKind::ALL {
+            let info = kind.info();
+            assert!(text.contains(&format!("#### `{}`\n", info.name)), "{}", info.name);
+            assert!(info.summary.starts_with(char::is_uppercase) && !info.summary.ends_with('.'), "{}", info.name);
+            assert!(info.doc.ends_with('.'), "{}", info.name);
+        }
+    }
+}

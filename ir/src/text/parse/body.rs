@@ -264,6 +264,7 @@ impl<'a> Parser<'a> {
                 }
             }
         }
+        // Named regions (`prologue(%e: bf16) { ... }`) will stand between attributes and types.
         let mut attrs = self.attrs(kind)?;
         if let Some(callee) = callee {
             attrs.set("callee", Attr::from(callee));
