@@ -6,7 +6,10 @@ use gossamer_ir::{Class, OpKind};
 use gossamer_tests::filetest;
 
 fn folder() -> std::path::PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("filetests")
+    match std::env::var_os("GOSSAMER_ROOT") {
+        Some(root) => Path::new(&root).join("tests/filetests"),
+        None => Path::new(env!("CARGO_MANIFEST_DIR")).join("filetests"),
+    }
 }
 
 #[test]
