@@ -18,6 +18,9 @@
 //! ```
 
 pub mod cache;
+mod emit;
+mod kernels;
 pub mod layout;
+pub mod lower;
 pub mod nvrtc;
 pub mod resources;

@@ -1,0 +1,141 @@
+// ${ir}
+// Many rows of x. A block makes ${slots} of them (slots) times ${height} rows of w; tiles of both pass through shared memory, ${stages} units of K
+// deep. Pieces of K are summed apart and added up in order, as the kernels for few rows do, so results are the same bits.
+typedef ${in_type} In;
+typedef ${out_type} Out;
+${constants}
+constexpr int PIECES = ${pieces};
+constexpr int HEIGHT = ${height};
+constexpr int SLOTS = ${slots};
+constexpr int WARPS_N = ${warps_n};  // warps along w; the others of 8 are along the slots
+constexpr int RT = HEIGHT / WARPS_N / 16;
+constexpr int NT = SLOTS * WARPS_N / 8 / 8;
+constexpr int STAGES = ${stages};
+// A stage holds both halves of a unit of 64 k: [half][row][32 k]. The second half starts 64 bytes off, for the banks' sake.
+constexpr int W_HALF = HEIGHT * 64 + 64;
+constexpr int X_HALF = SLOTS * 64 + 64;
+constexpr int STAGE = 2 * (W_HALF + X_HALF);
+
+extern "C" __global__ void __launch_bounds__(256, ${blocks})
+${entry}(const In* __restrict__ x, const In* __restrict__ w, Out* __restrict__ y, u32 tiles${params}) {
+  extern __shared__ uint4 shared[];
+  u8* const stages = (u8*)shared;
+  const int lane = threadIdx.x & 31;
+  const int warp = threadIdx.x >> 5;
+  const int g = lane >> 2;
+  const int c = lane & 3;
+  const u32 tile = blockIdx.x % tiles;
+  const i64 n0 = (i64)(blockIdx.x / tiles) * HEIGHT;
+  ${locate}
+  // A thread copies the same 8 columns of some rows of each tile: row, row + 32, ...
+  const int copy_row = threadIdx.x >> 3;
+  const int copy_k = threadIdx.x & 7;
+  const In* w_row[HEIGHT / 32];
+  const In* x_row[SLOTS / 32];
+#pragma unroll
+  for (int i = 0; i < HEIGHT / 32; i++) {
+    const i64 n = n0 + copy_row + 32 * i;
+    w_row[i] = w + (n < N ? n : N - 1) * K;
+  }
+#pragma unroll
+  for (int i = 0; i < SLOTS / 32; i++) {
+    const int slot = copy_row + 32 * i < count ? copy_row + 32 * i : 0;
+    x_row[i] = x + (i64)(${x_row}) * K;
+  }
+  const int units = (int)((K + 63) / 64);
+  auto fetch = [&](int u) {
+    u8* const to = stages + (u % STAGES) * STAGE;
+    const i64 k = (i64)u * 64 + copy_k * 8;
+    const int w_at = (copy_k >> 2) * W_HALF + copy_row * 64 + (copy_k & 3) * 16;
+    const int x_at = 2 * W_HALF + (copy_k >> 2) * X_HALF + copy_row * 64 + (copy_k & 3) * 16;
+#pragma unroll
+    for (int i = 0; i < HEIGHT / 32; i++) {
+      u8* const at = to + w_at + i * 32 * 64;
+      if (ALIGNED) copy16_async(at, w_row[i] + (k < K ? k : 0), k < K);
+      else *(uint4*)at = load8<false>(w_row[i], k, K);
+    }
+#pragma unroll
+    for (int i = 0; i < SLOTS / 32; i++) {
+      u8* const at = to + x_at + i * 32 * 64;
+      if (ALIGNED) copy16_async(at, x_row[i] + (k < K ? k : 0), k < K);
+      else *(uint4*)at = load8<false>(x_row[i], k, K);
+    }
+  };
+  const int first_row = (warp % WARPS_N) * RT * 16;
+  const int first_slot = (warp / WARPS_N) * NT * 8;
+  f32 acc[RT][NT][4] = {};
+  f32 sum[RT][NT][4] = {};
+  auto piece_end = [&](int p) { return (int)((i64)units * (p + 1) / PIECES); };
+  int piece = 0;
+  while (piece < PIECES && piece_end(piece) == 0) piece++;
+#pragma unroll
+  for (int u = 0; u < STAGES - 1; u++) {
+    if (u < units) fetch(u);
+    copy_commit();
+  }
+  for (int u = 0; u < units; u++) {
+    copy_wait<STAGES - 2>();
+    __syncthreads();
+    if (u + STAGES - 1 < units) fetch(u + STAGES - 1);
+    copy_commit();
+    const u8* const from = stages + (u % STAGES) * STAGE;
+#pragma unroll
+    for (int half = 0; half < 2; half++) {
+      uint4 a[RT][2];
+      uint4 b[NT];
+#pragma unroll
+      for (int r = 0; r < RT; r++) {
+#pragma unroll
+        for (int h = 0; h < 2; h++) {
+          a[r][h] = *(const uint4*)(from + half * W_HALF + (first_row + 16 * r + 8 * h + g) * 64 + c * 16);
+        }
+      }
+#pragma unroll
+      for (int s = 0; s < NT; s++) {
+        b[s] = *(const uint4*)(from + 2 * W_HALF + half * X_HALF + (first_slot + 8 * s + g) * 64 + c * 16);
+      }
+#pragma unroll
+      for (int r = 0; r < RT; r++) {
+#pragma unroll
+        for (int s = 0; s < NT; s++) mma_k32<In>(acc[r][s], a[r][0], a[r][1], b[s]);
+      }
+    }
+    if (u + 1 == piece_end(piece)) {
+#pragma unroll
+      for (int r = 0; r < RT; r++) {
+#pragma unroll
+        for (int s = 0; s < NT; s++) {
+#pragma unroll
+          for (int e = 0; e < 4; e++) {
+            sum[r][s][e] += acc[r][s][e];
+            acc[r][s][e] = 0.0f;
+          }
+        }
+      }
+      do piece++;
+      while (piece < PIECES && u + 1 == piece_end(piece));
+    }
+  }
+  copy_wait<0>();
+  __syncthreads();
+  f32* const out = (f32*)shared;  // [slot][HEIGHT + 4]
+#pragma unroll
+  for (int r = 0; r < RT; r++) {
+#pragma unroll
+    for (int s = 0; s < NT; s++) {
+#pragma unroll
+      for (int e = 0; e < 4; e++) {
+        const int slot = first_slot + 8 * s + 2 * c + (e & 1);
+        out[slot * (HEIGHT + 4) + first_row + 16 * r + 8 * (e >> 1) + g] = sum[r][s][e];
+      }
+    }
+  }
+  __syncthreads();
+  for (int i = threadIdx.x; i < count * HEIGHT; i += 256) {
+    const int slot = i / HEIGHT;
+    const i64 n = n0 + i % HEIGHT;
+    if (n >= N) continue;
+    const f32 sum = out[slot * (HEIGHT + 4) + i % HEIGHT];
+    ${epilogue}
+  }
+}

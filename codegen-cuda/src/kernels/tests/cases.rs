@@ -1,0 +1,307 @@
+//! Op instances for tests: built through the op table, so that their types are legal.
+
+use std::collections::BTreeMap;
+
+use gossamer_ir::{Attr, Attrs, Bindings, DType, Dim, Func, Module, Op, OpKind, Param, StateDecl, TensorType, Type};
+
+use crate::lower::{LowerError, Lowered, OpInstance, lower};
+
+pub use DType::{BF16, Bool, F16, F32, I32, Mxfp4, U8};
+
+/// An op with its surroundings.
+pub struct Case {
+    /// What it is, for messages.
+    pub name: String,
+    pub module: Module,
+    pub op: Op,
+    pub operands: Vec<Type>,
+    pub sizes: Bindings,
+}
+
+impl Case {
+    pub fn lower(&self) -> Result<Lowered, LowerError> {
+        lower(&OpInstance { op: &self.op, operands: &self.operands, module: &self.module, sizes: &self.sizes })
+    }
+}
+
+/// A tensor type whose dims are `T`-like names or numbers: `t(BF16, "T 2880")`.
+pub fn t(dtype: DType, dims: &str) -> Type {
+    Type::Tensor(TensorType::new(dtype, dims_of(dims)))
+}
+
+pub fn dims_of(dims: &str) -> Vec<Dim> {
+    dims.split_whitespace().map(|d| d.parse::<i64>().map_or_else(|_| Dim::sym(d), Dim::from)).collect()
+}
+
+pub fn kv(heads: i64, head_dim: i64, page: i64, window: Option<i64>, dtype: DType) -> StateDecl {
+    StateDecl::Kv { name: "kv".into(), heads, head_dim, page, window, dtype }
+}
+
+pub fn counts(vocab: i64) -> StateDecl {
+    StateDecl::Counts { name: "seen".into(), vocab }
+}
+
+pub fn state(decl: &StateDecl) -> Type {
+    decl.ty()
+}
+
+/// Makes a case; `sizes` gives symbols values: `"T=5 S=2"`.
+pub fn case(kind: OpKind, operands: Vec<Type>, attrs: Attrs, states: &[StateDecl], sizes: &str) -> Case {
+    let mut module = Module::default();
+    module.states = states.to_vec();
+    let params = operands.iter().map(|ty| Param { name: "p".into(), ty: ty.clone(), weight: false }).collect();
+    let mut f = Func::new("f", params);
+    let values = (0..operands.len()).map(|i| f.param(i).unwrap()).collect();
+    let name = format!(
+        "{} {} {{{}}} {sizes}",
+        kind.name(),
+        operands.iter().map(ToString::to_string).collect::<Vec<_>>().join(", "),
+        attrs.iter().map(|(k, v)| format!("{k} = {v}")).collect::<Vec<_>>().join(", ")
+    );
+    let made = f.add(&module, kind, values, attrs, &["y"], None).unwrap_or_else(|e| panic!("{name}: {e}"));
+    let op = f.graph.op(made[0].op).clone();
+    let sizes: BTreeMap<_, _> = sizes
+        .split_whitespace()
+        .map(|s| s.split_once('=').map(|(k, v)| (k.into(), v.parse().unwrap())).unwrap())
+        .collect();
+    Case { name, module, op, operands, sizes }
+}
+
+pub fn attrs<const N: usize>(pairs: [(&'static str, Attr); N]) -> Attrs {
+    Attrs::from(pairs)
+}
+
+/// An op without state.
+pub fn plain<const N: usize>(kind: OpKind, operands: Vec<Type>, a: [(&'static str, Attr); N], sizes: &str) -> Case {
+    case(kind, operands, attrs(a), &[], sizes)
+}
+
+/// Every op at small sizes that reach every branch of its templates: few and many rows, whole and ragged vectors, all dtypes.
+pub fn all() -> Vec<Case> {
+    use OpKind as K;
+    let mut out = Vec::new();
+    let floats = [F32, BF16, F16];
+    let unary = [K::Neg, K::Abs, K::Exp, K::Log, K::Sqrt, K::Rsqrt, K::Sigmoid, K::Tanh, K::Silu, K::Gelu];
+    for (i, kind) in unary.into_iter().enumerate() {
+        out.push(plain(kind, vec![t(floats[i % 3], "T 24")], [], "T=3"));
+        out.push(plain(kind, vec![t(floats[(i + 1) % 3], "T 7")], [], "T=3"));
+    }
+    for (i, kind) in [K::Add, K::Sub, K::Mul, K::Div, K::Max, K::Min].into_iter().enumerate() {
+        let (a, b) = (floats[i % 3], floats[(i + 1) % 3]);
+        out.push(plain(kind, vec![t(a, "T 24"), t(b, "T 24")], [], "T=5"));
+        out.push(plain(kind, vec![t(b, "T 3 24"), t(a, "24")], [], "T=5"));
+        out.push(plain(kind, vec![t(a, "3 T 5"), t(a, "T 5")], [], "T=4"));
+        out.push(plain(kind, vec![t(a, "T 8"), t(F32, "")], [], "T=4"));
+        out.push(plain(kind, vec![t(I32, "T 5"), t(I32, "T 5")], [], "T=9"));
+    }
+    for (i, op) in ["eq", "ne", "lt", "le", "gt", "ge"].into_iter().enumerate() {
+        let d = [F32, I32, BF16][i % 3];
+        out.push(plain(K::Cmp, vec![t(d, "T 6"), t(d, "6")], [("op", op.into())], "T=5"));
+    }
+    for d in [F32, BF16, F16, I32, U8, Bool] {
+        out.push(plain(K::Select, vec![t(Bool, "T 6"), t(d, "T 6"), t(d, "T 6")], [], "T=5"));
+        for to in [F32, BF16, F16, I32, U8, Bool] {
+            out.push(plain(K::Cast, vec![t(d, "T 8")], [("to", to.into())], "T=5"));
+        }
+    }
+    out.push(plain(K::Clamp, vec![t(BF16, "T 8")], [("lo", Attr::Float(-0.5)), ("hi", Attr::Float(0.25))], "T=5"));
+    out.push(plain(K::Clamp, vec![t(F32, "T 5")], [("lo", Attr::Float(-0.5))], "T=5"));
+    for d in [F32, BF16, F16, I32, U8, Bool] {
+        let dims: Attr = dims_of("T 3").into();
+        out.push(plain(K::Const, vec![], [("dims", dims), ("dtype", d.into()), ("value", Attr::Float(-2.5))], "T=5"));
+    }
+    out.push(plain(K::Iota, vec![], [("dims", dims_of("T").into())], "T=300"));
+    out.extend(views());
+    out.extend(rows());
+    out.extend(contractions());
+    out.extend(quant());
+    out.extend(positions());
+    out.extend(sampling());
+    out
+}
+
+fn views() -> Vec<Case> {
+    use OpKind as K;
+    let ints = |v: &[i64]| Attr::from(v.to_vec());
+    let mut out = vec![
+        plain(K::Reshape, vec![t(BF16, "T 24")], [("dims", dims_of("T 3 8").into())], "T=5"),
+        plain(K::Reshape, vec![t(Mxfp4, "2 3 64")], [("dims", dims_of("6 64").into())], ""),
+        plain(K::Permute, vec![t(BF16, "T 4 16")], [("perm", ints(&[1, 0, 2]))], "T=5"),
+        plain(K::Permute, vec![t(F32, "T 4 3")], [("perm", ints(&[2, 0, 1]))], "T=5"),
+        plain(K::Permute, vec![t(U8, "2 T 3 5")], [("perm", ints(&[3, 1, 0, 2]))], "T=4"),
+        plain(K::Permute, vec![t(Mxfp4, "3 2 64")], [("perm", ints(&[1, 0, 2]))], ""),
+        plain(K::Broadcast, vec![t(F32, "T 1 6")], [("dims", dims_of("2 T 4 6").into())], "T=3"),
+        plain(K::Broadcast, vec![t(BF16, "")], [("dims", dims_of("T 3").into())], "T=3"),
+        plain(K::Concat, vec![t(BF16, "T 8"), t(BF16, "T 16"), t(BF16, "T 4")], [("axis", Attr::Int(1))], "T=5"),
+        plain(K::Concat, vec![t(F32, "T 5"), t(F32, "S 5")], [("axis", Attr::Int(0))], "T=3 S=4"),
+        plain(K::Concat, vec![t(Mxfp4, "2 32"), t(Mxfp4, "3 32")], [("axis", Attr::Int(0))], ""),
+    ];
+    for (axis, start, len) in [(1, 8, 16), (1, 3, 5), (0, 1, 2)] {
+        let a = [("axis", Attr::Int(axis)), ("start", Attr::Int(start)), ("len", Attr::Int(len))];
+        let dims = if axis == 0 { "4 T" } else { "T 32" };
+        out.push(plain(K::Slice, vec![t(BF16, dims)], a, "T=5"));
+    }
+    for (d, dims) in [(BF16, "50 24"), (F32, "9 3"), (U8, "9 2 3"), (F16, "12")] {
+        out.push(plain(K::GatherRows, vec![t(d, dims), t(I32, "T 2")], [], "T=6"));
+    }
+    out
+}
+
+fn rows() -> Vec<Case> {
+    use OpKind as K;
+    let mut out = Vec::new();
+    for (d, n) in [(F32, 5), (BF16, 96), (F16, 1500)] {
+        for op in ["sum", "max", "mean"] {
+            for axis in 0..3 {
+                let a = [("axis", Attr::Int(axis)), ("op", op.into()), ("keep", Attr::Bool(axis == 1))];
+                out.push(plain(K::Reduce, vec![t(d, &format!("2 T {n}"))], a, "T=3"));
+            }
+        }
+        for kind in [K::Softmax, K::LogSumExp, K::ArgMax] {
+            out.push(plain(kind, vec![t(d, &format!("T {n}"))], [], "T=3"));
+        }
+        let w = t(BF16, &n.to_string());
+        out.push(plain(K::RmsNorm, vec![t(d, &format!("T {n}")), w.clone()], [("eps", Attr::Float(1e-6))], "T=3"));
+        let b = t(F32, &n.to_string());
+        out.push(plain(K::LayerNorm, vec![t(d, &format!("2 T {n}")), w, b], [], "T=3"));
+        out.push(plain(K::TopK, vec![t(d, &format!("T {n}"))], [("k", Attr::Int(4))], "T=3"));
+    }
+    out.push(plain(K::Softmax, vec![t(F32, "S T")], [], "S=2 T=17"));
+    out.push(plain(K::TopK, vec![t(F32, "T 5000")], [("k", Attr::Int(64))], "T=2"));
+    out.push(plain(K::ArgMax, vec![t(F32, "T 20000")], [], "T=2"));
+    for (layout, d) in [("interleaved", BF16), ("halves", BF16), ("interleaved", F32)] {
+        out.push(plain(K::Swiglu, vec![t(d, "T 2 36")], [("layout", layout.into())], "T=3"));
+    }
+    out.push(plain(K::MoeCombine, vec![t(F32, "T 4 30"), t(F32, "T 4")], [], "T=3"));
+    out.push(plain(K::MoeCombine, vec![t(BF16, "T 2 30"), t(F32, "T 2")], [], "T=3"));
+    out
+}
+
+fn contractions() -> Vec<Case> {
+    use OpKind as K;
+    let mut out = Vec::new();
+    for tokens in [1, 3, 11, 30, 70] {
+        for (k, n) in [(128, 48), (320, 33), (100, 17), (33, 5), (96, 160)] {
+            if tokens == 70 || k != 96 {
+                let operands = vec![t(BF16, &format!("T {k}")), t(BF16, &format!("{n} {k}"))];
+                out.push(plain(K::MatMul, operands, [("out", F32.into())], &format!("T={tokens}")));
+            }
+        }
+    }
+    let sizes = "T=9";
+    out.push(plain(K::MatMul, vec![t(F16, "T 64"), t(F16, "24 64")], [("out", F16.into())], sizes));
+    out.push(plain(K::MatMul, vec![t(F32, "2 T 40"), t(BF16, "70 40")], [("out", BF16.into())], sizes));
+    out.push(plain(K::MatMul, vec![t(F32, "T 33"), t(F32, "7 33")], [], sizes));
+    out.push(plain(K::MatMul, vec![t(BF16, "T S"), t(BF16, "20 S")], [], "T=3 S=200"));
+    out.push(plain(K::MatMul, vec![t(BF16, "T S"), t(BF16, "T S")], [], "T=40 S=200"));
+    for (m, d) in [(3, BF16), (40, BF16), (5, F32)] {
+        out.push(plain(K::BatchMatMul, vec![t(d, "3 T 64"), t(d, "3 20 64")], [], &format!("T={m}")));
+    }
+    for (tokens, d) in [(1, BF16), (5, BF16), (20, BF16), (70, BF16), (6, F32)] {
+        let sizes = format!("T={tokens}");
+        let w = t(d, "6 48 64");
+        out.push(plain(K::MoeMatMul, vec![t(d, "T 64"), w.clone(), t(I32, "T 2")], [], &sizes));
+        out.push(plain(K::MoeMatMul, vec![t(d, "T 2 64"), w, t(I32, "T 2")], [("out", BF16.into())], &sizes));
+    }
+    out.push(plain(K::MoeMatMul, vec![t(BF16, "T 72"), t(BF16, "40 20 72"), t(I32, "T 4")], [], "T=200"));
+    out
+}
+
+fn quant() -> Vec<Case> {
+    use OpKind as K;
+    let mut out = Vec::new();
+    for (to, dims) in [(BF16, "2 70 96"), (F32, "64 64"), (BF16, "32"), (F32, "3 5 32")] {
+        out.push(plain(K::Dequant, vec![t(Mxfp4, dims)], [("to", to.into())], ""));
+        let packed = Type::Tensor(TensorType {
+            dtype: Mxfp4,
+            dims: dims_of(dims),
+            layout: Some(crate::kernels::quant::PACKED.into()),
+        });
+        out.push(plain(K::Dequant, vec![packed], [("to", to.into())], ""));
+    }
+    for dims in ["2 70 96", "64 64"] {
+        out.push(plain(K::Relayout, vec![t(Mxfp4, dims)], [("layout", crate::kernels::quant::PACKED.into())], ""));
+    }
+    out
+}
+
+fn positions() -> Vec<Case> {
+    use OpKind as K;
+    let mut out = Vec::new();
+    let dims: Attr = dims_of("C").into();
+    out.push(plain(K::RopeTable, vec![], [("dim", Attr::Int(64)), ("dims", dims.clone())], "C=300"));
+    let yarn = [
+        ("dim", Attr::Int(64)),
+        ("dims", dims),
+        ("factor", Attr::Float(32.0)),
+        ("theta", Attr::Float(150000.0)),
+        ("scale", Attr::Float(1.3465735902799727)),
+    ];
+    out.push(plain(K::RopeTable, vec![], yarn, "C=3000"));
+    for d in [BF16, F32] {
+        let operands = vec![t(d, "T 192"), t(I32, "T"), t(F32, "C 64")];
+        out.push(plain(K::Rope, operands, [], "T=5 C=40"));
+    }
+    for (x, cache, dim, page) in [(BF16, BF16, 64, 16), (F32, BF16, 24, 7), (F16, F32, 8, 32)] {
+        let decl = kv(3, dim, page, None, cache);
+        let row = format!("T {}", 3 * dim);
+        let operands =
+            vec![state(&decl), t(x, &row), t(x, &row), t(I32, "T"), t(I32, "T"), t(I32, "S P")];
+        out.push(case(K::KvWrite, operands, attrs([]), &[decl], "T=9 S=3 P=5"));
+    }
+    let few = "T=7 S=3 P=8";
+    let many = "T=90 S=3 P=8";
+    let mut attention = |d: DType, cache: DType, (heads, group, dim): (i64, i64, i64), page: i64, window: i64, sinks: bool, sizes: &str| {
+        let decl = kv(heads, dim, page, (window > 0).then_some(window), cache);
+        let mut operands = vec![
+            t(d, &format!("T {}", heads * group * dim)),
+            state(&decl),
+            t(I32, "T"),
+            t(I32, "T"),
+            t(I32, "S P"),
+        ];
+        if sinks {
+            operands.push(t(BF16, &(heads * group).to_string()));
+        }
+        let a = attrs([("scale", Attr::Float((dim as f64).powf(-0.5))), ("window", Attr::Int(window))]);
+        out.push(case(K::Attention, operands, a, &[decl], sizes));
+    };
+    for sizes in [few, many] {
+        attention(BF16, BF16, (2, 8, 64), 32, 0, true, sizes);
+        attention(BF16, BF16, (2, 8, 64), 32, 40, true, sizes);
+        attention(BF16, BF16, (1, 1, 8), 48, 0, false, sizes);
+        attention(BF16, BF16, (1, 20, 128), 32, 0, true, sizes);
+        attention(BF16, BF16, (1, 3, 256), 64, 33, false, sizes);
+        attention(F16, F16, (2, 4, 40), 32, 0, true, sizes);
+        attention(BF16, BF16, (1, 2, 80), 20, 0, true, sizes);
+    }
+    attention(F32, BF16, (2, 2, 64), 32, 0, true, few);
+    attention(F32, F32, (1, 3, 200), 5, 30, false, few);
+    out
+}
+
+fn sampling() -> Vec<Case> {
+    use OpKind as K;
+    let seen = counts(600);
+    let step = || vec![t(I32, "T"), t(I32, "T"), t(I32, "T"), t(I32, "S"), t(I32, "S")];
+    let mut operands = vec![state(&seen)];
+    operands.extend(step());
+    let mut out = vec![case(K::CountTokens, operands, attrs([]), &[seen.clone()], "T=300 S=3")];
+    let operands = vec![t(F32, "R 600"), state(&seen), t(I32, "R"), t(F32, "R"), t(F32, "R"), t(F32, "R")];
+    out.push(case(K::Penalize, operands, attrs([]), &[seen], "R=4"));
+    out.push(plain(K::LogitBias, vec![t(F32, "R 2500"), t(I32, "R B"), t(F32, "R B")], [], "R=3 B=10"));
+    for v in [7, 3000] {
+        let operands = vec![
+            t(F32, &format!("R {v}")),
+            t(F32, "R"),
+            t(I32, "R"),
+            t(F32, "R"),
+            t(F32, "R"),
+            t(I32, "R 2"),
+            t(I32, "R"),
+        ];
+        out.push(plain(K::Sample, operands, [], "R=12"));
+        out.push(plain(K::TokenLogprob, vec![t(F32, &format!("R {v}")), t(I32, "R")], [], "R=5"));
+    }
+    out
+}

@@ -1,0 +1,4 @@
+//! Every op at a grid of shapes and dtypes is lowered, compiled and checked without a GPU.
+
+mod cases;
+mod compile;

@@ -1,0 +1,163 @@
+//! From one op at given sizes to kernels, launch geometry and arguments.
+//!
+//! Owns the interface between a plan and its kernels. Knows types and sizes; must not know buffers, devices or what runs before or
+//! after. One op becomes one kernel, or a few that run in order on one stream. The text of a kernel depends on the op, its dtypes and
+//! its constant dims only; symbolic sizes (tokens, sequences, rows) are arguments, so one compiled kernel serves every bucket.
+//!
+//! Contract with the caller:
+//! - buffers start at multiples of 16 bytes; scratch buffers live at least until the last launch of the op has run;
+//! - a result may share the bytes of the first operand only for elementwise ops (equal dims, equal element size), and must be the
+//!   operand's buffer for states;
+//! - a symbol of value 0 gives no launches.
+
+use std::sync::Arc;
+
+use gossamer_ir::{Bindings, Module, Op, OpKind, Type};
+
+pub use crate::emit::KernelSource;
+use crate::kernels;
+
+/// An op with everything its kernels depend on.
+#[derive(Clone, Copy)]
+pub struct OpInstance<'a> {
+    /// The op.
+    pub op: &'a Op,
+    /// Types of its operands, in order.
+    pub operands: &'a [Type],
+    /// Declarations of state.
+    pub module: &'a Module,
+    /// Values of all symbols in the types.
+    pub sizes: &'a Bindings,
+}
+
+/// What runs an op.
+#[derive(Clone, Debug, Default)]
+pub struct Lowered {
+    /// Kernels in the order they run; each may read what the ones before it wrote. Empty if the results have no element.
+    pub launches: Vec<Launch>,
+    /// Bytes of each scratch buffer; contents need not be kept or cleared.
+    pub scratch: Vec<u64>,
+}
+
+/// One kernel launch.
+#[derive(Clone, Debug)]
+pub struct Launch {
+    /// The kernel.
+    pub kernel: Arc<KernelSource>,
+    /// Blocks.
+    pub grid: [u32; 3],
+    /// Threads of a block.
+    pub block: u32,
+    /// Bytes of dynamic shared memory of a block; above 48 KiB the launcher must raise the kernel's limit.
+    pub shared: u32,
+    /// Arguments in the order of the kernel's parameters.
+    pub args: Vec<Arg>,
+}
+
+/// A kernel argument.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Arg {
+    /// Address of (a part of) an operand.
+    Operand {
+        /// Operand number.
+        index: usize,
+        /// Which of its buffers.
+        part: Part,
+    },
+    /// Address of (a part of) a result.
+    Result {
+        /// Result number.
+        index: usize,
+        /// Which of its buffers.
+        part: Part,
+    },
+    /// Address of a scratch buffer, by its number in [`Lowered::scratch`].
+    Scratch(usize),
+    /// A 4-byte integer.
+    I32(i32),
+    /// An 8-byte integer.
+    I64(i64),
+    /// A 4-byte float.
+    F32(f32),
+}
+
+/// One buffer of a value.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Part {
+    /// The only buffer: plain tensors, and packed ones with a layout.
+    Data,
+    /// Row-major MXFP4: code bytes `[.., K/2]`.
+    Codes,
+    /// Row-major MXFP4: scale bytes `[.., K/32]`.
+    Scales,
+    /// KV state: keys `[pages, kv_heads, page, head_dim]`.
+    Keys,
+    /// KV state: values, as keys.
+    Values,
+    /// Counts state: u32 `[slots, vocab]`; bit 31: occurred in the prompt, the rest: times generated.
+    Counts,
+}
+
+/// An op has no kernel.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum LowerError {
+    /// No kernel family takes this.
+    #[error("{op}: no kernel for {what}; supported: {supported}")]
+    Unsupported {
+        /// Name of the op.
+        op: &'static str,
+        /// What was asked for.
+        what: String,
+        /// What would be.
+        supported: String,
+    },
+    /// A symbol of a type has no value.
+    #[error("{op}: symbol `{symbol}` has no value; add it to the sizes of the bucket")]
+    Unbound {
+        /// Name of the op.
+        op: &'static str,
+        /// The symbol.
+        symbol: String,
+    },
+    /// The op's types are not those its type rule gives.
+    #[error("{op}: {what}; run the verifier on the module")]
+    Malformed {
+        /// Name of the op.
+        op: &'static str,
+        /// What is wrong.
+        what: String,
+    },
+}
+
+/// Kernels, launch geometry and arguments of one op.
+///
+/// # Errors
+/// See [`LowerError`]: an op without a kernel of its own (`param`, `weight`, `call`), dtypes or sizes outside what the templates take, or
+/// a symbol without a value.
+pub fn lower(instance: &OpInstance) -> Result<Lowered, LowerError> {
+    use OpKind as K;
+    let cx = kernels::Cx::new(*instance);
+    match instance.op.kind {
+        K::Param | K::Weight | K::Call => {
+            Err(cx.unsupported("an op that has no value of its own", "ops of a flat plan other than leaves"))
+        }
+        K::Const | K::Iota => kernels::fill::lower(&cx),
+        K::Reshape | K::Permute | K::Slice | K::Broadcast | K::Concat => kernels::view::lower(&cx),
+        K::Neg | K::Abs | K::Exp | K::Log | K::Sqrt | K::Rsqrt | K::Sigmoid | K::Tanh | K::Silu | K::Gelu | K::Cast
+        | K::Clamp | K::Add | K::Sub | K::Mul | K::Div | K::Max | K::Min | K::Cmp | K::Select => {
+            kernels::elementwise::lower(&cx)
+        }
+        K::Reduce => kernels::reduce::lower(&cx),
+        K::Softmax | K::LogSumExp | K::RmsNorm | K::LayerNorm | K::ArgMax | K::TokenLogprob => kernels::rows::lower(&cx),
+        K::TopK => kernels::topk::lower(&cx),
+        K::MatMul | K::BatchMatMul | K::MoeMatMul => kernels::contraction::lower(&cx),
+        K::Dequant | K::Relayout => kernels::quant::lower(&cx),
+        K::GatherRows => kernels::gather::lower(&cx),
+        K::RopeTable | K::Rope => kernels::rope::lower(&cx),
+        K::KvWrite => kernels::kv::lower(&cx),
+        K::Attention => kernels::attention::lower(&cx),
+        K::Swiglu | K::MoeCombine => kernels::moe::lower(&cx),
+        K::CountTokens | K::Penalize | K::LogitBias => kernels::logits::lower(&cx),
+        K::Sample => kernels::sample::lower(&cx),
+    }
+}
