@@ -165,8 +165,7 @@ mod tests {
 
     #[test]
     fn slots_keep_indentation_and_empty_ones_vanish() {
-        let slots =
-            BTreeMap::from([("a", "x;\ny;".to_string()), ("b", String::new()), ("c", "3".to_string())]);
+        let slots = BTreeMap::from([("a", "x;\ny;".to_string()), ("b", String::new()), ("c", "3".to_string())]);
         assert_eq!(fill("  ${a}\n  ${b}\nint n = ${c} + ${c};\n${d}", &slots), "  x;\n  y;\nint n = 3 + 3;\n${d}\n");
     }
 

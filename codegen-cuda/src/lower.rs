@@ -12,7 +12,7 @@
 
 use std::sync::Arc;
 
-use gossamer_ir::{Bindings, Module, Op, OpKind, Type};
+use gossamer_ir::{Bindings, DType, Module, Op, OpKind, TensorType, Type};
 
 pub use crate::emit::KernelSource;
 use crate::kernels;
@@ -129,6 +129,31 @@ pub enum LowerError {
     },
 }
 
+/// The buffers of a tensor and their sizes in bytes.
+///
+/// # Errors
+/// A symbol without a value, or a layout this crate does not define or that does not fit the tensor.
+pub fn buffers(ty: &TensorType, sizes: &Bindings) -> Result<Vec<(Part, u64)>, LowerError> {
+    let op = "buffer";
+    let shape = ty.shape(sizes).map_err(|s| LowerError::Unbound { op, symbol: s.to_string() })?;
+    let elements = shape.iter().product::<i64>().max(0) as u64;
+    let unsupported = |what: String| LowerError::Unsupported {
+        op,
+        what,
+        supported: format!("row-major tensors, and mxfp4 in #{} with K a multiple of 32", kernels::quant::PACKED),
+    };
+    match (ty.layout.as_deref(), ty.dtype) {
+        (None, DType::Mxfp4) => Ok(vec![(Part::Codes, elements / 2), (Part::Scales, elements / 32)]),
+        (None, dtype) => Ok(vec![(Part::Data, dtype.storage_bytes(elements))]),
+        (Some(kernels::quant::PACKED), DType::Mxfp4) => match kernels::quant::packed(&shape) {
+            None => Ok(vec![(Part::Data, 0)]),
+            Some(Ok(layout)) => Ok(vec![(Part::Data, layout.bytes() as u64)]),
+            Some(Err(e)) => Err(unsupported(format!("{ty} ({e})"))),
+        },
+        (Some(_), _) => Err(unsupported(ty.to_string())),
+    }
+}
+
 /// Kernels, launch geometry and arguments of one op.
 ///
 /// # Errors
@@ -143,12 +168,30 @@ pub fn lower(instance: &OpInstance) -> Result<Lowered, LowerError> {
         }
         K::Const | K::Iota => kernels::fill::lower(&cx),
         K::Reshape | K::Permute | K::Slice | K::Broadcast | K::Concat => kernels::view::lower(&cx),
-        K::Neg | K::Abs | K::Exp | K::Log | K::Sqrt | K::Rsqrt | K::Sigmoid | K::Tanh | K::Silu | K::Gelu | K::Cast
-        | K::Clamp | K::Add | K::Sub | K::Mul | K::Div | K::Max | K::Min | K::Cmp | K::Select => {
-            kernels::elementwise::lower(&cx)
-        }
+        K::Neg
+        | K::Abs
+        | K::Exp
+        | K::Log
+        | K::Sqrt
+        | K::Rsqrt
+        | K::Sigmoid
+        | K::Tanh
+        | K::Silu
+        | K::Gelu
+        | K::Cast
+        | K::Clamp
+        | K::Add
+        | K::Sub
+        | K::Mul
+        | K::Div
+        | K::Max
+        | K::Min
+        | K::Cmp
+        | K::Select => kernels::elementwise::lower(&cx),
         K::Reduce => kernels::reduce::lower(&cx),
-        K::Softmax | K::LogSumExp | K::RmsNorm | K::LayerNorm | K::ArgMax | K::TokenLogprob => kernels::rows::lower(&cx),
+        K::Softmax | K::LogSumExp | K::RmsNorm | K::LayerNorm | K::ArgMax | K::TokenLogprob => {
+            kernels::rows::lower(&cx)
+        }
         K::TopK => kernels::topk::lower(&cx),
         K::MatMul | K::BatchMatMul | K::MoeMatMul => kernels::contraction::lower(&cx),
         K::Dequant | K::Relayout => kernels::quant::lower(&cx),

@@ -6,7 +6,7 @@
 
 use gossamer_ir::DType;
 
-use super::{Cx, kv, operand, result, rows_of, single};
+use super::{Cx, blocks, kv, operand, result, rows_of, single};
 use crate::emit::{Piece, Text, c_type, f32_literal};
 use crate::lower::{Arg, LowerError, Lowered, Part};
 
@@ -102,31 +102,33 @@ pub fn lower(cx: &Cx) -> Result<Lowered, LowerError> {
     let (warps, row_tiles) = match (split, kv.dim) {
         (true, _) => (8, 1),
         (false, ..=64) => (4, 2),
-        (false, ..=128) => (4, 1),
-        (false, _) => (2, 1),
+        (false, _) => (4, 1),
     };
     let capacity = if split { 16 } else { warps * row_tiles * 16 };
     let heads = group.min(capacity);
     let tile_tokens = if split { 1 } else { capacity / heads };
-    let chunks = (group + heads - 1) / heads;
+    let chunks = blocks(group, heads);
     let how = match split {
         true => "Warps split the classes.",
         false => "Each warp takes all classes of its own rows.",
     };
-    let text = Text::new(format!("{name}_{}", if split { "few" } else { "many" }), ir, include_str!("cuda/attention_mma.cu"))
-        .with(Piece::Mma)
-        .set("type", c_type(q.dtype))
-        .set("warp_rows", row_tiles * 16)
-        .set("how", how)
-        .set("heads", heads)
-        .set("tokens", tile_tokens)
-        .set("warps", warps)
-        .set("row_tiles", row_tiles)
-        .set("split", split)
-        .set("sink", sink("head[r][h]"));
-    let blocks = (tokens + tile_tokens - 1) / tile_tokens * kv.heads * chunks;
-    let mut launch = cx.launch(fill(text).build(), blocks, warps as u32 * 32, args)?;
-    let state = row_tiles * ((kv.dim + 63) / 64) * 32 + row_tiles * 4;
+    let text =
+        Text::new(format!("{name}_{}", if split { "few" } else { "many" }), ir, include_str!("cuda/attention_mma.cu"))
+            .with(Piece::Mma)
+            .set("type", c_type(q.dtype))
+            .set("warp_rows", row_tiles * 16)
+            .set("how", how)
+            .set("heads", heads)
+            .set("tokens", tile_tokens)
+            .set("warps", warps)
+            .set("row_tiles", row_tiles)
+            .set("split", split)
+            .set("sink", sink("head[r][h]"));
+    // Values of large heads are shared by two blocks.
+    let parts = if kv.dim > 128 { 2 } else { 1 };
+    let count = blocks(tokens, tile_tokens) * kv.heads * chunks * parts;
+    let mut launch = cx.launch(fill(text).build(), count, warps as u32 * 32, args)?;
+    let state = row_tiles * blocks(kv.dim / parts, 64) * 32 + row_tiles * 4;
     launch.shared = (warps * state * 32 * 4) as u32;
     Ok(single(launch))
 }

@@ -188,9 +188,7 @@ fn pieces(k: Size) -> i64 {
     let units = blocks(k.value, UNIT).max(1);
     let longest = |p: i64| blocks(units, p);
     // Compare units / (p * longest) as fractions; later, larger counts win ties.
-    (4..=9.min(units)).fold(units.min(4), |best, p| {
-        if best * longest(best) >= p * longest(p) { p } else { best }
-    })
+    (4..=9.min(units)).fold(units.min(4), |best, p| if best * longest(best) >= p * longest(p) { p } else { best })
 }
 
 fn moe(cx: &Cx, shape: &Shape, rows: i64, experts: i64) -> Result<Lowered, LowerError> {
@@ -260,14 +258,7 @@ fn launch(
         Family::Tile { height } => (include_str!("cuda/matmul_tile.cu"), format!("t64x{height}")),
         Family::Ffma => (include_str!("cuda/matmul_ffma.cu"), "f".to_string()),
     };
-    let name = format!(
-        "{}_{}_{}_{}_n{n_text}_k{k_text}{}_{how}",
-        cx.name(),
-        shape.x,
-        shape.w,
-        shape.out,
-        locate.name
-    );
+    let name = format!("{}_{}_{}_{}_n{n_text}_k{k_text}{}_{how}", cx.name(), shape.x, shape.w, shape.out, locate.name);
     let mut source = Text::new(name, ir, body)
         .set("in_type", c_type(shape.x))
         .set("x_type", c_type(shape.x))
@@ -311,11 +302,7 @@ fn launch(
         Family::Tile { height } => {
             let (stages, warps_n) = if height == 128 { (3, 4) } else { (4, 2) };
             let stage = 2 * (height * 64 + 64 + 64 * 64 + 64);
-            source = source
-                .with(Piece::Mma)
-                .set("stages", stages)
-                .set("warps_n", warps_n)
-                .set("blocks", 2);
+            source = source.with(Piece::Mma).set("stages", stages).set("warps_n", warps_n).set("blocks", 2);
             (256, stages * stage)
         }
         Family::Ffma => (256, 0),
@@ -337,7 +324,7 @@ mod tests {
         assert_eq!(pieces(Size { value: 2880, factor: 1, constant: false }), PIECES);
         for k in 1..6000 {
             let p = of(k);
-            assert!(p >= 1 && p <= 9 && p <= blocks(k, UNIT).max(1), "{k}: {p}");
+            assert!((1..=blocks(k, UNIT).clamp(1, 9)).contains(&p), "{k}: {p}");
         }
     }
 

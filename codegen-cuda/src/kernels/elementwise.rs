@@ -55,10 +55,8 @@ pub fn lower(cx: &Cx) -> Result<Lowered, LowerError> {
     params.push(format!("{}* y", c_type(y.dtype)));
     args.extend([result(0), Arg::I64(n)]);
 
-    let ir = cx.ir(
-        &types.iter().map(|t| format!("{}[..]", t.dtype)).collect::<Vec<_>>(),
-        &[format!("{}[..]", y.dtype)],
-    );
+    let ir =
+        cx.ir(&types.iter().map(|t| format!("{}[..]", t.dtype)).collect::<Vec<_>>(), &[format!("{}[..]", y.dtype)]);
     let dtypes: Vec<_> = types.iter().map(|t| t.dtype.name()).collect();
     let kernel = Text::new(format!("{}_{}", cx.name(), dtypes.join("_")), ir, include_str!("cuda/elementwise.cu"))
         .set("params", params.join(", "))
@@ -107,7 +105,10 @@ fn vector(y: &TensorType, shape: &[Size], types: &[&TensorType], shapes: &[Vec<S
     let mut v = 16 / widest;
     let whole = |v: i64| {
         factor(shape) % v == 0
-            && types.iter().zip(shapes).all(|(t, s)| t.rank() == 0 || factor(s) == 1 && constant(s) || factor(s) % v == 0)
+            && types
+                .iter()
+                .zip(shapes)
+                .all(|(t, s)| t.rank() == 0 || factor(s) == 1 && constant(s) || factor(s) % v == 0)
     };
     while v > 1 && !whole(v) {
         v /= 2;

@@ -26,10 +26,18 @@ pub(super) fn declaration(cx: &Cx, i: usize) -> Result<Kv, LowerError> {
             let kv = Kv { heads: *heads, dim: *head_dim, page: *page, dtype: *dtype };
             match kv.heads > 0 && kv.dim > 0 && kv.page > 0 && kv.dtype.is_float() {
                 true => Ok(kv),
-                false => Err(cx.unsupported(format!("a {} cache of {} heads of {} elements and pages of {}", kv.dtype, kv.heads, kv.dim, kv.page), "a float cache with positive heads, head_dim and page")),
+                false => Err(cx.unsupported(
+                    format!(
+                        "a {} cache of {} heads of {} elements and pages of {}",
+                        kv.dtype, kv.heads, kv.dim, kv.page
+                    ),
+                    "a float cache with positive heads, head_dim and page",
+                )),
             }
         }
-        StateDecl::Counts { name, .. } => Err(cx.malformed(format!("state `{name}` holds counts, expected a kv cache"))),
+        StateDecl::Counts { name, .. } => {
+            Err(cx.malformed(format!("state `{name}` holds counts, expected a kv cache")))
+        }
     }
 }
 

@@ -49,7 +49,8 @@ fn penalize(cx: &Cx) -> Result<Lowered, LowerError> {
         return Ok(Lowered::default());
     }
     let ir = cx.ir(&[format!("f32[R, {vocab}]"), "counts".into()], &[format!("f32[R, {vocab}]")]);
-    let kernel = Text::new(format!("penalize_v{vocab}"), ir, include_str!("cuda/penalize.cu")).set("vocab", vocab).build();
+    let kernel =
+        Text::new(format!("penalize_v{vocab}"), ir, include_str!("cuda/penalize.cu")).set("vocab", vocab).build();
     let mut args = vec![operand(0), Arg::Operand { index: 1, part: Part::Counts }];
     args.extend((2..6).map(operand));
     args.extend([result(0), Arg::I64(n)]);

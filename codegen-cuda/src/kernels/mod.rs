@@ -120,9 +120,7 @@ impl<'a> Cx<'a> {
 
     /// A dim's value.
     pub(crate) fn size(&self, dim: &Dim) -> Result<Size, LowerError> {
-        let value = dim
-            .eval(self.sizes)
-            .map_err(|s| LowerError::Unbound { op: self.name(), symbol: s.to_string() })?;
+        let value = dim.eval(self.sizes).map_err(|s| LowerError::Unbound { op: self.name(), symbol: s.to_string() })?;
         Ok(Size { value, factor: dim.as_const().unwrap_or(1), constant: dim.as_const().is_some() })
     }
 
@@ -160,7 +158,9 @@ impl<'a> Cx<'a> {
         args: Vec<Arg>,
     ) -> Result<Launch, LowerError> {
         if blocks > MAX_GRID {
-            return Err(self.unsupported(format!("{blocks} blocks"), format!("tensors that need at most {MAX_GRID} blocks")));
+            return Err(
+                self.unsupported(format!("{blocks} blocks"), format!("tensors that need at most {MAX_GRID} blocks"))
+            );
         }
         Ok(Launch { kernel, grid: [blocks as u32, 1, 1], block, shared: 0, args })
     }

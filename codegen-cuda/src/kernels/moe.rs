@@ -28,12 +28,10 @@ pub fn lower(cx: &Cx) -> Result<Lowered, LowerError> {
     }
     let half = y.dims.last().and_then(|d| d.as_const()).ok_or_else(|| cx.malformed(format!("result is {y}")))?;
     let pair = match cx.op.attrs.word("layout") {
-        "halves" => {
-            "const i64 row = i / I;\n\
+        "halves" => "const i64 row = i / I;\n\
              const f32 gate = to_f32(x[i + row * I]);\n\
              const f32 up = to_f32(x[i + row * I + I]);"
-                .to_string()
-        }
+            .to_string(),
         _ => format!(
             "const auto both = ((const Pack<{}, 2>*)x)[i];\n\
              const f32 gate = to_f32(both.at[0]);\n\

@@ -49,9 +49,8 @@ fn dequant(cx: &Cx) -> Result<Lowered, LowerError> {
         None => {
             let n = product(&cx.values(y)?) / 8;
             let ir = cx.ir(&["mxfp4[..]".into()], &[format!("{}[..]", y.dtype)]);
-            let kernel = Text::new(format!("dequant_{}", y.dtype), ir, include_str!("cuda/dequant.cu"))
-                .set("type", ty)
-                .build();
+            let kernel =
+                Text::new(format!("dequant_{}", y.dtype), ir, include_str!("cuda/dequant.cu")).set("type", ty).build();
             let args = vec![
                 Arg::Operand { index: 0, part: Part::Codes },
                 Arg::Operand { index: 0, part: Part::Scales },
@@ -95,11 +94,8 @@ fn relayout(cx: &Cx) -> Result<Lowered, LowerError> {
     let Some(layout) = geometry(cx, x)? else { return Ok(Lowered::default()) };
     let ir = cx.ir(&[rows_of(DType::Mxfp4, "K")], &[format!("{} #{PACKED}", rows_of(DType::Mxfp4, "K"))]);
     let kernel = Text::new("relayout_mx64", ir, include_str!("cuda/relayout_mx64.cu")).build();
-    let mut args = vec![
-        Arg::Operand { index: 0, part: Part::Codes },
-        Arg::Operand { index: 0, part: Part::Scales },
-        result(0),
-    ];
+    let mut args =
+        vec![Arg::Operand { index: 0, part: Part::Codes }, Arg::Operand { index: 0, part: Part::Scales }, result(0)];
     args.extend(tiles(&layout));
     Ok(single(cx.launch(kernel, records(&layout), 128, args)?))
 }

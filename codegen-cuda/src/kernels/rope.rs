@@ -26,7 +26,8 @@ pub fn lower(cx: &Cx) -> Result<Lowered, LowerError> {
         return Ok(single(cx.launch(kernel, blocks(n, 256), 256, vec![result(0), Arg::I64(n)])?));
     }
     let (x, table) = (cx.plain(0)?, cx.plain(2)?);
-    let (Some(width), Some(dim)) = (x.dims.last().and_then(|d| d.as_const()), table.dims.last().and_then(|d| d.as_const()))
+    let (Some(width), Some(dim)) =
+        (x.dims.last().and_then(|d| d.as_const()), table.dims.last().and_then(|d| d.as_const()))
     else {
         return Err(cx.malformed(format!("operands 0 and 2 are {x} and {table}, expected constant last dims")));
     };

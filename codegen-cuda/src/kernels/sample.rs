@@ -17,7 +17,7 @@ pub fn lower(cx: &Cx) -> Result<Lowered, LowerError> {
         return Ok(Lowered::default());
     }
     const MOST: i64 = 1 << 24;
-    if n < 1 || n > MOST {
+    if !(1..=MOST).contains(&n) {
         return Err(cx.unsupported(format!("rows of {n} logits"), format!("1 to {MOST} logits a row")));
     }
     // Sums of n parts of this many bits fit 32.

@@ -68,10 +68,14 @@ pub fn expression(kind: OpKind, attrs: &Attrs, args: &[(&str, Scalar)]) -> Optio
     match *args {
         [(x, s)] if kind == OpKind::Cast => cast(attrs.dtype("to")?, x, s),
         [(x, Scalar::F32)] => Some((Scalar::F32, unary(kind, attrs, x)?)),
-        [(x, s), (y, t)] if s == t && kind == OpKind::Cmp => Some((Scalar::Bool, format!("{x} {} {y}", relation(attrs)?))),
+        [(x, s), (y, t)] if s == t && kind == OpKind::Cmp => {
+            Some((Scalar::Bool, format!("{x} {} {y}", relation(attrs)?)))
+        }
         [(x, Scalar::F32), (y, Scalar::F32)] => Some((Scalar::F32, float(kind, x, y)?)),
         [(x, Scalar::I32), (y, Scalar::I32)] => Some((Scalar::I32, integer(kind, x, y)?)),
-        [(c, Scalar::Bool), (x, s), (y, t)] if s == t && kind == OpKind::Select => Some((s, format!("{c} ? {x} : {y}"))),
+        [(c, Scalar::Bool), (x, s), (y, t)] if s == t && kind == OpKind::Select => {
+            Some((s, format!("{c} ? {x} : {y}")))
+        }
         _ => None,
     }
 }

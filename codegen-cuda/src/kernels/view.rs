@@ -153,7 +153,15 @@ fn unit(bytes: i64, axes: &[Axis], x0: Size, y0: Size) -> i64 {
     wide
 }
 
-fn copy(cx: &Cx, i: usize, part: Part, bytes: i64, axes: &[Axis], x0: Size, y0: Size) -> Result<Option<Launch>, LowerError> {
+fn copy(
+    cx: &Cx,
+    i: usize,
+    part: Part,
+    bytes: i64,
+    axes: &[Axis],
+    x0: Size,
+    y0: Size,
+) -> Result<Option<Launch>, LowerError> {
     let axes = merge(axes);
     let wide = unit(bytes, &axes, x0, y0);
     let scale = wide / bytes;
@@ -220,7 +228,8 @@ mod tests {
         // Heads first: [8, T, 64].
         let axes = [(1, size(8)), (0, t), (2, size(64))];
         let out = strides(&axes.map(|a| a.1));
-        let axes: Vec<_> = axes.iter().zip(&out).map(|((d, e), to)| Axis { extent: *e, from: s[*d], to: *to }).collect();
+        let axes: Vec<_> =
+            axes.iter().zip(&out).map(|((d, e), to)| Axis { extent: *e, from: s[*d], to: *to }).collect();
         assert_eq!(merge(&axes).len(), 3);
         assert_eq!(unit(2, &merge(&axes), ZERO, ZERO), 16);
         // A slice of 3 columns from column 1.

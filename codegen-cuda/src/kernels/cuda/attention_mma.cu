@@ -16,7 +16,8 @@ constexpr int RT = ${row_tiles};           // tiles of 16 rows a warp holds
 constexpr int CLASSES = 8;
 constexpr bool SPLIT = ${split};     // warps share rows and split the classes; else each has rows of its own and all classes
 constexpr int QC = (DIM + 31) / 32;  // steps of 32 elements of q and k
-constexpr int VC = (DIM + 63) / 64;  // steps of 64 elements of v
+constexpr int PARTS = DIM > 128 ? 2 : 1;  // blocks that share the elements of v: registers hold the sums of 128
+constexpr int VC = (DIM / PARTS + 63) / 64;  // steps of 64 elements of v in a block
 constexpr int OUT = RT * VC * 32;    // sums a lane holds
 constexpr int STATE = OUT + RT * 4;
 
@@ -131,7 +132,7 @@ __device__ __forceinline__ uint4 load_head(const T* row, int d) {
 
 // Folds keys first .. first + 31 of a sequence into s, for the rows of tokens t0 .. t1 - 1, whose positions are at most `high`.
 __device__ __forceinline__ void fold(State& s, const Rows& rows, const T* keys, const T* values, const i32* pages, i64 row_pages,
-                                     i32 first, i32 high, i32 t0, i32 t1) {
+                                     i32 first, i32 high, i32 t0, i32 t1, int part) {
   const int lane = threadIdx.x & 31;
   const int g = lane >> 2;
   const int c = lane & 3;
@@ -153,7 +154,7 @@ __device__ __forceinline__ void fold(State& s, const Rows& rows, const T* keys, 
     for (int i = 0; i < 4; i++) {
       const int key = 16 * u + 2 * c + (i & 1) + 8 * (i >> 1);
       const i64 at = first + key <= high ? offset(key) : -1;
-      v[i] = load_head(at < 0 ? nullptr : values + at, 64 * w + 8 * g);
+      v[i] = load_head(at < 0 ? nullptr : values + at, 64 * (VC * part + w) + 8 * g);
     }
   };
   constexpr bool EARLY = VC == 1;  // registers allow to load values before they are needed
@@ -274,9 +275,13 @@ ${entry}(const T* __restrict__ q, const T* __restrict__ keys, const T* __restric
   const int warp = threadIdx.x >> 5;
   const int g = lane >> 2;
   const int c = lane & 3;
-  const int kv_head = blockIdx.x % KV_HEADS;
-  const int head0 = kv_head * GROUP + (int)(blockIdx.x / KV_HEADS % CHUNKS) * HEADS;
-  const i32 tile0 = (i32)(blockIdx.x / (KV_HEADS * CHUNKS)) * TOKENS;
+  u32 rest = blockIdx.x;
+  const int part = rest % PARTS;
+  rest /= PARTS;
+  const int kv_head = rest % KV_HEADS;
+  rest /= KV_HEADS;
+  const int head0 = kv_head * GROUP + (int)(rest % CHUNKS) * HEADS;
+  const i32 tile0 = (i32)(rest / CHUNKS) * TOKENS;
   const int row0 = SPLIT ? 0 : warp * RT * 16;
   keys += (i64)kv_head * PAGE * DIM;
   values += (i64)kv_head * PAGE * DIM;
@@ -329,7 +334,7 @@ ${entry}(const T* __restrict__ q, const T* __restrict__ keys, const T* __restric
         block += (i - block % CLASSES + CLASSES) % CLASSES;
         const i32* row_of_pages = pages + sequence * row_pages;
         for (; block * 32 <= high; block += CLASSES) {
-          fold(s, rows, keys, values, row_of_pages, row_pages, block * 32, high, t0, t1);
+          fold(s, rows, keys, values, row_of_pages, row_pages, block * 32, high, t0, t1, part);
         }
       }
       t0 = t1;
@@ -364,7 +369,7 @@ ${entry}(const T* __restrict__ q, const T* __restrict__ keys, const T* __restric
       for (int v = 0; v < VC; v++) {
 #pragma unroll
         for (int e = 0; e < 2; e++) {
-          const int d = 64 * v + 8 * (2 * c + e);
+          const int d = 64 * (VC * part + v) + 8 * (2 * c + e);
           if (d >= DIM) continue;
           Pack<T, 8> out;
 #pragma unroll

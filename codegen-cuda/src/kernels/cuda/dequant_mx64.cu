@@ -2,7 +2,7 @@
 // One block a record of 64 x 64; the tile turns from fragment order to rows in shared memory.
 extern "C" __global__ void __launch_bounds__(128)
 ${entry}(const u8* __restrict__ packed, ${type}* __restrict__ y, i64 rows, i64 columns, u32 row_tiles, u32 k_tiles) {
-  __shared__ alignas(16) u16 tile[64][72];
+  alignas(16) __shared__ u16 tile[64][72];
   const u32 t = threadIdx.x;
   const u32 k_tile = blockIdx.x % k_tiles;
   const u32 row_tile = blockIdx.x / k_tiles % row_tiles;

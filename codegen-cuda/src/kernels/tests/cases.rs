@@ -47,8 +47,7 @@ pub fn state(decl: &StateDecl) -> Type {
 
 /// Makes a case; `sizes` gives symbols values: `"T=5 S=2"`.
 pub fn case(kind: OpKind, operands: Vec<Type>, attrs: Attrs, states: &[StateDecl], sizes: &str) -> Case {
-    let mut module = Module::default();
-    module.states = states.to_vec();
+    let module = Module { states: states.to_vec(), ..Module::default() };
     let params = operands.iter().map(|ty| Param { name: "p".into(), ty: ty.clone(), weight: false }).collect();
     let mut f = Func::new("f", params);
     let values = (0..operands.len()).map(|i| f.param(i).unwrap()).collect();
@@ -245,21 +244,21 @@ fn positions() -> Vec<Case> {
     for (x, cache, dim, page) in [(BF16, BF16, 64, 16), (F32, BF16, 24, 7), (F16, F32, 8, 32)] {
         let decl = kv(3, dim, page, None, cache);
         let row = format!("T {}", 3 * dim);
-        let operands =
-            vec![state(&decl), t(x, &row), t(x, &row), t(I32, "T"), t(I32, "T"), t(I32, "S P")];
+        let operands = vec![state(&decl), t(x, &row), t(x, &row), t(I32, "T"), t(I32, "T"), t(I32, "S P")];
         out.push(case(K::KvWrite, operands, attrs([]), &[decl], "T=9 S=3 P=5"));
     }
     let few = "T=7 S=3 P=8";
     let many = "T=90 S=3 P=8";
-    let mut attention = |d: DType, cache: DType, (heads, group, dim): (i64, i64, i64), page: i64, window: i64, sinks: bool, sizes: &str| {
+    let mut attention = |d: DType,
+                         cache: DType,
+                         (heads, group, dim): (i64, i64, i64),
+                         page: i64,
+                         window: i64,
+                         sinks: bool,
+                         sizes: &str| {
         let decl = kv(heads, dim, page, (window > 0).then_some(window), cache);
-        let mut operands = vec![
-            t(d, &format!("T {}", heads * group * dim)),
-            state(&decl),
-            t(I32, "T"),
-            t(I32, "T"),
-            t(I32, "S P"),
-        ];
+        let mut operands =
+            vec![t(d, &format!("T {}", heads * group * dim)), state(&decl), t(I32, "T"), t(I32, "T"), t(I32, "S P")];
         if sinks {
             operands.push(t(BF16, &(heads * group).to_string()));
         }
@@ -286,7 +285,7 @@ fn sampling() -> Vec<Case> {
     let step = || vec![t(I32, "T"), t(I32, "T"), t(I32, "T"), t(I32, "S"), t(I32, "S")];
     let mut operands = vec![state(&seen)];
     operands.extend(step());
-    let mut out = vec![case(K::CountTokens, operands, attrs([]), &[seen.clone()], "T=300 S=3")];
+    let mut out = vec![case(K::CountTokens, operands, attrs([]), std::slice::from_ref(&seen), "T=300 S=3")];
     let operands = vec![t(F32, "R 600"), state(&seen), t(I32, "R"), t(F32, "R"), t(F32, "R"), t(F32, "R")];
     out.push(case(K::Penalize, operands, attrs([]), &[seen], "R=4"));
     out.push(plain(K::LogitBias, vec![t(F32, "R 2500"), t(I32, "R B"), t(F32, "R B")], [], "R=3 B=10"));

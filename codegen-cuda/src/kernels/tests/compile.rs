@@ -2,10 +2,8 @@
 
 use std::collections::BTreeMap;
 
-use gossamer_ir::{Attr, Class, OpKind, Type};
-
-use super::cases::{self, Case, *};
-use crate::lower::{Launch, LowerError};
+use super::cases::{self, Case};
+use crate::lower::Launch;
 use crate::nvrtc::{self, Source};
 use crate::resources::{self, Expect, Instr, sass};
 

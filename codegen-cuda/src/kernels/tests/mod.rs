@@ -2,3 +2,5 @@
 
 mod cases;
 mod compile;
+mod emulate;
+mod inputs;

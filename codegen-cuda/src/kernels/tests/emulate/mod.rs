@@ -1,0 +1,356 @@
+//! Runs every kernel on the CPU against the interpreter: the emitted text is compiled as C++ with a stand-in for the GPU (`shim.h`) and the
+//! address sanitizer, which finds wrong indices and misaligned vectors as well as wrong values.
+//!
+//! It needs g++ and takes minutes, so it is not part of the usual run:
+//! `cargo test -p gossamer-codegen-cuda emulate -- --ignored`. `GOSSAMER_EMULATE=attention` picks cases by name.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt::Write as _;
+use std::path::Path;
+use std::process::Command;
+
+use gossamer_ir::interp::{Datum, Rounding, StateStore, Tensor, eval_op};
+use gossamer_ir::{DType, StateDecl, Type};
+
+use super::cases::{self, Case};
+use super::inputs::{Inputs, bytes, floats, inputs};
+use crate::lower::{Arg, Lowered, Part, buffers};
+
+/// Statements of inline assembly and what stands for them.
+const ASSEMBLY: &[(&str, &str)] = &[
+    (r#"asm("cvt.f32.f16 %0, %1;" : "=f"(y) : "h"(x.bits));"#, "y = emu_f16_to_f32(x.bits);"),
+    (r#"asm("cvt.rn.bf16.f32 %0, %1;" : "=h"(y.bits) : "f"(x));"#, "y.bits = emu_bf16(x);"),
+    (r#"asm("cvt.rn.f16.f32 %0, %1;" : "=h"(y.bits) : "f"(x));"#, "y.bits = emu_f16(x);"),
+    (r#"asm("max.NaN.f32 %0, %1, %2;" : "=f"(z) : "f"(x), "f"(y));"#, "z = emu_max_nan(x, y);"),
+    (r#"asm("min.NaN.f32 %0, %1, %2;" : "=f"(z) : "f"(x), "f"(y));"#, "z = emu_min_nan(x, y);"),
+    (r#"asm("mul.bf16x2 %0, %1, %2;" : "=r"(d) : "r"(a), "r"(b));"#, "d = emu_mul2(a, b);"),
+    (
+        r#"asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(d) : "f"(y), "f"(x));"#,
+        "d = (u32)emu_bf16(x) | (u32)emu_bf16(y) << 16;",
+    ),
+    (
+        r#"asm("cvt.rn.f16x2.f32 %0, %1, %2;" : "=r"(d) : "f"(y), "f"(x));"#,
+        "d = (u32)emu_f16(x) | (u32)emu_f16(y) << 16;",
+    ),
+    (r#"asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));"#, "y = exp2f(x);"),
+];
+
+/// The text as C++ for the shim.
+fn host_text(text: &str) -> String {
+    let mut text = text.to_string();
+    for (asm, host) in ASSEMBLY {
+        text = text.replace(asm, host);
+    }
+    let mut out = String::new();
+    let mut lines = text.lines().peekable();
+    while let Some(line) = lines.next() {
+        let trimmed = line.trim();
+        if trimmed.starts_with("extern __shared__") {
+            out.push_str(&line.replace("extern __shared__", "static").replace("[]", "[15000]"));
+        } else if trimmed.starts_with("asm(\"mma.sync") {
+            // A statement of three lines.
+            let bf = line.contains(".bf16.");
+            lines.next();
+            lines.next();
+            out.push_str(&format!("emu_mma({bf}, d, a0, a1, a2, a3, b0, b1);"));
+        } else if trimmed.starts_with("asm(\"ld.global.nc") {
+            lines.next();
+            lines.next();
+            out.push_str("v = *(const uint4*)p;");
+        } else if trimmed.starts_with("asm volatile(\"cp.async.cg") {
+            out.push_str("if (bytes) memcpy(shared, global, 16); else memset(shared, 0, 16);");
+        } else if trimmed.starts_with("const u32 to = (u32)__cvta") {
+        } else if trimmed.contains("asm volatile(\"cp.async") {
+            out.push_str(&line[..line.find("asm").unwrap()]);
+            if trimmed.ends_with('}') {
+                out.push('}');
+            }
+        } else if let Some(v) = trimmed.strip_prefix("#pragma unroll") {
+            let _ = v;
+        } else {
+            out.push_str(line);
+        }
+        out.push('\n');
+    }
+    assert!(!out.contains("asm"), "{}", out.lines().find(|l| l.contains("asm")).unwrap());
+    out
+}
+
+/// What a case should give: results by buffer.
+fn expected(case: &Case, inputs: &mut Inputs) -> Vec<Datum> {
+    let operands: Vec<Datum> = inputs.operands.clone();
+    eval_op(&case.op, &operands, &mut inputs.stores, &case.sizes, Rounding::Typed)
+        .unwrap_or_else(|e| panic!("{}: {e}", case.name))
+}
+
+/// Numbers device buffers: operands, results, scratch.
+struct Buffers {
+    index: BTreeMap<String, usize>,
+    text: String,
+    blob: Vec<u8>,
+}
+
+impl Buffers {
+    fn add(&mut self, key: String, size: u64, data: Option<&[u8]>) {
+        let n = self.index.len();
+        self.index.insert(key, n);
+        writeln!(self.text, "B {size} {}", u8::from(data.is_some())).unwrap();
+        self.blob.extend(data.unwrap_or(&[]));
+    }
+}
+
+/// The job of a case for the emulator, and the result buffers it gives back: (result, part, bytes).
+fn job(case: &Case, lowered: &Lowered, inputs: &Inputs, out: &mut Buffers) -> Vec<(usize, Part, u64)> {
+    out.index.clear();
+    writeln!(out.text, "J {}", case.name.replace(' ', "_").chars().take(200).collect::<String>()).unwrap();
+    for ((operand, part), data) in &inputs.buffers {
+        out.add(format!("o{operand}{part:?}"), data.len() as u64, Some(data));
+    }
+    let mut results = vec![];
+    for (r, ty) in case.op.results.iter().enumerate() {
+        match ty {
+            Type::Tensor(t) => {
+                for (part, size) in buffers(t, &case.sizes).unwrap() {
+                    out.add(format!("r{r}{part:?}"), size, None);
+                    results.push((r, part, size));
+                }
+            }
+            Type::State(..) => {
+                for ((operand, part), data) in &inputs.buffers {
+                    if case.operands[*operand] == *ty {
+                        let at = out.index[&format!("o{operand}{part:?}")];
+                        out.index.insert(format!("r{r}{part:?}"), at);
+                        results.push((r, *part, data.len() as u64));
+                    }
+                }
+            }
+        }
+    }
+    let mut scratch = out.text.matches("\nB").count();
+    for (i, size) in lowered.scratch.iter().enumerate() {
+        writeln!(out.text, "B {size} 0").unwrap();
+        out.index.insert(format!("s{i}"), 0);
+        scratch += 1;
+    }
+    let _ = scratch;
+    // Numbers of buffers are their order in this job.
+    let operands = inputs.buffers.len();
+    let made: usize = case.op.results.iter().filter(|t| t.as_tensor().is_some()).count();
+    let _ = made;
+    let number = |key: &str| -> usize {
+        match key.strip_prefix('s') {
+            Some(i) => {
+                let tensors: usize = case
+                    .op
+                    .results
+                    .iter()
+                    .filter_map(|t| t.as_tensor())
+                    .map(|t| buffers(t, &case.sizes).unwrap().len())
+                    .sum();
+                operands + tensors + i.parse::<usize>().unwrap()
+            }
+            None => *out.index.get(key).unwrap_or_else(|| panic!("{}: no buffer {key}", case.name)),
+        }
+    };
+    let mut text = String::new();
+    for launch in &lowered.launches {
+        let mut args = String::new();
+        for arg in &launch.args {
+            match arg {
+                Arg::Operand { index, part } => write!(args, " p {}", number(&format!("o{index}{part:?}"))),
+                Arg::Result { index, part } => write!(args, " p {}", number(&format!("r{index}{part:?}"))),
+                Arg::Scratch(i) => write!(args, " p {}", number(&format!("s{i}"))),
+                Arg::I32(x) => write!(args, " i {x}"),
+                Arg::I64(x) => write!(args, " i {x}"),
+                Arg::F32(x) => write!(args, " i {}", x.to_bits()),
+            }
+            .unwrap();
+        }
+        writeln!(text, "L {} {} {} {}{args}", launch.kernel.entry, launch.grid[0], launch.block, launch.args.len())
+            .unwrap();
+    }
+    for (r, part, _) in &results {
+        writeln!(text, "O {}", number(&format!("r{r}{part:?}"))).unwrap();
+    }
+    out.text.push_str(&text);
+    results
+}
+
+/// Elements of a buffer as floats (integers and bytes by value).
+fn values(dtype: DType, data: &[u8]) -> Vec<f32> {
+    match dtype {
+        DType::BF16 => data.chunks(2).map(|b| half::bf16::from_le_bytes([b[0], b[1]]).to_f32()).collect(),
+        DType::F16 => data.chunks(2).map(|b| half::f16::from_le_bytes([b[0], b[1]]).to_f32()).collect(),
+        DType::F32 => data.chunks(4).map(|b| f32::from_le_bytes(b.try_into().unwrap())).collect(),
+        DType::I32 => data.chunks(4).map(|b| i32::from_le_bytes(b.try_into().unwrap()) as f32).collect(),
+        _ => data.iter().map(|b| f32::from(*b)).collect(),
+    }
+}
+
+/// Why two results differ, if they do. `tolerance` is relative, in the Euclidean norm; 0 asks for equality.
+fn difference(got: &[f32], want: &[f32], tolerance: f32) -> Option<String> {
+    if got.len() != want.len() {
+        return Some(format!("{} elements, expected {}", got.len(), want.len()));
+    }
+    let (mut error, mut norm) = (0.0f64, 0.0f64);
+    for (i, (g, w)) in got.iter().zip(want).enumerate() {
+        let same = g == w || g.is_nan() && w.is_nan();
+        if !same && (tolerance == 0.0 || !g.is_finite() || !w.is_finite()) {
+            return Some(format!("element {i} is {g}, expected {w}"));
+        }
+        if w.is_finite() {
+            error += f64::from(g - w).powi(2);
+            norm += f64::from(*w).powi(2);
+        }
+    }
+    let relative = (error / norm.max(1e-30)).sqrt();
+    (relative > f64::from(tolerance)).then(|| format!("relative error {relative:e}, expected at most {tolerance}"))
+}
+
+fn wanted(case: &Case, result: usize, part: Part, want: &[Datum], stores: &[StateStore]) -> (DType, Vec<f32>) {
+    match (&want[result], part) {
+        (Datum::Tensor(t), _) => {
+            let t: Tensor = t.plain();
+            let data = bytes(&t).into_iter().next().unwrap().1;
+            (t.dtype, values(t.dtype, &data))
+        }
+        (Datum::State(s), _) => match (&stores[*s], &case.module.states[0]) {
+            (StateStore::Kv(kv), StateDecl::Kv { dtype, .. }) => {
+                let mut all = vec![];
+                for page in 0..kv.pages() {
+                    for head in 0..kv.heads() {
+                        let slab =
+                            if part == Part::Keys { kv.keys(page as i32, head) } else { kv.values(page as i32, head) };
+                        all.extend_from_slice(slab.unwrap());
+                    }
+                }
+                (*dtype, values(*dtype, &floats(*dtype, &all)))
+            }
+            (StateStore::Counts(c), _) => {
+                let words = (0..3).flat_map(|s| c.row(s).unwrap().to_vec());
+                (DType::I32, words.map(|w| w as i32 as f32).collect())
+            }
+            _ => unreachable!(),
+        },
+    }
+}
+
+fn build(folder: &Path, texts: &BTreeMap<String, String>) {
+    let mut program = String::from(include_str!("shim.h"));
+    for (i, text) in texts.values().enumerate() {
+        write!(program, "namespace k{i} {{\n{}\n}}\n#undef INF\n", host_text(text)).unwrap();
+    }
+    program.push_str("static std::map<std::string, Kernel> table() {\n  std::map<std::string, Kernel> t;\n");
+    for (i, entry) in texts.keys().enumerate() {
+        writeln!(program, "  t[\"{entry}\"] = kernel(k{i}::{entry});").unwrap();
+    }
+    program.push_str("  return t;\n}\n");
+    let source = folder.join("program.cpp");
+    std::fs::write(&source, program).unwrap();
+    let flags = [
+        "-std=c++17",
+        "-O1",
+        "-g1",
+        "-w",
+        "-ffp-contract=off",
+        "-fsanitize=address,alignment",
+        "-fno-sanitize-recover=all",
+    ];
+    let output = Command::new("g++").args(flags).arg(&source).arg("-o").arg(folder.join("program")).output().unwrap();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+}
+
+/// Runs cases; gives (case, problem) for each that is wrong.
+fn run(cases: &[&Case]) -> Vec<(String, String)> {
+    let folder = tempfile::tempdir().unwrap();
+    let mut texts = BTreeMap::new();
+    let mut jobs = Buffers { index: BTreeMap::new(), text: String::new(), blob: vec![] };
+    let mut expectations = vec![];
+    for case in cases {
+        let lowered = case.lower().unwrap_or_else(|e| panic!("{}: {e}", case.name));
+        for launch in &lowered.launches {
+            texts.insert(launch.kernel.entry.clone(), launch.kernel.text.clone());
+        }
+        let mut inputs = inputs(case);
+        let results = job(case, &lowered, &inputs, &mut jobs);
+        let want = expected(case, &mut inputs);
+        expectations.push((case, results, want, inputs.stores));
+    }
+    build(folder.path(), &texts);
+    let path = |name: &str| folder.path().join(name);
+    std::fs::write(path("jobs"), &jobs.text).unwrap();
+    std::fs::write(path("blob"), &jobs.blob).unwrap();
+    let output = Command::new(path("program"))
+        .args([path("jobs"), path("blob"), path("out")])
+        .env("ASAN_OPTIONS", "detect_stack_use_after_return=0:detect_leaks=0")
+        .output()
+        .unwrap();
+    if !output.status.success() {
+        let log = String::from_utf8_lossy(&output.stderr);
+        let lines: Vec<_> = log.lines().filter(|l| !l.trim().is_empty()).collect();
+        let from =
+            lines.iter().position(|l| l.contains("ERROR") || l.contains("runtime error") || l.contains("deadlock"));
+        let from = from.unwrap_or(lines.len().saturating_sub(5)).saturating_sub(2);
+        return vec![("the emulator".into(), lines[from..].iter().take(14).copied().collect::<Vec<_>>().join("\n"))];
+    }
+    let out = std::fs::read(path("out")).unwrap();
+    let mut at = 0;
+    let mut wrong = vec![];
+    for (case, results, want, stores) in expectations {
+        for (r, part, size) in results {
+            let data = &out[at..at + size as usize];
+            at += size as usize;
+            // A packed result is compared with the host packer's bytes.
+            if case.op.results[r].as_tensor().is_some_and(|t| t.layout.is_some()) {
+                let Datum::Tensor(t) = &want[r] else { unreachable!() };
+                let gossamer_ir::interp::Data::Mxfp4 { codes, scales } = &t.data else { unreachable!() };
+                let shape: Vec<i64> = t.shape.iter().map(|n| *n as i64).collect();
+                let layout = crate::kernels::quant::packed(&shape).unwrap().unwrap();
+                let mut packed = vec![0; layout.bytes()];
+                layout.pack(codes, scales, &mut packed).unwrap();
+                if packed != data {
+                    wrong.push((case.name.clone(), "packed bytes differ".to_string()));
+                }
+                continue;
+            }
+            if let (Type::Tensor(t), Datum::Tensor(w)) = (&case.op.results[r], &want[r])
+                && t.dtype == DType::Mxfp4
+            {
+                let expect = bytes(w).into_iter().find(|(p, _)| *p == part).unwrap().1;
+                if expect != data {
+                    wrong.push((case.name.clone(), format!("{part:?} differ")));
+                }
+                continue;
+            }
+            let (dtype, expect) = wanted(case, r, part, &want, &stores);
+            let mut got = values(dtype, data);
+            let mut expect = expect;
+            if part == Part::Keys || part == Part::Values {
+                // What nothing was written to does not count.
+                got.iter_mut().zip(&mut expect).filter(|(g, _)| g.is_nan()).for_each(|(g, w)| (*g, *w) = (0.0, 0.0));
+            }
+            if let Some(problem) = difference(&got, &expect, case.op.kind.info().tolerance) {
+                wrong.push((case.name.clone(), format!("result {r} {part:?}: {problem}")));
+            }
+        }
+    }
+    wrong
+}
+
+#[test]
+#[ignore = "needs g++ and minutes"]
+fn emulate() {
+    let filter = std::env::var("GOSSAMER_EMULATE").unwrap_or_default();
+    let all = cases::all();
+    let chosen: Vec<&Case> = all.iter().filter(|c| c.name.contains(&filter)).collect();
+    let kinds: BTreeSet<_> = chosen.iter().map(|c| c.op.kind).collect();
+    let mut wrong = vec![];
+    for kind in kinds {
+        let cases: Vec<&Case> = chosen.iter().copied().filter(|c| c.op.kind == kind).collect();
+        let bad = run(&cases);
+        println!("{}: {} cases, {} wrong", kind.name(), cases.len(), bad.len());
+        wrong.extend(bad);
+    }
+    let text: Vec<_> = wrong.iter().map(|(c, p)| format!("{c}\n    {p}")).collect();
+    assert!(wrong.is_empty(), "{}", text.join("\n"));
+}

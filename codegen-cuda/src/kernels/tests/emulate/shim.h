@@ -1,0 +1,264 @@
+// Runs kernels on a CPU: one block at a time, each thread a coroutine, warps meeting at shuffles and blocks at barriers.
+#include <ucontext.h>
+#include <cmath>
+#include <cstdint>
+#include <cstdio>
+#include <cstdlib>
+#include <cstring>
+#include <functional>
+#include <map>
+#include <string>
+#include <vector>
+using std::max;
+using std::min;
+
+#define __device__
+#define __global__
+#define __forceinline__ inline
+#define __constant__ static const
+#define __shared__ static
+#define __launch_bounds__(...)
+
+struct uint4 { unsigned x, y, z, w; } __attribute__((aligned(16)));
+static uint4 make_uint4(unsigned x, unsigned y, unsigned z, unsigned w) { return {x, y, z, w}; }
+
+struct Dim3 { unsigned x, y, z; };
+struct Fiber {
+  ucontext_t context;
+  Dim3 thread;
+  bool done, waits_block, waits_warp;
+  unsigned warp_generation;
+};
+struct Warp {
+  unsigned arrived = 0, generation = 0, alive = 32;
+  uint64_t slot[2][32];
+  uint32_t matrix[2][32][6];
+};
+static Fiber* current;
+static ucontext_t scheduler;
+static Dim3 blockIdx, blockDim;
+static std::vector<Warp> warps;
+#define threadIdx (current->thread)
+
+static void yield_fiber() { swapcontext(&current->context, &scheduler); }
+static Warp& own_warp() { return warps[current->thread.x / 32]; }
+static int own_lane() { return current->thread.x & 31; }
+
+static void __syncthreads() {
+  current->waits_block = true;
+  yield_fiber();
+}
+// Waits until the whole warp is here; gives the generation whose slots are now complete.
+static unsigned meet(Warp& w) {
+  const unsigned mine = w.generation;
+  if (++w.arrived == w.alive) {
+    w.arrived = 0;
+    w.generation++;
+  } else {
+    current->waits_warp = true;
+    current->warp_generation = mine;
+    yield_fiber();
+  }
+  return mine;
+}
+template <class T> static const uint64_t* exchange(T x) {
+  Warp& w = own_warp();
+  const unsigned side = w.generation & 1;
+  uint64_t bits = 0;
+  memcpy(&bits, &x, sizeof x);
+  w.slot[side][own_lane()] = bits;
+  meet(w);
+  return w.slot[side];
+}
+template <class T> static T pick(const uint64_t* slots, int lane) {
+  T x;
+  memcpy(&x, &slots[lane & 31], sizeof x);
+  return x;
+}
+template <class T> static T __shfl_xor_sync(unsigned, T x, int m) { return pick<T>(exchange(x), own_lane() ^ m); }
+template <class T> static T __shfl_sync(unsigned, T x, int lane) { return pick<T>(exchange(x), lane); }
+template <class T> static T __shfl_up_sync(unsigned, T x, int d) {
+  const uint64_t* s = exchange(x);
+  return own_lane() >= d ? pick<T>(s, own_lane() - d) : x;
+}
+static unsigned __ballot_sync(unsigned, bool p) {
+  const uint64_t* s = exchange((unsigned)p);
+  unsigned mask = 0;
+  for (int i = 0; i < 32; i++) mask |= (unsigned)(s[i] & 1) << i;
+  return mask;
+}
+static bool __any_sync(unsigned m, bool p) { return __ballot_sync(m, p) != 0; }
+
+static float __uint_as_float(unsigned u) { float f; memcpy(&f, &u, 4); return f; }
+static unsigned __float_as_uint(float f) { unsigned u; memcpy(&u, &f, 4); return u; }
+static int __float2int_rz(float x) { return x != x ? 0 : x >= 2147483648.0f ? 0x7fffffff : x < -2147483648.0f ? (int)0x80000000 : (int)x; }
+static unsigned __float2uint_rz(float x) { return x != x || x < 0 ? 0 : x >= 4294967296.0f ? 0xffffffffu : (unsigned)x; }
+static float __int2float_rn(int x) { return (float)x; }
+static float __uint2float_rn(unsigned x) { return (float)x; }
+static float __fmul_rn(float x, float y) { return x * y; }
+static unsigned __umulhi(unsigned a, unsigned b) { return (unsigned)((uint64_t)a * b >> 32); }
+static int __popc(unsigned x) { return __builtin_popcount(x); }
+static int __ffs(int x) { return __builtin_ffs(x); }
+static unsigned __byte_perm(unsigned a, unsigned b, unsigned s) {
+  const uint64_t both = (uint64_t)b << 32 | a;
+  unsigned r = 0;
+  for (int i = 0; i < 4; i++) r |= (unsigned)(both >> (8 * (s >> (4 * i) & 7)) & 255) << (8 * i);
+  return r;
+}
+static unsigned atomicAdd(unsigned* p, unsigned x) { const unsigned old = *p; *p += x; return old; }
+static unsigned atomicOr(unsigned* p, unsigned x) { const unsigned old = *p; *p |= x; return old; }
+
+// What the kernels' inline assembly computes.
+static uint16_t emu_bf16(float x) {
+  unsigned u = __float_as_uint(x);
+  if (x != x) return 0x7fff;
+  return (uint16_t)((u + 0x7fff + (u >> 16 & 1)) >> 16);
+}
+static float emu_f16_to_f32(uint16_t h) { _Float16 x; memcpy(&x, &h, 2); return (float)x; }
+static uint16_t emu_f16(float x) { _Float16 h = (_Float16)x; uint16_t u; memcpy(&u, &h, 2); return u; }
+static float emu_max_nan(float x, float y) { return x != x ? x : y != y ? y : x > y ? x : y; }
+static float emu_min_nan(float x, float y) { return x != x ? x : y != y ? y : x < y ? x : y; }
+static unsigned emu_mul2(unsigned a, unsigned b) {
+  auto part = [](unsigned x, unsigned y) { return (unsigned)emu_bf16(__uint_as_float(x << 16) * __uint_as_float(y << 16)); };
+  return part(a & 0xffff, b & 0xffff) | part(a >> 16, b >> 16) << 16;
+}
+static float emu_half(bool bf, unsigned word, int half) {
+  const uint16_t bits = (uint16_t)(word >> (16 * half));
+  return bf ? __uint_as_float((unsigned)bits << 16) : emu_f16_to_f32(bits);
+}
+static void emu_mma(bool bf, float (&d)[4], unsigned a0, unsigned a1, unsigned a2, unsigned a3, unsigned b0, unsigned b1) {
+  Warp& w = own_warp();
+  const unsigned side = w.generation & 1;
+  const unsigned regs[6] = {a0, a1, a2, a3, b0, b1};
+  memcpy(w.matrix[side][own_lane()], regs, sizeof regs);
+  meet(w);
+  const int g = own_lane() >> 2, c = own_lane() & 3;
+  for (int e = 0; e < 4; e++) {
+    const int row = g + 8 * (e >> 1), column = 2 * c + (e & 1);
+    float sum = 0;
+    for (int k = 0; k < 16; k++) {
+      const int a_lane = (row & 7) * 4 + (k & 7) / 2, b_lane = column * 4 + (k & 7) / 2;
+      const unsigned a = w.matrix[side][a_lane][(row >> 3) + 2 * (k >> 3)];
+      const unsigned b = w.matrix[side][b_lane][4 + (k >> 3)];
+      sum += emu_half(bf, a, k & 1) * emu_half(bf, b, k & 1);
+    }
+    d[e] += sum;
+  }
+}
+
+// Blocks.
+static std::function<void()>* body;
+static void enter() {
+  (*body)();
+  current->done = true;
+  yield_fiber();
+}
+static std::vector<char*> stacks;
+static void run_block(unsigned threads, std::function<void()> f) {
+  const size_t STACK = 128 << 10;
+  std::vector<Fiber> fibers(threads);
+  warps.assign((threads + 31) / 32, Warp());
+  while (stacks.size() < threads) stacks.push_back((char*)malloc(STACK));
+  body = &f;
+  for (unsigned i = 0; i < threads; i++) {
+    Fiber& fiber = fibers[i];
+    getcontext(&fiber.context);
+    fiber.context.uc_stack.ss_sp = stacks[i];
+    fiber.context.uc_stack.ss_size = STACK;
+    fiber.context.uc_link = nullptr;
+    fiber.thread = {i, 0, 0};
+    fiber.done = fiber.waits_block = fiber.waits_warp = false;
+    makecontext(&fiber.context, enter, 0);
+  }
+  for (;;) {
+    bool progress = false, alive = false;
+    for (Fiber& fiber : fibers) {
+      if (fiber.done) continue;
+      alive = true;
+      if (fiber.waits_block) continue;
+      if (fiber.waits_warp) {
+        if (warps[fiber.thread.x / 32].generation == fiber.warp_generation) continue;
+        fiber.waits_warp = false;
+      }
+      current = &fiber;
+      swapcontext(&scheduler, &fiber.context);
+      progress = true;
+    }
+    if (!alive) return;
+    if (progress) continue;
+    // Nobody can go on: all must be at the block's barrier, or have left.
+    for (Fiber& fiber : fibers) {
+      if (!fiber.done && !fiber.waits_block) {
+        fprintf(stderr, "deadlock: thread %u of block %u waits for its warp\n", fiber.thread.x, blockIdx.x);
+        exit(3);
+      }
+      fiber.waits_block = false;
+    }
+  }
+}
+
+template <class... A, size_t... I> static void call(void (*f)(A...), void** args, std::index_sequence<I...>) {
+  f(*(A*)args[I]...);
+}
+typedef std::function<void(unsigned grid, unsigned block, void** args)> Kernel;
+template <class... A> static Kernel kernel(void (*f)(A...)) {
+  return [f](unsigned grid, unsigned block, void** args) {
+    for (unsigned b = 0; b < grid; b++) {
+      blockIdx = {b, 0, 0};
+      blockDim = {block, 1, 1};
+      run_block(block, [&] { call(f, args, std::index_sequence_for<A...>()); });
+    }
+  };
+}
+static std::map<std::string, Kernel> table();
+
+// Jobs: see mod.rs.
+int main(int, char** argv) {
+  FILE* jobs = fopen(argv[1], "r");
+  FILE* blob = fopen(argv[2], "rb");
+  FILE* out = fopen(argv[3], "wb");
+  auto kernels = table();
+  std::vector<std::pair<char*, size_t>> buffers;
+  char tag[8];
+  while (fscanf(jobs, "%7s", tag) == 1) {
+    if (tag[0] == 'J') {
+      for (auto& b : buffers) free(b.first);
+      buffers.clear();
+      char name[256];
+      if (fscanf(jobs, "%255s", name) != 1) return 4;
+      fprintf(stderr, "%s\n", name);
+    } else if (tag[0] == 'B') {
+      size_t bytes;
+      int given;
+      if (fscanf(jobs, "%zu %d", &bytes, &given) != 2) return 4;
+      char* p = (char*)aligned_alloc(256, (bytes + 255) / 256 * 256);
+      free(p);
+      if (posix_memalign((void**)&p, 16, bytes ? bytes : 1)) return 4;
+      memset(p, 0xff, bytes);
+      if (given && fread(p, 1, bytes, blob) != bytes) return 4;
+      buffers.push_back({p, bytes});
+    } else if (tag[0] == 'L') {
+      char entry[256];
+      unsigned grid, block;
+      int count;
+      if (fscanf(jobs, "%255s %u %u %d", entry, &grid, &block, &count) != 4) return 4;
+      std::vector<uint64_t> values(count);
+      std::vector<void*> args(count);
+      for (int i = 0; i < count; i++) {
+        char kind;
+        long long x;
+        if (fscanf(jobs, " %c %lld", &kind, &x) != 2) return 4;
+        values[i] = kind == 'p' ? (uint64_t)buffers.at(x).first : (uint64_t)x;
+        args[i] = &values[i];
+      }
+      if (!kernels.count(entry)) { fprintf(stderr, "no kernel %s\n", entry); return 5; }
+      kernels[entry](grid, block, args.data());
+    } else if (tag[0] == 'O') {
+      size_t i;
+      if (fscanf(jobs, "%zu", &i) != 1) return 4;
+      fwrite(buffers.at(i).first, 1, buffers.at(i).second, out);
+    }
+  }
+  fclose(out);
+  return 0;
+}
