@@ -361,10 +361,10 @@ ${entry}(const T* __restrict__ q, const T* __restrict__ keys, const T* __restric
       f32 sum = sum_of(own, r, h);
       sum += __shfl_xor_sync(0xffffffffu, sum, 1);
       sum += __shfl_xor_sync(0xffffffffu, sum, 2);
+      if (rows.token[r][h] < 0) continue;
       f32 factor = 1.0f;
       ${sink}
       factor = sum > 0.0f || sum != sum ? factor / sum : 0.0f;
-      if (rows.token[r][h] < 0) continue;
 #pragma unroll
       for (int v = 0; v < VC; v++) {
 #pragma unroll

@@ -36,7 +36,7 @@ const ASSEMBLY: &[(&str, &str)] = &[
 ];
 
 /// The text as C++ for the shim.
-fn host_text(text: &str) -> String {
+fn host_text(text: &str, shared: u32) -> String {
     let mut text = text.to_string();
     for (asm, host) in ASSEMBLY {
         text = text.replace(asm, host);
@@ -46,7 +46,9 @@ fn host_text(text: &str) -> String {
     while let Some(line) = lines.next() {
         let trimmed = line.trim();
         if trimmed.starts_with("extern __shared__") {
-            out.push_str(&line.replace("extern __shared__", "static").replace("[]", "[15000]"));
+            let element = if line.contains("uint4") { 16 } else { 4 };
+            let array = format!("[{}]", shared / element);
+            out.push_str(&line.replace("extern __shared__", "static").replace("[]", &array));
         } else if trimmed.starts_with("asm(\"mma.sync") {
             // A statement of three lines.
             let bf = line.contains(".bf16.");
@@ -65,8 +67,7 @@ fn host_text(text: &str) -> String {
             if trimmed.ends_with('}') {
                 out.push('}');
             }
-        } else if let Some(v) = trimmed.strip_prefix("#pragma unroll") {
-            let _ = v;
+        } else if trimmed.starts_with("#pragma unroll") {
         } else {
             out.push_str(line);
         }
@@ -84,16 +85,22 @@ fn expected(case: &Case, inputs: &mut Inputs) -> Vec<Datum> {
 }
 
 /// Numbers device buffers: operands, results, scratch.
+#[derive(Default)]
 struct Buffers {
     index: BTreeMap<String, usize>,
+    count: usize,
     text: String,
     blob: Vec<u8>,
 }
 
 impl Buffers {
+    fn alias(&mut self, key: String, of: &str) {
+        self.index.insert(key, self.index[of]);
+    }
+
     fn add(&mut self, key: String, size: u64, data: Option<&[u8]>) {
-        let n = self.index.len();
-        self.index.insert(key, n);
+        self.index.insert(key, self.count);
+        self.count += 1;
         writeln!(self.text, "B {size} {}", u8::from(data.is_some())).unwrap();
         self.blob.extend(data.unwrap_or(&[]));
     }
@@ -102,6 +109,7 @@ impl Buffers {
 /// The job of a case for the emulator, and the result buffers it gives back: (result, part, bytes).
 fn job(case: &Case, lowered: &Lowered, inputs: &Inputs, out: &mut Buffers) -> Vec<(usize, Part, u64)> {
     out.index.clear();
+    out.count = 0;
     writeln!(out.text, "J {}", case.name.replace(' ', "_").chars().take(200).collect::<String>()).unwrap();
     for ((operand, part), data) in &inputs.buffers {
         out.add(format!("o{operand}{part:?}"), data.len() as u64, Some(data));
@@ -118,48 +126,25 @@ fn job(case: &Case, lowered: &Lowered, inputs: &Inputs, out: &mut Buffers) -> Ve
             Type::State(..) => {
                 for ((operand, part), data) in &inputs.buffers {
                     if case.operands[*operand] == *ty {
-                        let at = out.index[&format!("o{operand}{part:?}")];
-                        out.index.insert(format!("r{r}{part:?}"), at);
+                        out.alias(format!("r{r}{part:?}"), &format!("o{operand}{part:?}"));
                         results.push((r, *part, data.len() as u64));
                     }
                 }
             }
         }
     }
-    let mut scratch = out.text.matches("\nB").count();
     for (i, size) in lowered.scratch.iter().enumerate() {
-        writeln!(out.text, "B {size} 0").unwrap();
-        out.index.insert(format!("s{i}"), 0);
-        scratch += 1;
+        out.add(format!("s{i}"), *size, None);
     }
-    let _ = scratch;
-    // Numbers of buffers are their order in this job.
-    let operands = inputs.buffers.len();
-    let made: usize = case.op.results.iter().filter(|t| t.as_tensor().is_some()).count();
-    let _ = made;
-    let number = |key: &str| -> usize {
-        match key.strip_prefix('s') {
-            Some(i) => {
-                let tensors: usize = case
-                    .op
-                    .results
-                    .iter()
-                    .filter_map(|t| t.as_tensor())
-                    .map(|t| buffers(t, &case.sizes).unwrap().len())
-                    .sum();
-                operands + tensors + i.parse::<usize>().unwrap()
-            }
-            None => *out.index.get(key).unwrap_or_else(|| panic!("{}: no buffer {key}", case.name)),
-        }
-    };
+    let number = |key: String| *out.index.get(&key).unwrap_or_else(|| panic!("{}: no buffer {key}", case.name));
     let mut text = String::new();
     for launch in &lowered.launches {
         let mut args = String::new();
         for arg in &launch.args {
             match arg {
-                Arg::Operand { index, part } => write!(args, " p {}", number(&format!("o{index}{part:?}"))),
-                Arg::Result { index, part } => write!(args, " p {}", number(&format!("r{index}{part:?}"))),
-                Arg::Scratch(i) => write!(args, " p {}", number(&format!("s{i}"))),
+                Arg::Operand { index, part } => write!(args, " p {}", number(format!("o{index}{part:?}"))),
+                Arg::Result { index, part } => write!(args, " p {}", number(format!("r{index}{part:?}"))),
+                Arg::Scratch(i) => write!(args, " p {}", number(format!("s{i}"))),
                 Arg::I32(x) => write!(args, " i {x}"),
                 Arg::I64(x) => write!(args, " i {x}"),
                 Arg::F32(x) => write!(args, " i {}", x.to_bits()),
@@ -170,7 +155,7 @@ fn job(case: &Case, lowered: &Lowered, inputs: &Inputs, out: &mut Buffers) -> Ve
             .unwrap();
     }
     for (r, part, _) in &results {
-        writeln!(text, "O {}", number(&format!("r{r}{part:?}"))).unwrap();
+        writeln!(text, "O {}", number(format!("r{r}{part:?}"))).unwrap();
     }
     out.text.push_str(&text);
     results
@@ -235,10 +220,10 @@ fn wanted(case: &Case, result: usize, part: Part, want: &[Datum], stores: &[Stat
     }
 }
 
-fn build(folder: &Path, texts: &BTreeMap<String, String>) {
+fn build(folder: &Path, texts: &BTreeMap<String, (String, u32)>) {
     let mut program = String::from(include_str!("shim.h"));
-    for (i, text) in texts.values().enumerate() {
-        write!(program, "namespace k{i} {{\n{}\n}}\n#undef INF\n", host_text(text)).unwrap();
+    for (i, (text, shared)) in texts.values().enumerate() {
+        write!(program, "namespace k{i} {{\n{}\n}}\n#undef INF\n", host_text(text, *shared)).unwrap();
     }
     program.push_str("static std::map<std::string, Kernel> table() {\n  std::map<std::string, Kernel> t;\n");
     for (i, entry) in texts.keys().enumerate() {
@@ -264,12 +249,12 @@ fn build(folder: &Path, texts: &BTreeMap<String, String>) {
 fn run(cases: &[&Case]) -> Vec<(String, String)> {
     let folder = tempfile::tempdir().unwrap();
     let mut texts = BTreeMap::new();
-    let mut jobs = Buffers { index: BTreeMap::new(), text: String::new(), blob: vec![] };
+    let mut jobs = Buffers::default();
     let mut expectations = vec![];
     for case in cases {
         let lowered = case.lower().unwrap_or_else(|e| panic!("{}: {e}", case.name));
         for launch in &lowered.launches {
-            texts.insert(launch.kernel.entry.clone(), launch.kernel.text.clone());
+            texts.insert(launch.kernel.entry.clone(), (launch.kernel.text.clone(), launch.shared));
         }
         let mut inputs = inputs(case);
         let results = job(case, &lowered, &inputs, &mut jobs);
