@@ -30,5 +30,6 @@ pub mod doctor;
 pub mod engine;
 pub mod exec;
 pub mod generate;
+pub mod kernels;
 pub mod session;
 pub mod text;

@@ -110,6 +110,8 @@ pub enum SessionError {
 const CPU_CONTEXT: usize = 8192;
 /// Most tokens a step on the CPU.
 const CPU_CHUNK: usize = 512;
+/// Most tokens a step on a GPU.
+pub const GPU_CHUNK: usize = 2048;
 /// Tokens a KV page.
 pub const PAGE: usize = 64;
 

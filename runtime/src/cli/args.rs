@@ -32,6 +32,8 @@ pub enum Command {
     Ir(IrArgs),
     /// Check IR files
     Verify(VerifyArgs),
+    /// Compile every kernel into the cache; needs no GPU
+    Compile(CompileArgs),
     /// Show what this machine has and what is missing
     Doctor(DoctorArgs),
     /// Measure speed

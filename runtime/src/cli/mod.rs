@@ -4,6 +4,7 @@ mod args;
 mod bar;
 mod bench;
 mod chat;
+mod compile;
 mod converse;
 mod ir;
 mod logits;
@@ -49,6 +50,7 @@ fn dispatch(cli: &Cli) -> Result<(), Failure> {
         Command::Inspect(a) => system::inspect(a),
         Command::Ir(a) => ir::ir(a),
         Command::Verify(a) => ir::verify(a),
+        Command::Compile(a) => compile::compile(a),
         Command::Doctor(a) => system::doctor(a),
         Command::Bench(a) => bench::bench(a),
         Command::Logits(a) => logits::logits(a),

@@ -27,6 +27,8 @@ struct Prepared {
     plan: Arc<Plan>,
     /// Weights and load results.
     resident: BTreeMap<Value, Tensor>,
+    /// The value of each parameter.
+    params: Vec<Option<Value>>,
     /// Values to drop after each step.
     dead_after: Vec<Vec<Value>>,
 }
@@ -129,7 +131,8 @@ impl Executor for CpuExecutor {
                 dead_after[last].push(v);
             }
         }
-        self.plans.push(Prepared { plan, resident, dead_after });
+        let params = (0..f.params.len()).map(|i| f.param(i)).collect();
+        self.plans.push(Prepared { plan, resident, params, dead_after });
         Ok(PlanId(self.plans.len() - 1))
     }
 
@@ -141,7 +144,7 @@ impl Executor for CpuExecutor {
         let f = &plan.func;
         let mut values: BTreeMap<Value, Datum> = BTreeMap::new();
         for (i, p) in f.params.iter().enumerate() {
-            let Some(v) = f.param(i) else { continue };
+            let Some(v) = prepared.params[i] else { continue };
             let datum = match &p.ty {
                 Type::State(..) => Datum::State(self.state_index(&p.name)?),
                 Type::Tensor(t) => Datum::Tensor(input(&plan, &p.name, t, inputs)?),

@@ -1,0 +1,134 @@
+//! Whole models on the CPU against Hugging Face transformers in float32: the fixture to 1e-5, the demo model's losses and greedy text.
+
+use std::path::PathBuf;
+
+use gossamer_ir::interp::Rounding;
+use gossamer_passes::manager::{default_pipeline, parse_pipeline};
+use gossamer_runtime::engine::{Engine, SamplingParams};
+use gossamer_runtime::generate::{Flow, Request, generate};
+use gossamer_runtime::session::{DeviceChoice, SessionOptions, open};
+use gossamer_runtime::text::StopSet;
+use safetensors::SafeTensors;
+
+fn root() -> PathBuf {
+    PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("..")
+}
+
+fn options(model: &str) -> SessionOptions {
+    let model = root().join(model).display().to_string();
+    SessionOptions { device: DeviceChoice::Cpu, ..SessionOptions::new(&model) }
+}
+
+fn f32s(file: &SafeTensors, name: &str) -> Vec<f32> {
+    let data = file.tensor(name).unwrap().data().to_vec();
+    data.chunks_exact(4).map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]])).collect()
+}
+
+/// Greatest relative error over rows of `width`.
+fn worst(reference: &[f32], got: &[f32], width: usize) -> f64 {
+    assert_eq!(reference.len(), got.len());
+    let row = |(a, b): (&[f32], &[f32])| {
+        let d: f64 = a.iter().zip(b).map(|(x, y)| f64::from(x - y).powi(2)).sum();
+        let n: f64 = a.iter().map(|x| f64::from(*x).powi(2)).sum();
+        (d / n).sqrt()
+    };
+    reference.chunks(width).zip(got.chunks(width)).map(row).fold(0.0, f64::max)
+}
+
+/// Logits of all tokens and hidden states, fed in chunks of the engine's size.
+fn feed(engine: &mut Engine, tokens: &[u32]) -> (Vec<f32>, Vec<Vec<f32>>) {
+    let seq = engine.start(tokens.len()).unwrap();
+    let (mut logits, mut hidden) = (Vec::new(), Vec::<Vec<f32>>::new());
+    for part in tokens.chunks(engine.options().chunk) {
+        let out = engine.logits(seq, part, true).unwrap();
+        logits.extend(out.logits);
+        hidden.resize(out.hidden.len(), Vec::new());
+        hidden.iter_mut().zip(out.hidden).for_each(|(all, part)| all.extend(part));
+    }
+    engine.end(seq);
+    (logits, hidden)
+}
+
+fn request(prompt: &[u32], max_tokens: usize) -> Request {
+    Request { prompt: prompt.to_vec(), params: SamplingParams::greedy(), max_tokens, stop: StopSet::from_ids([]) }
+}
+
+fn greedy(engine: &mut Engine, requests: &[Request]) -> Vec<Vec<u32>> {
+    let (answers, _) = generate(engine, requests, &mut |_, _| Flow::Continue).unwrap();
+    answers.iter().map(|a| a.tokens.iter().map(|t| t.token).collect()).collect()
+}
+
+#[test]
+fn the_fixture_agrees_with_transformers() {
+    let bytes = std::fs::read(root().join("tests/fixtures/tiny/expected.safetensors")).unwrap();
+    let expected = SafeTensors::deserialize(&bytes).unwrap();
+    let tokens = std::fs::read_to_string(root().join("tests/fixtures/tiny/tokens.json")).unwrap();
+    let tokens: Vec<u32> = serde_json::from_str(&tokens).unwrap();
+    let (logits, hidden) = (f32s(&expected, "logits"), f32s(&expected, "hidden"));
+    let want: Vec<u32> = expected
+        .tensor("greedy")
+        .unwrap()
+        .data()
+        .chunks_exact(4)
+        .map(|b| u32::from_le_bytes([b[0], b[1], b[2], b[3]]))
+        .collect();
+    for passes in ["none", "default"] {
+        for chunk in [None, Some(7)] {
+            let passes_list = parse_pipeline(passes).unwrap();
+            let o = SessionOptions { passes: passes_list, chunk, ..options("tests/fixtures/tiny") };
+            let mut engine = open(&o).unwrap().engine;
+            let (got, got_hidden) = feed(&mut engine, &tokens);
+            let what = format!("passes {passes}, chunk {chunk:?}");
+            assert!(worst(&logits, &got, 512) < 1e-5, "{what}");
+            let flat: Vec<f32> = got_hidden.into_iter().flatten().collect();
+            assert!(worst(&hidden, &flat, 128) < 1e-5, "{what}");
+            assert_eq!(greedy(&mut engine, &[request(&tokens, want.len())]), vec![want.clone()], "{what}");
+        }
+    }
+}
+
+#[test]
+fn sequences_in_a_batch_do_not_affect_each_other() {
+    let tokens = std::fs::read_to_string(root().join("tests/fixtures/tiny/tokens.json")).unwrap();
+    let tokens: Vec<u32> = serde_json::from_str(&tokens).unwrap();
+    let requests: Vec<Request> =
+        [1, 5, 17, 40, 90].iter().enumerate().map(|(i, n)| request(&tokens[i..i + n], 12)).collect();
+    for rounding in [Rounding::Exact, Rounding::Typed] {
+        let o = SessionOptions { max_seqs: 5, chunk: Some(32), rounding, ..options("tests/fixtures/tiny") };
+        let mut engine = open(&o).unwrap().engine;
+        let together = greedy(&mut engine, &requests);
+        let alone: Vec<Vec<u32>> =
+            requests.iter().map(|r| greedy(&mut engine, std::slice::from_ref(r)).remove(0)).collect();
+        assert_eq!(together, alone);
+    }
+}
+
+#[test]
+fn the_demo_model_has_its_losses_and_its_greedy_text() {
+    let eval = std::fs::read_to_string(root().join("models/demo/eval.json")).unwrap();
+    let eval: serde_json::Value = serde_json::from_str(&eval).unwrap();
+    let list = |v: &serde_json::Value| -> Vec<u32> {
+        v.as_array().unwrap().iter().map(|t| t.as_u64().unwrap() as u32).collect()
+    };
+    let (tokens, window) = (list(&eval["tokens"]), 512);
+    let mut engine = open(&SessionOptions { passes: default_pipeline(), ..options("models/demo") }).unwrap().engine;
+    let vocab = engine.config().vocab();
+    // Two of the windows: the rest is `gossamer eval`'s business and takes long in a debug build.
+    for w in [0, 11] {
+        let span = &tokens[w * window..=(w + 1) * window];
+        let (logits, _) = feed(&mut engine, &span[..window]);
+        let nll = |(row, target): (&[f32], &u32)| {
+            let max = row.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+            let sum: f64 = row.iter().map(|x| f64::from(x - max).exp()).sum();
+            sum.ln() - f64::from(row[*target as usize] - max)
+        };
+        let loss: f64 = logits.chunks(vocab).zip(&span[1..]).map(nll).sum::<f64>() / window as f64;
+        let want = eval["nll_per_window"][w].as_f64().unwrap();
+        assert!((loss - want).abs() < 5e-4, "window {w}: {loss}, transformers {want}");
+    }
+    for sample in eval["samples"].as_array().unwrap() {
+        let (prompt, want) = (list(&sample["prompt_tokens"]), list(&sample["greedy_tokens"]));
+        let got = greedy(&mut engine, &[request(&prompt, 64)]).remove(0);
+        assert_eq!(got, want[..64.min(want.len())]);
+    }
+}
