@@ -4,6 +4,7 @@
 //! and sampling is in `engine`.
 
 pub mod cpu;
+pub mod cuda;
 mod resident;
 
 use std::collections::BTreeMap;

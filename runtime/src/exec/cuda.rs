@@ -1,0 +1,475 @@
+//! The CUDA executor: weights and state on one GPU, each plan a CUDA graph that is replayed every step.
+//!
+//! - Weights are loaded when the first plan needs them and shared by all plans ([`resident`]).
+//! - Every op of a plan becomes one kernel or a few ([`bind`]); their text is compiled once and cached on disk ([`kernels`]).
+//! - A step is one graph: one copy of all inputs to the GPU, the kernels in plan order, the copies of the results back. Nothing else is launched.
+//! - All plans share one workspace ([`workspace`]); when a larger plan makes it move, graphs are captured again before they next run.
+//!
+//! For debugging ([`CudaOptions`]): `GOSSAMER_EAGER=1` runs kernels one by one, waits after each, and names the op of a failing one;
+//! `GOSSAMER_POISON=1` fills arena, scratch and result buffers with NaN before each step, so that reading what nobody wrote shows.
+//!
+//! Must not know: models, sequences, sampling, what a kernel computes.
+
+pub mod bind;
+pub mod block;
+pub mod convert;
+pub mod kernels;
+mod loader;
+pub mod profile;
+pub mod resident;
+pub mod state;
+#[cfg(test)]
+pub(crate) mod testing;
+pub mod traffic;
+pub mod workspace;
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use gossamer_codegen_cuda::cache::CacheStats;
+use gossamer_codegen_cuda::lower::{KernelSource, Part};
+use gossamer_ir::{LayoutName, Type, Value};
+use gossamer_passes::Plan;
+
+use self::bind::{Address, BoundArg, BoundLaunch, Homes, Region, kernel_error};
+use self::block::Block;
+use self::kernels::Kernels;
+use self::loader::Uploader;
+use self::resident::{Loader, Resident, Residents};
+use self::state::States;
+use self::workspace::{Needs, Workspace};
+use super::{ExecError, Executor, HostData, Inputs, PlanId, StateSpec};
+use crate::checkpoint::WeightSource;
+use crate::cuda::{ArgList, Device, DeviceBuffer, DeviceSlice, Function, GraphExec, LaunchConfig, POISON_BYTE, Stream};
+
+/// Something that takes time while a plan is prepared; for a progress bar.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum LoadEvent<'a> {
+    /// Checkpoint bytes of weights read, of those that this plan was missing. May come from any thread, and out of order.
+    Weights {
+        /// Bytes read so far.
+        done: u64,
+        /// Bytes in all.
+        total: u64,
+    },
+    /// Kernels made ready, of those that this plan was missing.
+    Kernels {
+        /// Kernels ready.
+        done: usize,
+        /// Kernels in all.
+        total: usize,
+        /// Entry name of the next one; empty at the end.
+        next: &'a str,
+    },
+}
+
+/// Is told how loading goes.
+pub type Observer = Arc<dyn Fn(LoadEvent<'_>) + Send + Sync>;
+
+/// How a [`CudaExecutor`] behaves.
+#[derive(Clone, Default)]
+pub struct CudaOptions {
+    /// Folder of compiled kernels; `None`: compile in every process.
+    pub cache: Option<PathBuf>,
+    /// Fill arena, scratch and results with NaN before each step.
+    pub poison: bool,
+    /// No graph: launch kernels one by one, and wait for each.
+    pub eager: bool,
+    /// Told how loading goes.
+    pub observer: Option<Observer>,
+}
+
+impl CudaOptions {
+    /// The user's cache folder, and debugging as `GOSSAMER_POISON` and `GOSSAMER_EAGER` say.
+    pub fn from_env() -> CudaOptions {
+        let on = |name| std::env::var_os(name).is_some_and(|v| v == "1");
+        CudaOptions {
+            cache: crate::paths::kernel_cache(),
+            poison: on("GOSSAMER_POISON"),
+            eager: on("GOSSAMER_EAGER"),
+            observer: None,
+        }
+    }
+
+    fn tell(&self, event: LoadEvent<'_>) {
+        if let Some(observer) = &self.observer {
+            observer(event);
+        }
+    }
+}
+
+/// Runs plans on one GPU.
+pub struct CudaExecutor {
+    // In this order for dropping: graphs before the kernels and memory they use. `Drop` waits for the stream first.
+    plans: Vec<Prepared>,
+    kernels: Kernels,
+    workspace: Workspace,
+    residents: Residents<Arc<DeviceBuffer>>,
+    states: States,
+    stream: Stream,
+    device: Device,
+    source: Arc<dyn WeightSource>,
+    options: CudaOptions,
+}
+
+/// A plan that is ready to run.
+struct Prepared {
+    plan: Arc<Plan>,
+    needs: Needs,
+    inputs: Block,
+    outputs: Block,
+    /// Where each result is, in the order of `outputs`.
+    results: Vec<Source>,
+    launches: Vec<Launch>,
+    /// The graph, and the workspace's generation when it was captured.
+    graph: Option<(u64, GraphExec)>,
+}
+
+/// Memory that a result is copied from.
+enum Source {
+    Workspace(Address),
+    Resident(Arc<DeviceBuffer>),
+}
+
+/// A launch with its loaded kernel.
+struct Launch {
+    bound: BoundLaunch,
+    function: Function,
+    config: LaunchConfig,
+}
+
+impl CudaExecutor {
+    /// An executor with its own state, zeroed. Weights are loaded when a plan first needs them.
+    ///
+    /// # Errors
+    /// No usable NVRTC, too little memory for the state, or what the device gives.
+    pub fn new(
+        device: Device,
+        source: Arc<dyn WeightSource>,
+        states: &[StateSpec],
+        options: CudaOptions,
+    ) -> Result<CudaExecutor, ExecError> {
+        let kernels = Kernels::new(options.cache.clone())?;
+        let stream = Stream::new(&device)?;
+        let states = States::new(&device, &stream, states)?;
+        let workspace = Workspace::new(&device)?;
+        let residents = Residents::default();
+        Ok(CudaExecutor { plans: Vec::new(), kernels, workspace, residents, states, stream, device, source, options })
+    }
+
+    /// The GPU.
+    pub fn device(&self) -> &Device {
+        &self.device
+    }
+
+    /// What the workspace is large enough for.
+    pub fn workspace(&self) -> Needs {
+        self.workspace.needs()
+    }
+
+    /// Kernels from the cache and compiled so far.
+    pub fn cache_stats(&self) -> CacheStats {
+        self.kernels.cache_stats()
+    }
+
+    /// Trouble that did not stop anything, as lines for the user.
+    pub fn warnings(&self) -> Vec<String> {
+        self.kernels.warning().into_iter().collect()
+    }
+
+    /// Runs a plan on inputs in device form, and returns results in device form: little-endian elements, MXFP4 as codes followed by scales.
+    ///
+    /// # Errors
+    /// As [`Executor::run`].
+    pub fn run_raw(&mut self, id: PlanId, inputs: &BTreeMap<String, Vec<u8>>) -> Result<Vec<Vec<u8>>, ExecError> {
+        self.run_with(id, &|slot, out| match inputs.get(&slot.name) {
+            Some(bytes) if bytes.len() == slot.bytes => {
+                out.copy_from_slice(bytes);
+                Ok(())
+            }
+            found => Err(ExecError::Input {
+                name: slot.name.clone(),
+                found: found.map_or(0, Vec::len) * slot.elements / slot.bytes.max(1),
+                expected: slot.elements,
+            }),
+        })?;
+        let Some(p) = self.plans.get(id.0) else { return Ok(vec![]) };
+        let bytes = self.workspace.outputs.as_slice();
+        Ok(p.outputs.slots.iter().map(|s| bytes[s.offset..s.offset + s.bytes].to_vec()).collect())
+    }
+
+    /// Writes the inputs with `fill`, runs a step and waits for it. The results are in the workspace then.
+    fn run_with(&mut self, id: PlanId, fill: Fill<'_>) -> Result<(), ExecError> {
+        self.ready(id)?;
+        let p = prepared(&self.plans, id)?;
+        write_inputs(&p.inputs, self.workspace.inputs.as_mut_slice(), fill)?;
+        if self.options.poison {
+            self.poison(id)?;
+        }
+        let p = prepared(&self.plans, id)?;
+        match &p.graph {
+            // SAFETY: the graph is of this generation of the workspace; weights, state and workspace live as long as `self`, and nothing
+            // else runs on the stream until it has been waited for below.
+            Some((_, graph)) => unsafe { graph.launch(&self.stream)? },
+            None => self.enqueue(p, &mut |launch| self.checked(p, launch))?,
+        }
+        Ok(self.stream.synchronize()?)
+    }
+
+    /// Makes the workspace fit and captures the graph, where that has not happened or has become stale.
+    fn ready(&mut self, id: PlanId) -> Result<(), ExecError> {
+        let needs = prepared(&self.plans, id)?.needs;
+        self.workspace.fit(&self.device, &self.stream, needs)?;
+        let generation = self.workspace.generation();
+        let p = prepared(&self.plans, id)?;
+        if self.options.eager || p.graph.as_ref().is_some_and(|g| g.0 == generation) {
+            return Ok(());
+        }
+        let (graph, ()) = self.stream.capture(|| self.enqueue(p, &mut |_| Ok(())))?;
+        let exec = graph.instantiate()?;
+        exec.upload(&self.stream)?;
+        self.stream.synchronize()?;
+        self.plans[id.0].graph = Some((generation, exec));
+        Ok(())
+    }
+
+    /// Enqueues a step. `after` sees each launch when it is enqueued.
+    fn enqueue(&self, p: &Prepared, after: &mut dyn FnMut(&Launch) -> Result<(), ExecError>) -> Result<(), ExecError> {
+        self.enqueue_inputs(p)?;
+        self.enqueue_kernels(p, after)?;
+        self.enqueue_results(p)
+    }
+
+    fn enqueue_inputs(&self, p: &Prepared) -> Result<(), ExecError> {
+        let bytes = p.inputs.bytes;
+        let target = self.workspace.device.slice(self.workspace.needs().start(Region::Inputs) as usize, bytes)?;
+        // SAFETY: the pinned buffer lives until the workspace moves, which makes the graph stale; it is written only between steps.
+        Ok(unsafe { target.upload_async(&self.stream, &self.workspace.inputs, 0..bytes)? })
+    }
+
+    fn enqueue_kernels(
+        &self,
+        p: &Prepared,
+        after: &mut dyn FnMut(&Launch) -> Result<(), ExecError>,
+    ) -> Result<(), ExecError> {
+        p.launches.iter().try_for_each(|launch| {
+            let args = self.arguments(&launch.bound.args);
+            // SAFETY: every pointer is to this executor's weights, state or workspace of this generation, which outlive the step; the
+            // buffer plan keeps values that are alive apart, and kernels stay within their operands by the contract of `lower`.
+            unsafe { launch.function.launch(&self.stream, &launch.config, &args)? };
+            after(launch)
+        })
+    }
+
+    fn enqueue_results(&self, p: &Prepared) -> Result<(), ExecError> {
+        p.outputs.slots.iter().zip(&p.results).try_for_each(|(slot, source)| {
+            let range = slot.offset..slot.offset + slot.bytes;
+            let from = self.source(source, slot.bytes)?;
+            // SAFETY: the pinned buffer lives until the workspace moves, which makes the graph stale; it is read only after the stream has been waited for.
+            Ok(unsafe { from.download_async(&self.stream, &self.workspace.outputs, range)? })
+        })
+    }
+
+    fn arguments(&self, args: &[BoundArg]) -> ArgList {
+        let mut list = ArgList::new();
+        for arg in args {
+            match *arg {
+                BoundArg::Address(a) => list.ptr(self.workspace.resolve(a)),
+                BoundArg::I32(x) => list.i32(x),
+                BoundArg::I64(x) => list.i64(x),
+                BoundArg::F32(x) => list.f32(x),
+            };
+        }
+        list
+    }
+
+    fn source<'a>(&'a self, source: &'a Source, bytes: usize) -> Result<DeviceSlice<'a>, ExecError> {
+        Ok(match source {
+            Source::Resident(buffer) => buffer.slice(0, bytes)?,
+            Source::Workspace(address) => {
+                let offset = self.workspace.resolve(*address) - self.workspace.device.ptr();
+                self.workspace.device.slice(offset as usize, bytes)?
+            }
+        })
+    }
+
+    /// Waits for a launch and, if it failed, says which op it was.
+    fn checked(&self, p: &Prepared, launch: &Launch) -> Result<(), ExecError> {
+        self.stream.synchronize().map_err(|e| {
+            let op = bind::op_label(&p.plan, launch.bound.op);
+            kernel_error(format!("{op}, kernel {}: {e}", launch.bound.kernel.entry))
+        })
+    }
+
+    /// Fills what the plan writes with NaN: its arena and scratch, and the host's copy of the results.
+    fn poison(&mut self, id: PlanId) -> Result<(), ExecError> {
+        let needs = self.workspace.needs();
+        let start = needs.start(Region::Arena) as usize;
+        self.workspace.device.slice(start, needs.device_bytes() as usize - start)?.poison(&self.stream)?;
+        let outputs = prepared(&self.plans, id)?.outputs.bytes;
+        self.workspace.outputs.as_mut_slice()[..outputs].fill(POISON_BYTE);
+        Ok(())
+    }
+
+    /// Addresses of everything that a plan reads or replaces and that is not computed in it.
+    fn homes(&self, plan: &Plan, residents: &BTreeMap<Value, Resident<Arc<DeviceBuffer>>>) -> Result<Homes, ExecError> {
+        let mut homes = Homes::default();
+        let (block, index) = block::inputs(plan)?;
+        for (param, slot) in index {
+            homes.inputs.insert(param, block.slots[slot].offset as u64);
+        }
+        for (i, p) in plan.func.params.iter().enumerate() {
+            let Type::State(_, decl) = &p.ty else { continue };
+            let wrong = |problem: String| ExecError::Weight { name: p.name.to_string(), problem };
+            let spec = self.states.spec(&p.name).ok_or_else(|| wrong("a state that was not allocated".into()))?;
+            if plan.decls.state(decl) != Some(&spec.decl) {
+                return Err(wrong(format!("a state that was allocated for another declaration than `{decl}`")));
+            }
+            homes.states.extend(self.states.parts(&p.name).map(|parts| (i, parts)));
+        }
+        for (v, resident) in residents {
+            let parts = resident.parts.iter().map(|(part, m)| (*part, Uploader::address(m))).collect();
+            homes.residents.insert(*v, parts);
+        }
+        Ok(homes)
+    }
+
+    /// Where the tensor results of a plan are.
+    fn results(
+        &self,
+        plan: &Plan,
+        homes: &Homes,
+        residents: &BTreeMap<Value, Resident<Arc<DeviceBuffer>>>,
+    ) -> Result<Vec<Source>, ExecError> {
+        let mut out = Vec::new();
+        for v in &plan.func.results {
+            let Some(t) = plan.func.graph.ty(*v).as_tensor() else { continue };
+            let part = if t.dtype.bytes().is_none() && t.layout.is_none() { Part::Codes } else { Part::Data };
+            let source = match plan.buffers.places.get(v) {
+                Some(gossamer_passes::buffers::Place::Resident(root)) => residents
+                    .get(root)
+                    .filter(|r| r.parts.len() == 1)
+                    .map(|r| Source::Resident(r.parts[0].1.clone())),
+                _ => bind::address(plan, *v, part, homes).map(Source::Workspace),
+            };
+            let label = || bind::op_label(plan, v.op);
+            out.push(source.ok_or_else(|| {
+                kernel_error(format!("{}: type {t} cannot be a result of a step; return a plain tensor", label()))
+            })?);
+        }
+        Ok(out)
+    }
+
+    fn load_weights(&mut self, plan: &Plan) -> Result<(), ExecError> {
+        let options = self.options.clone();
+        let device = &self.device;
+        self.residents.load(plan, &*self.source, |total| Uploader::new(device, total), &|done, total| {
+            options.tell(LoadEvent::Weights { done, total })
+        })
+    }
+}
+
+impl Executor for CudaExecutor {
+    fn describe(&self) -> String {
+        let p = self.device.props();
+        format!("GPU {} ({}, {})", p.ordinal, p.name, crate::cuda::bytes(p.memory_bytes))
+    }
+
+    fn read_bandwidth(&self) -> Option<f64> {
+        Some(self.device.props().peak_bandwidth()).filter(|b| *b > 0).map(|b| b as f64)
+    }
+
+    fn prepare(&mut self, plan: Arc<Plan>) -> Result<PlanId, ExecError> {
+        self.load_weights(&plan)?;
+        let residents = self.residents.of(&plan);
+        let layouts: BTreeMap<Value, LayoutName> =
+            residents.iter().filter_map(|(v, r)| Some((*v, r.layout.clone()?))).collect();
+        let homes = self.homes(&plan, &residents)?;
+        let (mut bound, mut scratch) = (Vec::new(), 0);
+        for id in &plan.steps {
+            let lowered = bind::lower_step(&plan, *id, &layouts)?;
+            scratch = scratch.max(bind::scratch_bytes(&lowered));
+            bound.extend(bind::bind_step(&plan, *id, &lowered, &homes)?);
+        }
+        let mut needed: BTreeMap<Arc<KernelSource>, u32> = BTreeMap::new();
+        for launch in &bound {
+            let shared = needed.entry(launch.kernel.clone()).or_default();
+            *shared = launch.shared.max(*shared);
+        }
+        let options = &self.options;
+        self.kernels.load(&self.device, &needed, &|done, total, next| {
+            options.tell(LoadEvent::Kernels { done, total, next })
+        })?;
+        let mut launches = Vec::with_capacity(bound.len());
+        for bound in bound {
+            let function = self.kernels.get(&bound.kernel).cloned().ok_or_else(|| {
+                kernel_error(format!("kernel {} was not loaded; please report it", bound.kernel.entry))
+            })?;
+            let block = [bound.block, 1, 1];
+            let config = LaunchConfig { grid: bound.grid, block, shared: bound.shared, cluster: None, pdl: false };
+            launches.push(Launch { bound, function, config });
+        }
+        let results = self.results(&plan, &homes, &residents)?;
+        let needs = Needs::with_scratch(&plan, scratch)?;
+        let (inputs, _) = block::inputs(&plan)?;
+        let outputs = block::outputs(&plan)?;
+        let id = PlanId(self.plans.len());
+        self.plans.push(Prepared { plan, needs, inputs, outputs, results, launches, graph: None });
+        // Here, not at the first step, so that a workspace that does not fit is an error of preparing.
+        if let Err(e) = self.ready(id) {
+            self.plans.pop();
+            return Err(e);
+        }
+        Ok(id)
+    }
+
+    fn run(&mut self, id: PlanId, inputs: &Inputs) -> Result<Vec<HostData>, ExecError> {
+        self.run_with(id, &|slot, out| write_host(slot, inputs, out))?;
+        let p = prepared(&self.plans, id)?;
+        let bytes = self.workspace.outputs.as_slice();
+        let mut out = Vec::with_capacity(p.outputs.slots.len());
+        for slot in &p.outputs.slots {
+            let data = convert::decode(&bytes[slot.offset..slot.offset + slot.bytes], slot.dtype);
+            out.push(data.ok_or_else(|| {
+                kernel_error(format!("result `{}` is {}, expected plain elements; dequantise it", slot.name, slot.dtype))
+            })?);
+        }
+        Ok(out)
+    }
+
+    fn clear_counts(&mut self, name: &str, row: usize) -> Result<(), ExecError> {
+        Ok(self.states.clear_counts(&self.stream, name, row)?)
+    }
+}
+
+impl Drop for CudaExecutor {
+    fn drop(&mut self) {
+        // After an error in the middle of a step kernels may still run. A device that cannot be waited for runs nothing any more.
+        let _ = self.stream.synchronize();
+    }
+}
+
+/// Writes one input into its bytes.
+type Fill<'a> = &'a dyn Fn(&block::Slot, &mut [u8]) -> Result<(), ExecError>;
+
+fn write_inputs(block: &Block, bytes: &mut [u8], fill: Fill<'_>) -> Result<(), ExecError> {
+    block.slots.iter().try_for_each(|slot| fill(slot, &mut bytes[slot.offset..slot.offset + slot.bytes]))
+}
+
+/// Writes one input from the host's form.
+fn write_host(slot: &block::Slot, inputs: &Inputs, out: &mut [u8]) -> Result<(), ExecError> {
+    let data = inputs.get(&slot.name);
+    let Some(data) = data.filter(|d| d.len() == slot.elements) else {
+        let found = data.map_or(0, HostData::len);
+        return Err(ExecError::Input { name: slot.name.clone(), found, expected: slot.elements });
+    };
+    convert::encode(data, slot.dtype, out).ok_or_else(|| {
+        let given = if matches!(data, HostData::I32(_)) { "integers" } else { "floats" };
+        kernel_error(format!("input `{}` is given as {given}, the plan needs {}", slot.name, slot.dtype))
+    })
+}
+
+fn prepared(plans: &[Prepared], id: PlanId) -> Result<&Prepared, ExecError> {
+    plans.get(id.0).ok_or_else(|| kernel_error(format!("plan {} was not prepared; please report it", id.0)))
+}

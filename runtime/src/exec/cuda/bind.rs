@@ -1,0 +1,334 @@
+//! Binding: from an op of a plan to launches whose arguments are places in memory.
+//!
+//! Places in the workspace (inputs, arena, scratch) are kept as offsets, because the workspace moves when a later plan needs a larger one; weights
+//! and state never move. Plain arithmetic: nothing here touches a device.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use gossamer_codegen_cuda::lower::{Arg, KernelSource, Lowered, OpInstance, Part, lower};
+use gossamer_ir::{DType, LayoutName, OpId, OpKind, TensorType, Type, Value};
+use gossamer_passes::Plan;
+use gossamer_passes::buffers::{ALIGN, Place};
+
+use crate::exec::ExecError;
+
+/// A stretch of the workspace.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Region {
+    /// The input block.
+    Inputs,
+    /// Computed values.
+    Arena,
+    /// Scratch of one op at a time.
+    Scratch,
+}
+
+/// An address in device memory.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Address {
+    /// Bytes from the start of a region of the workspace.
+    Workspace(Region, u64),
+    /// A device pointer.
+    Fixed(u64),
+}
+
+/// An argument of a bound launch.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum BoundArg {
+    /// A pointer.
+    Address(Address),
+    /// A 4-byte integer.
+    I32(i32),
+    /// An 8-byte integer.
+    I64(i64),
+    /// A 4-byte float.
+    F32(f32),
+}
+
+/// A launch with its arguments.
+#[derive(Clone, Debug)]
+pub struct BoundLaunch {
+    /// The kernel.
+    pub kernel: Arc<KernelSource>,
+    /// Blocks.
+    pub grid: [u32; 3],
+    /// Threads of a block.
+    pub block: u32,
+    /// Bytes of dynamic shared memory of a block.
+    pub shared: u32,
+    /// Arguments in order.
+    pub args: Vec<BoundArg>,
+    /// The op it belongs to.
+    pub op: OpId,
+}
+
+/// Device pointers of a value that does not move, by part.
+pub type Parts = Vec<(Part, u64)>;
+
+/// Where the values of a plan are that are not in the arena.
+#[derive(Clone, Debug, Default)]
+pub struct Homes {
+    /// Offset in the input block by parameter number.
+    pub inputs: BTreeMap<usize, u64>,
+    /// State by parameter number.
+    pub states: BTreeMap<usize, Parts>,
+    /// Resident values.
+    pub residents: BTreeMap<Value, Parts>,
+}
+
+/// An error about kernels that is already one whole line.
+pub fn kernel_error(line: impl Into<String>) -> ExecError {
+    ExecError::Kernel(line.into())
+}
+
+/// `matmul (%q.3)`: how errors name an op of a plan.
+pub fn op_label(plan: &Plan, id: OpId) -> String {
+    let op = plan.func.graph.op(id);
+    match op.names.first() {
+        Some(name) => format!("{} (%{name})", op.kind.name()),
+        None => op.kind.name().to_string(),
+    }
+}
+
+/// Kernels of one op; none for a view that shares its operand's bytes. `layouts` overrides the layout of resident operands where loading chose
+/// another one than the plan asked for.
+///
+/// # Errors
+/// An op without a kernel.
+pub fn lower_step(plan: &Plan, id: OpId, layouts: &BTreeMap<Value, LayoutName>) -> Result<Lowered, ExecError> {
+    let op = plan.func.graph.op(id);
+    let place = |v: Value| plan.buffers.places.get(&v);
+    let result = Value { op: id, result: 0 };
+    if op.kind == OpKind::Reshape && place(op.operands[0]) == place(result) {
+        return Ok(Lowered::default());
+    }
+    for (r, ty) in op.results.iter().enumerate() {
+        check_packed_result(plan, Value { op: id, result: r as u16 }, ty)?;
+    }
+    let operands: Vec<Type> = op.operands.iter().map(|v| operand_type(plan, *v, layouts)).collect();
+    let instance = OpInstance { op, operands: &operands, module: &plan.decls, sizes: &plan.sizes };
+    lower(&instance).map_err(|e| kernel_error(format!("%{}: {e}", op.names.first().map_or("", |n| n))))
+}
+
+/// Bytes of scratch that a lowered op takes, each buffer aligned.
+pub fn scratch_bytes(lowered: &Lowered) -> u64 {
+    lowered.scratch.iter().map(|b| b.next_multiple_of(ALIGN)).sum()
+}
+
+/// Launches of a lowered op with their arguments.
+///
+/// # Errors
+/// An argument that names no place: the kernel library and the plan do not agree.
+pub fn bind_step(plan: &Plan, id: OpId, lowered: &Lowered, homes: &Homes) -> Result<Vec<BoundLaunch>, ExecError> {
+    let op = plan.func.graph.op(id);
+    let mut scratch = Vec::with_capacity(lowered.scratch.len());
+    let mut end = 0;
+    for bytes in &lowered.scratch {
+        scratch.push(end);
+        end += bytes.next_multiple_of(ALIGN);
+    }
+    let mut launches = Vec::with_capacity(lowered.launches.len());
+    for launch in &lowered.launches {
+        let mut args = Vec::with_capacity(launch.args.len());
+        for arg in &launch.args {
+            let bound = match *arg {
+                Arg::Operand { index, part } => op.operands.get(index).and_then(|v| address(plan, *v, part, homes)),
+                Arg::Result { index, part } if index < op.results.len() => {
+                    address(plan, Value { op: id, result: index as u16 }, part, homes)
+                }
+                Arg::Result { .. } => None,
+                Arg::Scratch(i) => scratch.get(i).map(|offset| Address::Workspace(Region::Scratch, *offset)),
+                Arg::I32(x) => {
+                    args.push(BoundArg::I32(x));
+                    continue;
+                }
+                Arg::I64(x) => {
+                    args.push(BoundArg::I64(x));
+                    continue;
+                }
+                Arg::F32(x) => {
+                    args.push(BoundArg::F32(x));
+                    continue;
+                }
+            };
+            args.push(BoundArg::Address(bound.ok_or_else(|| no_place(plan, id, arg, &launch.kernel.entry))?));
+        }
+        launches.push(BoundLaunch {
+            kernel: launch.kernel.clone(),
+            grid: launch.grid,
+            block: launch.block,
+            shared: launch.shared,
+            args,
+            op: id,
+        });
+    }
+    Ok(launches)
+}
+
+/// Where `part` of a value is.
+pub fn address(plan: &Plan, v: Value, part: Part, homes: &Homes) -> Option<Address> {
+    let fixed = |parts: &Parts| parts.iter().find(|p| p.0 == part).map(|p| Address::Fixed(p.1));
+    let ty = plan.func.graph.ty(v);
+    match *plan.buffers.places.get(&v)? {
+        Place::Param(i) if ty.is_state() => fixed(homes.states.get(&i)?),
+        Place::Param(i) => {
+            let offset = homes.inputs.get(&i)? + part_offset(ty.as_tensor()?, part, plan)?;
+            Some(Address::Workspace(Region::Inputs, offset))
+        }
+        Place::Resident(root) => fixed(homes.residents.get(&root)?),
+        Place::Arena { offset, .. } => {
+            Some(Address::Workspace(Region::Arena, offset + part_offset(ty.as_tensor()?, part, plan)?))
+        }
+    }
+}
+
+/// Offset of a part in the one stretch of bytes that holds a tensor: row-major MXFP4 has its codes first, then its scales.
+fn part_offset(ty: &TensorType, part: Part, plan: &Plan) -> Option<u64> {
+    let split = ty.dtype == DType::Mxfp4 && ty.layout.is_none();
+    match part {
+        Part::Data if !split => Some(0),
+        Part::Codes if split => Some(0),
+        Part::Scales if split => u64::try_from(ty.elements().eval(&plan.sizes).ok()?).ok().map(|n| n / 2),
+        _ => None,
+    }
+}
+
+fn operand_type(plan: &Plan, v: Value, layouts: &BTreeMap<Value, LayoutName>) -> Type {
+    let ty = plan.func.graph.ty(v);
+    let chosen = match plan.buffers.places.get(&v) {
+        Some(Place::Resident(root)) => layouts.get(root),
+        _ => None,
+    };
+    match (ty, chosen) {
+        (Type::Tensor(t), Some(layout)) => Type::Tensor(TensorType { layout: Some(layout.clone()), ..t.clone() }),
+        _ => ty.clone(),
+    }
+}
+
+/// A packed tensor in the arena must not be padded beyond the bytes that the buffer plan gave it.
+fn check_packed_result(plan: &Plan, v: Value, ty: &Type) -> Result<(), ExecError> {
+    let Some(t) = ty.as_tensor().filter(|t| t.layout.is_some()) else { return Ok(()) };
+    let shape = t.shape(&plan.sizes).unwrap_or_default();
+    let whole = shape.len() >= 2 && shape[shape.len() - 2..].iter().all(|d| d % 64 == 0);
+    match whole {
+        true => Ok(()),
+        false => Err(kernel_error(format!(
+            "{}: a packed value of type {t} is computed in every step; only weights may be padded, so pack it at load",
+            op_label(plan, v.op)
+        ))),
+    }
+}
+
+fn no_place(plan: &Plan, id: OpId, arg: &Arg, kernel: &str) -> ExecError {
+    let what = match arg {
+        Arg::Operand { index, part } => format!("{part:?} of operand {index}").to_lowercase(),
+        Arg::Result { index, part } => format!("{part:?} of result {index}").to_lowercase(),
+        Arg::Scratch(i) => format!("scratch buffer {i}"),
+        Arg::I32(_) | Arg::I64(_) | Arg::F32(_) => "a number".to_string(),
+    };
+    kernel_error(format!("{}: kernel {kernel} asks for {what}, which has no place; please report it", op_label(plan, id)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::testing::{decode_plan, ops};
+    use super::*;
+    use gossamer_codegen_cuda::lower::Launch;
+
+    fn kernel(args: Vec<Arg>, scratch: Vec<u64>) -> Lowered {
+        let kernel = Arc::new(KernelSource { entry: "k".into(), text: "text".into() });
+        Lowered { launches: vec![Launch { kernel, grid: [1, 1, 1], block: 32, shared: 0, args }], scratch }
+    }
+
+    fn arg(index: usize, part: Part) -> Arg {
+        Arg::Operand { index, part }
+    }
+
+    fn bound(plan: &Plan, id: OpId, args: Vec<Arg>, homes: &Homes) -> Result<Vec<BoundArg>, ExecError> {
+        bind_step(plan, id, &kernel(args, vec![100, 8]), homes).map(|l| l[0].args.clone())
+    }
+
+    #[test]
+    fn arguments_become_places() {
+        let plan = decode_plan(2);
+        let write = ops(&plan, OpKind::KvWrite)[0];
+        let state = plan.func.params.iter().position(|p| p.ty.is_state()).unwrap();
+        let homes = Homes {
+            inputs: (0..plan.func.params.len()).map(|i| (i, 256 * i as u64)).collect(),
+            states: BTreeMap::from([(state, vec![(Part::Keys, 0x1000), (Part::Values, 0x2000)])]),
+            residents: BTreeMap::new(),
+        };
+        let args = vec![
+            arg(0, Part::Keys),
+            arg(0, Part::Values),
+            arg(1, Part::Data),
+            arg(3, Part::Data),
+            Arg::Scratch(1),
+            Arg::I32(-1),
+            Arg::I64(7),
+            Arg::F32(0.5),
+            Arg::Result { index: 0, part: Part::Keys },
+        ];
+        let found = bound(&plan, write, args, &homes).unwrap();
+        let k = plan.func.graph.op(write).operands[1];
+        let Place::Arena { offset, .. } = plan.buffers.places[&k] else { panic!("k is computed") };
+        let expected = [
+            BoundArg::Address(Address::Fixed(0x1000)),
+            BoundArg::Address(Address::Fixed(0x2000)),
+            BoundArg::Address(Address::Workspace(Region::Arena, offset)),
+            BoundArg::Address(Address::Workspace(Region::Inputs, 256)),
+            BoundArg::Address(Address::Workspace(Region::Scratch, 256)),
+            BoundArg::I32(-1),
+            BoundArg::I64(7),
+            BoundArg::F32(0.5),
+            // The new state is the old one's memory.
+            BoundArg::Address(Address::Fixed(0x1000)),
+        ];
+        assert_eq!(found, expected);
+    }
+
+    #[test]
+    fn what_has_no_place_is_named() {
+        let plan = decode_plan(2);
+        let write = ops(&plan, OpKind::KvWrite)[0];
+        for (bad, what) in [
+            (arg(0, Part::Counts), "counts of operand 0"),
+            (arg(9, Part::Data), "data of operand 9"),
+            (Arg::Scratch(2), "scratch buffer 2"),
+            (Arg::Result { index: 3, part: Part::Data }, "data of result 3"),
+            (arg(1, Part::Codes), "codes of operand 1"),
+        ] {
+            let line = bound(&plan, write, vec![bad], &Homes::default()).unwrap_err().to_string();
+            assert!(line.starts_with("kv_write (%") && line.contains(what), "{line}");
+        }
+    }
+
+    #[test]
+    fn residents_are_found_through_views_and_by_part() {
+        let plan = decode_plan(1);
+        let dequant = ops(&plan, OpKind::Dequant)[0];
+        let weight = plan.func.graph.op(dequant).operands[0];
+        let residents = BTreeMap::from([(weight, vec![(Part::Codes, 64), (Part::Scales, 128)])]);
+        let homes = Homes { residents, ..Homes::default() };
+        let found = bound(&plan, dequant, vec![arg(0, Part::Scales), arg(0, Part::Codes)], &homes).unwrap();
+        assert_eq!(found, [128, 64].map(|p| BoundArg::Address(Address::Fixed(p))));
+    }
+
+    #[test]
+    fn a_layout_chosen_at_load_reaches_the_kernels() {
+        let plan = decode_plan(1);
+        let dequant = ops(&plan, OpKind::Dequant)[0];
+        let weight = plan.func.graph.op(dequant).operands[0];
+        let layouts = BTreeMap::from([(weight, LayoutName::from("other"))]);
+        let ty = operand_type(&plan, weight, &layouts);
+        assert_eq!(ty.as_tensor().unwrap().layout.as_deref(), Some("other"));
+        assert_eq!(&operand_type(&plan, weight, &BTreeMap::new()), plan.func.graph.ty(weight));
+    }
+
+    #[test]
+    fn scratch_buffers_do_not_overlap() {
+        assert_eq!(scratch_bytes(&kernel(vec![], vec![100, 8, 256])), 768);
+        assert_eq!(scratch_bytes(&Lowered::default()), 0);
+    }
+}

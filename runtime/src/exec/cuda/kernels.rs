@@ -1,0 +1,84 @@
+//! Kernels: from text to functions, through the cubin cache and NVRTC, each text once.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use gossamer_codegen_cuda::cache::{CacheStats, KernelCache};
+use gossamer_codegen_cuda::lower::KernelSource;
+use gossamer_codegen_cuda::nvrtc::{Nvrtc, Source};
+
+use super::bind::kernel_error;
+use crate::cuda::{Carveout, Device, Function, Module};
+use crate::exec::ExecError;
+
+/// Loaded kernels of one device.
+pub struct Kernels {
+    nvrtc: Nvrtc,
+    cache: KernelCache,
+    loaded: BTreeMap<Arc<KernelSource>, Function>,
+}
+
+impl Kernels {
+    /// Finds NVRTC; nothing is compiled yet. Without a folder nothing is cached.
+    ///
+    /// # Errors
+    /// No usable NVRTC.
+    pub fn new(folder: Option<PathBuf>) -> Result<Kernels, ExecError> {
+        let nvrtc = Nvrtc::load().map_err(|e| kernel_error(e.to_string()))?;
+        let cache = folder.map_or_else(KernelCache::disabled, KernelCache::at);
+        Ok(Kernels { nvrtc, cache, loaded: BTreeMap::new() })
+    }
+
+    /// Makes kernels ready to launch with up to the given bytes of dynamic shared memory. `progress` gets (kernels done, kernels missing at the start,
+    /// entry name of the one that is next).
+    ///
+    /// # Errors
+    /// A text that does not compile, or an image that the device refuses.
+    pub fn load(
+        &mut self,
+        device: &Device,
+        needed: &BTreeMap<Arc<KernelSource>, u32>,
+        progress: &dyn Fn(usize, usize, &str),
+    ) -> Result<(), ExecError> {
+        let missing: Vec<&Arc<KernelSource>> = needed.keys().filter(|k| !self.loaded.contains_key(*k)).collect();
+        for (i, kernel) in missing.iter().enumerate() {
+            progress(i, missing.len(), &kernel.entry);
+            let source = Source::new(&kernel.entry, &kernel.text);
+            let compiled = self.cache.get_or_compile(&source, &self.nvrtc).map_err(|e| kernel_error(e.to_string()))?;
+            let module = Module::load(device, &kernel.entry, &compiled.cubin)?;
+            self.loaded.insert((*kernel).clone(), module.function(&kernel.entry)?);
+        }
+        if !missing.is_empty() {
+            progress(missing.len(), missing.len(), "");
+        }
+        for (kernel, shared) in needed {
+            if let Some(function) = self.loaded.get_mut(kernel)
+                && *shared > function.limits().max_dynamic_shared
+            {
+                function.configure(*shared, Carveout::Auto)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// A loaded kernel.
+    pub fn get(&self, kernel: &Arc<KernelSource>) -> Option<&Function> {
+        self.loaded.get(kernel)
+    }
+
+    /// Kernels loaded so far.
+    pub fn len(&self) -> usize {
+        self.loaded.len()
+    }
+
+    /// What the cubin cache did.
+    pub fn cache_stats(&self) -> CacheStats {
+        self.cache.stats()
+    }
+
+    /// Trouble with the cache folder, as one line.
+    pub fn warning(&self) -> Option<String> {
+        self.cache.warning()
+    }
+}

@@ -1,0 +1,160 @@
+//! Measuring: each kernel by itself, a whole step, and what kernels need.
+
+use super::bind::{kernel_error, op_label};
+use super::{CudaExecutor, Launch, prepared, traffic, write_host};
+use crate::cuda::{DeviceBuffer, Event, EventKind};
+use crate::exec::{ExecError, Inputs, PlanId};
+
+/// Time of one launch of a step.
+#[derive(Clone, Debug, PartialEq, serde::Serialize)]
+pub struct KernelTime {
+    /// Entry name of the kernel.
+    pub name: String,
+    /// The op it belongs to: name and value.
+    pub op: String,
+    /// Microseconds, the median of the rounds.
+    pub us: f64,
+    /// Bytes that the op moves ([`traffic::bytes`]), at its first launch; 0 at the others.
+    pub bytes: u64,
+}
+
+/// One launch of a step and what its kernel needs.
+#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize)]
+pub struct KernelInfo {
+    /// Entry name of the kernel.
+    pub name: String,
+    /// The op it belongs to: name and value.
+    pub op: String,
+    /// Blocks.
+    pub grid: [u32; 3],
+    /// Threads of a block.
+    pub block: u32,
+    /// Bytes of shared memory of a block, static and dynamic.
+    pub shared: u32,
+    /// Registers of a thread.
+    pub registers: u32,
+    /// Bytes of local memory of a thread; above 0 it spills or indexes arrays.
+    pub local: u32,
+}
+
+/// Filled before the first timed launch, so that the CPU is ahead of the GPU and gaps between launches are not its own.
+const HEAD_START: usize = 256 << 20;
+/// How often, each about 0.1 ms.
+const HEAD_START_FILLS: usize = 100;
+
+impl CudaExecutor {
+    /// Times every launch of a step, without the graph, over `rounds` rounds. Ops that change counts are run that often.
+    ///
+    /// # Errors
+    /// As for a step.
+    pub fn profile(&mut self, id: PlanId, inputs: &Inputs, rounds: usize) -> Result<Vec<KernelTime>, ExecError> {
+        self.feed(id, inputs)?;
+        let filler = DeviceBuffer::alloc(&self.device, HEAD_START, "profiling").ok();
+        let p = prepared(&self.plans, id)?;
+        let mut events = Vec::with_capacity(p.launches.len() + 1);
+        for _ in 0..=p.launches.len() {
+            events.push(Event::new(&self.device, EventKind::Timing)?);
+        }
+        let mut times = vec![Vec::new(); p.launches.len()];
+        for _ in 0..rounds.max(1) {
+            for _ in 0..HEAD_START_FILLS {
+                if let Some(buffer) = &filler {
+                    buffer.all().zero(&self.stream)?;
+                }
+            }
+            self.enqueue_inputs(p)?;
+            events[0].record(&self.stream)?;
+            let mut next = 0;
+            self.enqueue_kernels(p, &mut |_| {
+                next += 1;
+                Ok(events[next].record(&self.stream)?)
+            })?;
+            self.stream.synchronize()?;
+            for (i, times) in times.iter_mut().enumerate() {
+                times.push(events[i].elapsed_us(&events[i + 1])?);
+            }
+        }
+        let mut seen = None;
+        let mut out = Vec::with_capacity(times.len());
+        for (launch, times) in p.launches.iter().zip(times) {
+            let first = seen.replace(launch.bound.op) != Some(launch.bound.op);
+            out.push(KernelTime {
+                name: launch.bound.kernel.entry.clone(),
+                op: op_label(&p.plan, launch.bound.op),
+                us: median(times),
+                bytes: if first { traffic::bytes(&p.plan, launch.bound.op, inputs) } else { 0 },
+            });
+        }
+        Ok(out)
+    }
+
+    /// Times `n` replays of the graph of a step on the same inputs, in microseconds each, copies of inputs and results included.
+    ///
+    /// # Errors
+    /// As for a step; an executor without graphs cannot replay them.
+    pub fn time_graph(&mut self, id: PlanId, inputs: &Inputs, n: usize) -> Result<Vec<f64>, ExecError> {
+        self.feed(id, inputs)?;
+        let p = prepared(&self.plans, id)?;
+        let Some((_, graph)) = &p.graph else {
+            return Err(kernel_error("timing graphs needs graphs; unset GOSSAMER_EAGER"));
+        };
+        let mut events = Vec::with_capacity(n + 1);
+        for _ in 0..=n {
+            events.push(Event::new(&self.device, EventKind::Timing)?);
+        }
+        events[0].record(&self.stream)?;
+        for event in &events[1..] {
+            // SAFETY: as for a step.
+            unsafe { graph.launch(&self.stream)? };
+            event.record(&self.stream)?;
+        }
+        self.stream.synchronize()?;
+        events.windows(2).map(|pair| Ok(pair[0].elapsed_us(&pair[1])?)).collect()
+    }
+
+    /// The launches of a step, in order.
+    ///
+    /// # Errors
+    /// A plan that was not prepared.
+    pub fn kernels(&self, id: PlanId) -> Result<Vec<KernelInfo>, ExecError> {
+        let p = prepared(&self.plans, id)?;
+        let info = |l: &Launch| KernelInfo {
+            name: l.bound.kernel.entry.clone(),
+            op: op_label(&p.plan, l.bound.op),
+            grid: l.bound.grid,
+            block: l.bound.block,
+            shared: l.bound.shared + l.function.info().static_shared,
+            registers: l.function.info().registers,
+            local: l.function.info().local_bytes,
+        };
+        Ok(p.launches.iter().map(info).collect())
+    }
+
+    /// Runs a step once, so that the inputs are in place and everything is warm.
+    fn feed(&mut self, id: PlanId, inputs: &Inputs) -> Result<(), ExecError> {
+        self.run_with(id, &|slot, out| write_host(slot, inputs, out))
+    }
+}
+
+/// The middle one, or the mean of the middle two; 0 of none.
+fn median(mut times: Vec<f64>) -> f64 {
+    times.sort_by(f64::total_cmp);
+    let n = times.len();
+    match n {
+        0 => 0.0,
+        _ => (times[(n - 1) / 2] + times[n / 2]) / 2.0,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn medians() {
+        assert_eq!(median(vec![]), 0.0);
+        assert_eq!(median(vec![3.0]), 3.0);
+        assert_eq!(median(vec![9.0, 1.0]), 5.0);
+        assert_eq!(median(vec![9.0, 1.0, 2.0]), 2.0);
+    }
+}

@@ -1,0 +1,28 @@
+//! Plans for the tests of this module.
+
+use gossamer_ir::{OpId, OpKind};
+use gossamer_models::step::{self, Head, StepOptions};
+use gossamer_models::{gpt_oss, presets};
+use gossamer_passes::plan::plan;
+use gossamer_passes::{Options, Plan, bucket, compile, manager};
+
+/// A greedy decode step of `n` sequences of a two-layer model of full width, without a packed layout.
+pub fn decode_plan(n: usize) -> Plan {
+    plan_with(n, &Options::default())
+}
+
+/// As [`decode_plan`], with options for the passes.
+pub fn plan_with(n: usize, options: &Options) -> Plan {
+    let mut config = presets::gpt_oss_20b();
+    config.layers = 2;
+    config.layer_types.truncate(2);
+    let o = StepOptions { head: Head::Greedy, max_tokens: 64, max_seqs: 8, context: 512, page: 64 };
+    let program = gpt_oss::build(&config, &o).unwrap();
+    let (module, _) = compile(program.module, &manager::default_pipeline(), options).unwrap();
+    plan(&module, step::ENTRY, &bucket::sizes(n, n, n, 512, 8)).unwrap()
+}
+
+/// The ops of one kind in a plan's steps.
+pub fn ops(plan: &Plan, kind: OpKind) -> Vec<OpId> {
+    plan.steps.iter().copied().filter(|id| plan.func.graph.op(*id).kind == kind).collect()
+}
