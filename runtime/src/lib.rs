@@ -31,5 +31,7 @@ pub mod engine;
 pub mod exec;
 pub mod generate;
 pub mod kernels;
+pub mod memory_plan;
+pub mod paths;
 pub mod session;
 pub mod text;

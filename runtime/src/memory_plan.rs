@@ -207,7 +207,11 @@ impl fmt::Display for MemoryPlan {
         let mut rows = vec![("weights".to_string(), self.weights, String::new())];
         for k in &self.kv {
             let layers = if k.layers == 1 { "layer" } else { "layers" };
-            rows.push((format!("KV cache ({})", k.name), k.bytes, format!("{} {layers}, {} tokens", k.layers, k.tokens)));
+            rows.push((
+                format!("KV cache ({})", k.name),
+                k.bytes,
+                format!("{} {layers}, {} tokens", k.layers, k.tokens),
+            ));
         }
         if self.counts > 0 {
             rows.push(("token counts".into(), self.counts, format!("{} sequences", self.max_seqs)));
@@ -288,7 +292,10 @@ mod tests {
         let plan = MemoryPlan::new(&asked(4, 8192), memory(79 * GIB));
         let full = 4 * 8192 * 2048;
         let window = 4 * 11 * 64 * 2048;
-        assert_eq!(plan.kv.iter().map(|k| (&*k.name, k.bytes)).collect::<Vec<_>>(), [("full", full), ("window", window)]);
+        assert_eq!(
+            plan.kv.iter().map(|k| (&*k.name, k.bytes)).collect::<Vec<_>>(),
+            [("full", full), ("window", window)]
+        );
         assert_eq!((plan.counts, plan.workspace), (4 * 4096, GIB + 256));
         assert_eq!(plan.needed, 11 * GIB + 256 + RESERVED + full + window + 4 * 4096);
         assert_eq!((plan.missing, plan.fits_context, plan.fits_seqs), (0, Some(8192), Some(4)));

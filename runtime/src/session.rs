@@ -7,10 +7,18 @@ use gossamer_ir::interp::Rounding;
 use gossamer_passes::manager::Pass;
 use gossamer_passes::{Options, manager};
 
+use gossamer_codegen_cuda::nvrtc::Nvrtc;
+use gossamer_models::config::ModelConfig;
+use gossamer_models::step::Head;
+use gossamer_passes::bucket::StepSize;
+
 use crate::checkpoint::{CheckpointError, ModelRef, WeightSource, resolve};
+use crate::cuda::{CudaError, Device, Driver};
 use crate::engine::{Engine, EngineError, EngineOptions};
-use crate::exec::ExecError;
 use crate::exec::cpu::CpuExecutor;
+use crate::exec::cuda::{CudaExecutor, CudaOptions, Observer};
+use crate::exec::{ExecError, MXFP4_LAYOUT};
+use crate::memory_plan::{self, MemoryPlan, TooLarge};
 use crate::text::{Tokenizer, TokenizerError};
 
 /// Which device to run on.
@@ -42,6 +50,8 @@ pub struct SessionOptions {
     pub max_seqs: usize,
     /// Module passes.
     pub passes: Vec<Pass>,
+    /// Head that the memory plan counts with.
+    pub head: Head,
     /// Numerics of the CPU executor.
     pub rounding: Rounding,
     /// Tokenizer to use instead of the model's own: a folder or a `tokenizer.json`.
@@ -59,6 +69,7 @@ impl SessionOptions {
             chunk: None,
             max_seqs: 1,
             passes: manager::default_pipeline(),
+            head: Head::Sample,
             rounding: Rounding::Exact,
             tokenizer: None,
         }
@@ -79,6 +90,15 @@ pub struct Session {
     pub notes: Vec<String>,
 }
 
+/// Told how opening goes.
+#[derive(Clone, Default)]
+pub struct Hooks {
+    /// The memory plan of a GPU, before anything is loaded.
+    pub memory: Option<Arc<dyn Fn(&MemoryPlan) + Send + Sync>>,
+    /// Weights read and kernels made ready.
+    pub load: Option<Observer>,
+}
+
 /// Why a session could not be opened.
 #[derive(Debug, thiserror::Error)]
 pub enum SessionError {
@@ -94,6 +114,15 @@ pub enum SessionError {
     /// The device.
     #[error(transparent)]
     Exec(#[from] ExecError),
+    /// The GPU.
+    #[error(transparent)]
+    Cuda(#[from] CudaError),
+    /// NVRTC.
+    #[error(transparent)]
+    Nvrtc(#[from] gossamer_codegen_cuda::nvrtc::NvrtcError),
+    /// The model does not fit the GPU.
+    #[error(transparent)]
+    Memory(#[from] TooLarge),
     /// A context that the model does not have.
     #[error("--context {asked} is outside 1 to {model}, the context of {name}")]
     Context {
@@ -120,6 +149,14 @@ pub const PAGE: usize = 64;
 /// # Errors
 /// See [`SessionError`].
 pub fn open(options: &SessionOptions) -> Result<Session, SessionError> {
+    open_with(options, &Hooks::default())
+}
+
+/// [`open`], telling `hooks` how it goes.
+///
+/// # Errors
+/// See [`SessionError`].
+pub fn open_with(options: &SessionOptions, hooks: &Hooks) -> Result<Session, SessionError> {
     let model = resolve(&options.model, options.random_weights)?;
     let tokenizer = tokenizer(options, &model)?;
     let mut notes = model.warnings.clone();
@@ -130,20 +167,90 @@ pub fn open(options: &SessionOptions) -> Result<Session, SessionError> {
         return Err(SessionError::Context { asked, model: full, name });
     }
     let source: Arc<dyn WeightSource> = Arc::new(weights);
-    let _ = &mut notes;
-    let limits = EngineOptions {
-        context: options.context.unwrap_or(full.min(CPU_CONTEXT)),
-        chunk: options.chunk.unwrap_or(CPU_CHUNK).max(options.max_seqs),
-        max_seqs: options.max_seqs,
+    let engine = match gpu(options.device, &mut notes)? {
+        Some(device) => cuda_engine(options, hooks, config, source, device)?,
+        None => {
+            let limits = limits(options, &config, CPU_CONTEXT, CPU_CHUNK, Options::default());
+            let (rounding, observer) = (options.rounding, hooks.load.clone());
+            Engine::new(config, limits, |states| {
+                Ok(Box::new(CpuExecutor::new(source, states, rounding, observer)) as Box<_>)
+            })?
+        }
+    };
+    Ok(Session { name, generation, tokenizer, engine, notes })
+}
+
+/// The GPU to run on, or `None` for the CPU.
+fn gpu(choice: DeviceChoice, notes: &mut Vec<String>) -> Result<Option<Device>, SessionError> {
+    if choice == DeviceChoice::Cpu {
+        return Ok(None);
+    }
+    let usable = || -> Result<Device, SessionError> {
+        let device = Driver::load()?.open(0)?;
+        Nvrtc::load()?;
+        Ok(device)
+    };
+    match (usable(), choice) {
+        (Ok(device), _) => Ok(Some(device)),
+        (Err(e), DeviceChoice::Cuda) => Err(e),
+        // A machine without an NVIDIA driver has simply no GPU; anything else is worth a line.
+        (Err(SessionError::Cuda(CudaError::NoDriver { .. })), _) => Ok(None),
+        (Err(e), _) => {
+            notes.push(format!("using the CPU: {e}"));
+            Ok(None)
+        }
+    }
+}
+
+fn limits(o: &SessionOptions, config: &ModelConfig, context: usize, chunk: usize, passes: Options) -> EngineOptions {
+    EngineOptions {
+        context: o.context.unwrap_or(config.context().min(context)),
+        chunk: o.chunk.unwrap_or(chunk).max(o.max_seqs),
+        max_seqs: o.max_seqs,
         page: PAGE,
         kv_tokens: None,
-        passes: options.passes.clone(),
-        pass_options: Options::default(),
+        passes: o.passes.clone(),
+        pass_options: passes,
+    }
+}
+
+/// An engine on a GPU, with the context cut to what fits unless one was asked for.
+fn cuda_engine(
+    options: &SessionOptions,
+    hooks: &Hooks,
+    config: ModelConfig,
+    source: Arc<dyn WeightSource>,
+    device: Device,
+) -> Result<Engine, SessionError> {
+    let passes = Options { mxfp4_layout: Some(MXFP4_LAYOUT.into()), verify: true };
+    let mut limits = limits(options, &config, usize::MAX, GPU_CHUNK, passes);
+    let plan = memory_plan(&config, &limits, options.head, &device)?;
+    let plan = match (plan.missing > 0, options.context, plan.fits_context) {
+        (true, None, Some(context)) => {
+            limits.context = context;
+            memory_plan(&config, &limits, options.head, &device)?
+        }
+        _ => plan,
     };
-    let rounding = options.rounding;
-    let engine =
-        Engine::new(config, limits, |states| Ok(Box::new(CpuExecutor::new(source, states, rounding)) as Box<_>))?;
-    Ok(Session { name, generation, tokenizer, engine, notes })
+    if let Some(show) = &hooks.memory {
+        show(&plan);
+    }
+    plan.check()?;
+    let cuda = CudaOptions { observer: hooks.load.clone(), ..CudaOptions::from_env() };
+    Ok(Engine::new(config, limits, |states| Ok(Box::new(CudaExecutor::new(device, source, states, cuda)?) as Box<_>))?)
+}
+
+fn memory_plan(
+    config: &ModelConfig,
+    limits: &EngineOptions,
+    head: Head,
+    device: &Device,
+) -> Result<MemoryPlan, SessionError> {
+    let decode = StepSize { tokens: limits.max_seqs, seqs: limits.max_seqs, rows: limits.max_seqs };
+    let rows = if matches!(head, Head::Logits { .. }) { limits.chunk } else { limits.max_seqs };
+    let prompt = StepSize { tokens: limits.chunk, seqs: limits.max_seqs, rows };
+    let request = memory_plan::request(config, limits, &[(head, decode), (head, prompt)])?;
+    Ok(MemoryPlan::new(&request, device.memory()?))
 }
 
 fn tokenizer(options: &SessionOptions, model: &ModelRef) -> Result<Option<Arc<Tokenizer>>, TokenizerError> {

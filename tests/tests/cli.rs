@@ -60,7 +60,8 @@ fn edit(path: &Path, from: &str, to: &str) {
 
 fn logits(dir: &Path, extra: &[&str]) -> (Vec<String>, PathBuf) {
     let (tokens, out) = (dir.join("tokens.json"), dir.join("out.safetensors"));
-    let mut args: Vec<String> = ["logits", &dir.display().to_string(), "--device", "cpu", "--tokens"].map(String::from).to_vec();
+    let mut args: Vec<String> =
+        ["logits", &dir.display().to_string(), "--device", "cpu", "--tokens"].map(String::from).to_vec();
     args.extend([tokens.display().to_string(), "--out".into(), out.display().to_string()]);
     args.extend(extra.iter().map(|s| s.to_string()));
     (args, out)
@@ -178,7 +179,7 @@ fn bad_scales_and_weights_are_found() {
     let at = |name: &str| 8 + header + json[name]["data_offsets"][0].as_u64().unwrap() as usize;
     bytes[at("model.layers.0.mlp.experts.down_proj_scales") + 5] = 255;
     fs::write(&path, &bytes).unwrap();
-    logits_fail(d.path(), &["down_proj_scales", "255"]);
+    logits_fail(d.path(), &["l0.mlp.down.w", "255"]);
 
     let q = at("model.layers.0.self_attn.q_proj.weight");
     bytes[q..q + 2].copy_from_slice(&[0xC0, 0x7F]);

@@ -38,8 +38,7 @@ pub fn compile(args: &CompileArgs) -> Result<(), Failure> {
     let start = std::time::Instant::now();
     let (mut table, mut bytes) = (Vec::new(), 0);
     for k in kernels.values() {
-        let compiled =
-            cache.get_or_compile(&Source::new(&k.entry, &k.text), &nvrtc).map_err(Failure::from_error)?;
+        let compiled = cache.get_or_compile(&Source::new(&k.entry, &k.text), &nvrtc).map_err(Failure::from_error)?;
         bytes += compiled.cubin.len();
         let r = compiled.kernel(&k.entry);
         table.push(json!({

@@ -2,18 +2,19 @@
 
 use std::collections::BTreeMap;
 
+use gossamer_models::step::Head;
 use safetensors::Dtype;
 use safetensors::tensor::TensorView;
 use serde_json::json;
 
-use super::args::{EvalArgs, LogitsArgs};
+use super::args::{EvalArgs, LogitsArgs, ModelArgs};
 use super::output::{self, Failure};
 use crate::engine::{SamplingParams, StepLogits, Work};
-use crate::session::Session;
+use crate::session::{Session, SessionOptions};
 
 pub fn logits(args: &LogitsArgs) -> Result<(), Failure> {
     let tokens = output::read_tokens(&args.tokens)?;
-    let mut session = super::system::open(&args.model.session(&args.model_name)?)?;
+    let mut session = open(&args.model, &args.model_name, args.hidden)?;
     let all = feed(&mut session, &tokens, args.hidden, args.greedy)?;
     let (t, v, h) = (tokens.len(), session.engine.config().vocab(), session.engine.config().hidden());
     let logits = le_bytes(&all.logits.logits);
@@ -41,7 +42,7 @@ pub fn eval(args: &EvalArgs) -> Result<(), Failure> {
     if tokens.len() < 2 {
         return Err(Failure::Failed(format!("{}: has 1 token; a loss needs at least 2", args.tokens.display())));
     }
-    let mut session = super::system::open(&args.model.session(&args.model_name)?)?;
+    let mut session = open(&args.model, &args.model_name, false)?;
     let vocab = session.engine.config().vocab();
     let (mut losses, mut sum, mut count) = (Vec::new(), 0.0f64, 0usize);
     let start = std::time::Instant::now();
@@ -72,6 +73,15 @@ pub fn eval(args: &EvalArgs) -> Result<(), Failure> {
         "perplexity": (sum / count as f64).exp(),
         "seconds": start.elapsed().as_secs_f64(),
     }))
+}
+
+/// Tokens a step unless asked otherwise: every one of them gets a row of logits, so steps are kept short.
+const CHUNK: usize = 512;
+
+fn open(args: &ModelArgs, model: &str, hidden: bool) -> Result<Session, Failure> {
+    let options = args.session(model)?;
+    let chunk = options.chunk.or(Some(CHUNK));
+    super::system::open(&SessionOptions { chunk, head: Head::Logits { hidden }, ..options })
 }
 
 /// `-ln softmax(row)[target]`.

@@ -1,5 +1,7 @@
 //! `gossamer inspect` and `gossamer doctor`, and opening a session with its progress shown.
 
+use std::sync::Arc;
+
 use gossamer_codegen_cuda::{cache, nvrtc};
 
 use super::args::{DoctorArgs, InspectArgs};
@@ -7,11 +9,16 @@ use super::output::{self, Failure};
 use crate::checkpoint::{inspect, resolve};
 use crate::cuda::{CudaVersion, Driver, selftest};
 use crate::doctor::{Doctor, Inputs, NvrtcInfo};
-use crate::session::{self, Session, SessionOptions};
+use crate::session::{self, Hooks, Session, SessionOptions};
 
-/// Opens a session, with warnings and loading shown on stderr.
+/// Opens a session, with the memory plan, warnings and loading shown on stderr.
 pub fn open(options: &SessionOptions) -> Result<Session, Failure> {
-    let session = session::open(options)?;
+    let bars = super::bar::Loading::default();
+    let hooks = Hooks {
+        memory: Some(Arc::new(|plan| eprintln!("{plan}"))),
+        load: Some(Arc::new(move |event| bars.show(event))),
+    };
+    let session = session::open_with(options, &hooks)?;
     for note in &session.notes {
         eprintln!("note: {note}");
     }

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use gossamer_ir::interp::{Data, Datum, EvalCx, Rounding, StateStore, Tensor};
 use gossamer_ir::{DType, OpId, OpKind, Type, Value};
@@ -9,13 +10,15 @@ use gossamer_models::names::{Part, WeightFormat};
 use gossamer_passes::Plan;
 use half::bf16;
 
+use super::cuda::{LoadEvent, Observer};
 use super::{ExecError, Executor, HostData, Inputs, PlanId, StateSpec, resident_key};
-use crate::checkpoint::{Progress, WeightSource, read_part};
+use crate::checkpoint::{Progress, WeightSource, check_scales, read_part};
 
 /// Runs plans on the CPU.
 pub struct CpuExecutor {
     source: Arc<dyn WeightSource>,
     rounding: Rounding,
+    observer: Option<Observer>,
     resident: BTreeMap<String, Tensor>,
     state_names: Vec<String>,
     states: Vec<StateStore>,
@@ -35,11 +38,17 @@ struct Prepared {
 
 impl CpuExecutor {
     /// An executor over `source` with its own state. Weights are read when a plan first needs them.
-    pub fn new(source: Arc<dyn WeightSource>, states: &[StateSpec], rounding: Rounding) -> CpuExecutor {
+    pub fn new(
+        source: Arc<dyn WeightSource>,
+        states: &[StateSpec],
+        rounding: Rounding,
+        observer: Option<Observer>,
+    ) -> CpuExecutor {
         let stores = states.iter().map(|s| StateStore::for_decl(&s.decl, s.units)).collect();
         CpuExecutor {
             source,
             rounding,
+            observer,
             resident: BTreeMap::new(),
             state_names: states.iter().map(|s| s.name.clone()).collect(),
             states: stores,
@@ -47,14 +56,28 @@ impl CpuExecutor {
         }
     }
 
-    /// The weight `name`, read at first use.
-    fn weight(&mut self, name: &str) -> Result<Tensor, ExecError> {
-        if let Some(t) = self.resident.get(name) {
-            return Ok(t.clone());
+    /// Reads the weights of a plan that are not there yet.
+    fn load(&mut self, plan: &Plan) -> Result<(), ExecError> {
+        let f = &plan.func;
+        let names = f.graph.ids().into_iter().map(|id| f.graph.op(id)).filter(|op| op.kind == OpKind::Weight);
+        let missing: Vec<String> =
+            names.map(|op| op.attrs.word("name").to_string()).filter(|n| !self.resident.contains_key(n)).collect();
+        let specs = self.source.weights();
+        let total = specs.iter().filter(|w| missing.contains(&w.name)).map(|w| w.bytes()).sum();
+        let done = AtomicU64::new(0);
+        let progress = |n: u64| {
+            let done = done.fetch_add(n, Ordering::Relaxed) + n;
+            if let Some(observer) = &self.observer {
+                observer(LoadEvent::Weights { done, total });
+            }
+        };
+        let mut loaded = Vec::with_capacity(missing.len());
+        for name in missing {
+            let tensor = read_weight(&*self.source, &name, &progress)?;
+            loaded.push((name, tensor));
         }
-        let t = read_weight(&*self.source, name, &|_| {})?;
-        self.resident.insert(name.to_string(), t.clone());
-        Ok(t)
+        self.resident.extend(loaded);
+        Ok(())
     }
 
     fn state_index(&self, name: &str) -> Result<usize, ExecError> {
@@ -77,6 +100,7 @@ pub fn read_weight(source: &dyn WeightSource, name: &str, progress: Progress<'_>
     match spec.format {
         WeightFormat::Mxfp4 => {
             let (codes, scales) = (bytes(Part::Blocks)?, bytes(Part::Scales)?);
+            check_scales(spec, 0, &scales)?;
             let data = Data::Mxfp4 { codes: Arc::new(codes), scales: Arc::new(scales) };
             Ok(Tensor { dtype: DType::Mxfp4, shape, data })
         }
@@ -98,12 +122,13 @@ impl Executor for CpuExecutor {
     }
 
     fn prepare(&mut self, plan: Arc<Plan>) -> Result<PlanId, ExecError> {
+        self.load(&plan)?;
         let f = &plan.func;
         let mut resident: BTreeMap<Value, Tensor> = BTreeMap::new();
         for id in f.graph.ids() {
             let op = f.graph.op(id);
-            if op.kind == OpKind::Weight {
-                resident.insert(Value { op: id, result: 0 }, self.weight(op.attrs.word("name"))?);
+            if let (OpKind::Weight, Some(t)) = (op.kind, self.resident.get(op.attrs.word("name"))) {
+                resident.insert(Value { op: id, result: 0 }, t.clone());
             }
         }
         for id in &plan.load {

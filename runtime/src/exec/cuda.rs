@@ -347,10 +347,9 @@ impl CudaExecutor {
             let Some(t) = plan.func.graph.ty(*v).as_tensor() else { continue };
             let part = if t.dtype.bytes().is_none() && t.layout.is_none() { Part::Codes } else { Part::Data };
             let source = match plan.buffers.places.get(v) {
-                Some(gossamer_passes::buffers::Place::Resident(root)) => residents
-                    .get(root)
-                    .filter(|r| r.parts.len() == 1)
-                    .map(|r| Source::Resident(r.parts[0].1.clone())),
+                Some(gossamer_passes::buffers::Place::Resident(root)) => {
+                    residents.get(root).filter(|r| r.parts.len() == 1).map(|r| Source::Resident(r.parts[0].1.clone()))
+                }
                 _ => bind::address(plan, *v, part, homes).map(Source::Workspace),
             };
             let label = || bind::op_label(plan, v.op);
@@ -398,9 +397,8 @@ impl Executor for CudaExecutor {
             *shared = launch.shared.max(*shared);
         }
         let options = &self.options;
-        self.kernels.load(&self.device, &needed, &|done, total, next| {
-            options.tell(LoadEvent::Kernels { done, total, next })
-        })?;
+        self.kernels
+            .load(&self.device, &needed, &|done, total, next| options.tell(LoadEvent::Kernels { done, total, next }))?;
         let mut launches = Vec::with_capacity(bound.len());
         for bound in bound {
             let function = self.kernels.get(&bound.kernel).cloned().ok_or_else(|| {
@@ -432,7 +430,10 @@ impl Executor for CudaExecutor {
         for slot in &p.outputs.slots {
             let data = convert::decode(&bytes[slot.offset..slot.offset + slot.bytes], slot.dtype);
             out.push(data.ok_or_else(|| {
-                kernel_error(format!("result `{}` is {}, expected plain elements; dequantise it", slot.name, slot.dtype))
+                kernel_error(format!(
+                    "result `{}` is {}, expected plain elements; dequantise it",
+                    slot.name, slot.dtype
+                ))
             })?);
         }
         Ok(out)

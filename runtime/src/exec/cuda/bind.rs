@@ -227,7 +227,10 @@ fn no_place(plan: &Plan, id: OpId, arg: &Arg, kernel: &str) -> ExecError {
         Arg::Scratch(i) => format!("scratch buffer {i}"),
         Arg::I32(_) | Arg::I64(_) | Arg::F32(_) => "a number".to_string(),
     };
-    kernel_error(format!("{}: kernel {kernel} asks for {what}, which has no place; please report it", op_label(plan, id)))
+    kernel_error(format!(
+        "{}: kernel {kernel} asks for {what}, which has no place; please report it",
+        op_label(plan, id)
+    ))
 }
 
 #[cfg(test)]

@@ -201,7 +201,9 @@ fn progress_ends_at_the_total() {
     let plan = plan_of(Head::Greedy, 1, Some(PACKED));
     let seen = Mutex::new(Vec::new());
     let mut residents = Residents::<Memory>::default();
-    residents.load(&plan, &source, |_| Ok(fake(4096)), &|done, total| seen.lock().unwrap().push((done, total))).unwrap();
+    residents
+        .load(&plan, &source, |_| Ok(fake(4096)), &|done, total| seen.lock().unwrap().push((done, total)))
+        .unwrap();
     let seen = seen.into_inner().unwrap();
     let total: u64 = source.weights().iter().map(WeightSpec::bytes).sum();
     assert_eq!(seen[0], (0, total));
@@ -239,7 +241,10 @@ fn a_module_of_another_model_is_refused() {
     let source = RandomWeights::new(ModelConfig::GptOss(other), 0);
     let plan = plan_of(Head::Greedy, 1, Some(PACKED));
     let line = load(&plan, &source, &mut Residents::default(), &fake(100)).unwrap_err().to_string();
-    assert!(line.starts_with("weight `embed.w` is bf16[51, 96] in the checkpoint, bf16[50, 96] in the module"), "{line}");
+    assert!(
+        line.starts_with("weight `embed.w` is bf16[51, 96] in the checkpoint, bf16[50, 96] in the module"),
+        "{line}"
+    );
     let plan = plan_of(Head::Greedy, 1, Some("nonsense"));
     let line = load(&plan, &random(), &mut Residents::default(), &fake(100)).unwrap_err().to_string();
     assert!(line.contains("cannot be put into layout nonsense"), "{line}");
