@@ -14,6 +14,8 @@ use crate::lower::{Arg, Launch, LowerError, Lowered};
 const UNIT: i64 = 64;
 /// Pieces of K whose size depends on symbols.
 const PIECES: i64 = 8;
+/// Columns beyond which an offset within a tile of rows would not fit 32 bits.
+const MAX_K: i64 = 1 << 24;
 /// Multiprocessors that a launch should keep busy.
 const PROCESSORS: i64 = 132;
 /// Rows of `moe_matmul` up to which each is a tile of its own: fewer launches, and few rows share an expert.
@@ -138,8 +140,8 @@ pub fn lower(cx: &Cx) -> Result<Lowered, LowerError> {
     if product(&ys) == 0 {
         return Ok(Lowered::default());
     }
-    if k.value > i64::from(i32::MAX) || n.value > i64::from(i32::MAX) {
-        return Err(cx.unsupported(format!("{} x {} weights", n.value, k.value), "up to 2^31 - 1 rows and columns"));
+    if k.value >= MAX_K || n.value > i64::from(i32::MAX) {
+        return Err(cx.unsupported(format!("{} x {} weights", n.value, k.value), "N below 2^31 and K below 2^24"));
     }
     let shape = Shape { n, k, x: x.dtype, w: w.dtype, out: y.dtype };
     let rows = product(&ys) / n.value;
@@ -203,8 +205,9 @@ fn moe(cx: &Cx, shape: &Shape, rows: i64, experts: i64) -> Result<Lowered, Lower
         let args = vec![operand(2), Arg::I32(experts as i32), Arg::I32(choices as i32)];
         return Ok(single(launch(cx, shape, family(shape, rows, 1), &ONE_EXPERT, rows, args)?));
     }
-    let ir = cx.ir(&["x".into(), "w".into(), "i32[T, J]".into()], &["rows".into()]);
-    let group = Text::new("moe_group", ir, include_str!("cuda/moe_group.cu")).with(Piece::Reduce).build();
+    let group = Text::new("moe_group", "moe_matmul: rows by expert", include_str!("cuda/moe_group.cu"))
+        .with(Piece::Reduce)
+        .build();
     let args = vec![operand(2), Arg::Scratch(0), Arg::Scratch(1), Arg::I32(rows as i32), Arg::I32(experts as i32)];
     let group = cx.launch(group, experts + 1, 256, args)?;
     // A list is at most this many rows; groups of a few rows do not fill a tile, so tiles are sized by the average.

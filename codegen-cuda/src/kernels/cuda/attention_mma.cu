@@ -269,7 +269,7 @@ __device__ __forceinline__ void fold(State& s, const Rows& rows, const T* keys, 
 extern "C" __global__ void __launch_bounds__(WARPS * 32, 1)
 ${entry}(const T* __restrict__ q, const T* __restrict__ keys, const T* __restrict__ values, const i32* __restrict__ pos,
          const i32* __restrict__ seq, const i32* __restrict__ pages, ${sinks}T* __restrict__ y, i32 n, i32 sequences, i64 row_pages) {
-  extern __shared__ f32 shared[];  // [warp][STATE][lane]
+  extern __shared__ uint4 shared[];  // f32 [warp][STATE][lane]
   constexpr int CHUNKS = (GROUP + HEADS - 1) / HEADS;
   const int lane = threadIdx.x & 31;
   const int warp = threadIdx.x >> 5;
@@ -313,7 +313,7 @@ ${entry}(const T* __restrict__ q, const T* __restrict__ keys, const T* __restric
   to = to < tile0 + TOKENS ? to : tile0 + TOKENS;
   to = to < n ? to : n;
 
-  f32* const own = shared + (i64)warp * STATE * 32 + lane;
+  f32* const own = (f32*)shared + (i64)warp * STATE * 32 + lane;
   State s;
   for (int i = SPLIT ? warp : 0; i < CLASSES; i += SPLIT ? WARPS : 1) {
     clear(s);

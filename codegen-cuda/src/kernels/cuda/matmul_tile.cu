@@ -30,12 +30,13 @@ ${entry}(const In* __restrict__ x, const In* __restrict__ w, Out* __restrict__ y
   // A thread copies the same 8 columns of some rows of each tile: row, row + 32, ...
   const int copy_row = threadIdx.x >> 3;
   const int copy_k = threadIdx.x & 7;
-  const In* w_row[HEIGHT / 32];
+  const In* const w_tile = w + n0 * K;
+  u32 w_row[HEIGHT / 32];
   const In* x_row[SLOTS / 32];
 #pragma unroll
   for (int i = 0; i < HEIGHT / 32; i++) {
-    const i64 n = n0 + copy_row + 32 * i;
-    w_row[i] = w + (n < N ? n : N - 1) * K;
+    const int n = copy_row + 32 * i;
+    w_row[i] = (u32)(n0 + n < N ? n : N - 1 - n0) * (u32)K;
   }
 #pragma unroll
   for (int i = 0; i < SLOTS / 32; i++) {
@@ -51,8 +52,8 @@ ${entry}(const In* __restrict__ x, const In* __restrict__ w, Out* __restrict__ y
 #pragma unroll
     for (int i = 0; i < HEIGHT / 32; i++) {
       u8* const at = to + w_at + i * 32 * 64;
-      if (ALIGNED) copy16_async(at, w_row[i] + (k < K ? k : 0), k < K);
-      else *(uint4*)at = load8<false>(w_row[i], k, K);
+      if (ALIGNED) copy16_async(at, w_tile + w_row[i] + (k < K ? k : 0), k < K);
+      else *(uint4*)at = load8<false>(w_tile + w_row[i], k, K);
     }
 #pragma unroll
     for (int i = 0; i < SLOTS / 32; i++) {
@@ -65,9 +66,9 @@ ${entry}(const In* __restrict__ x, const In* __restrict__ w, Out* __restrict__ y
   const int first_slot = (warp / WARPS_N) * NT * 8;
   f32 acc[RT][NT][4] = {};
   f32 sum[RT][NT][4] = {};
-  auto piece_end = [&](int p) { return (int)((i64)units * (p + 1) / PIECES); };
   int piece = 0;
-  while (piece < PIECES && piece_end(piece) == 0) piece++;
+  int piece_end = units / PIECES;
+  while (piece_end == 0 && piece < PIECES) piece_end = (int)((i64)units * (++piece + 1) / PIECES);
 #pragma unroll
   for (int u = 0; u < STAGES - 1; u++) {
     if (u < units) fetch(u);
@@ -100,7 +101,7 @@ ${entry}(const In* __restrict__ x, const In* __restrict__ w, Out* __restrict__ y
         for (int s = 0; s < NT; s++) mma_k32<In>(acc[r][s], a[r][0], a[r][1], b[s]);
       }
     }
-    if (u + 1 == piece_end(piece)) {
+    if (u + 1 == piece_end) {
 #pragma unroll
       for (int r = 0; r < RT; r++) {
 #pragma unroll
@@ -112,8 +113,7 @@ ${entry}(const In* __restrict__ x, const In* __restrict__ w, Out* __restrict__ y
           }
         }
       }
-      do piece++;
-      while (piece < PIECES && u + 1 == piece_end(piece));
+      while (piece_end == u + 1 && piece < PIECES) piece_end = (int)((i64)units * (++piece + 1) / PIECES);
     }
   }
   copy_wait<0>();

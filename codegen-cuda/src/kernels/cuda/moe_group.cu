@@ -1,4 +1,4 @@
-// ${ir}: rows by expert
+// ${ir}
 // Block e lists the rows (t, j) of expert e in order; block E those whose id is no expert. `start[e]` is where a list begins in `rows`.
 extern "C" __global__ void __launch_bounds__(256)
 ${entry}(const i32* __restrict__ ids, i32* __restrict__ start, i32* __restrict__ rows, i32 n, i32 experts) {

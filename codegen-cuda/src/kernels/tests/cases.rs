@@ -304,3 +304,33 @@ fn sampling() -> Vec<Case> {
     }
     out
 }
+
+/// The ops of GPT-OSS 20B at full size, in a decode step of one token and a prefill step of 512.
+pub fn full_size() -> Vec<Case> {
+    use OpKind as K;
+    let mut out = Vec::new();
+    for tokens in [1, 512] {
+        let sizes = format!("T={tokens} R=1 S=1 P=64");
+        let row = |d, n: i64| t(d, &format!("T {n}"));
+        for (n, k) in [(4096, 2880), (512, 2880), (2880, 4096), (32, 2880)] {
+            let operands = vec![row(BF16, k), t(BF16, &format!("{n} {k}"))];
+            out.push(plain(K::MatMul, operands, [("out", F32.into())], &sizes));
+        }
+        let head = vec![t(BF16, "R 2880"), t(BF16, "201088 2880")];
+        out.push(plain(K::MatMul, head, [("out", F32.into())], &sizes));
+        let (ids, up, down) = (t(I32, "T 4"), t(BF16, "32 5760 2880"), t(BF16, "32 2880 2880"));
+        out.push(plain(K::MoeMatMul, vec![row(BF16, 2880), up, ids.clone()], [("out", F32.into())], &sizes));
+        out.push(plain(K::MoeMatMul, vec![t(BF16, "T 4 2880"), down, ids], [("out", F32.into())], &sizes));
+        for window in [0, 128] {
+            let decl = kv(8, 64, 64, (window > 0).then_some(window), BF16);
+            let operands = vec![row(BF16, 4096), state(&decl), t(I32, "T"), t(I32, "T"), t(I32, "S P"), t(BF16, "64")];
+            let a = attrs([("scale", Attr::Float(0.125)), ("window", Attr::Int(window))]);
+            out.push(case(K::Attention, operands, a, &[decl], &sizes));
+        }
+        out.push(plain(K::RmsNorm, vec![row(F32, 2880), t(BF16, "2880")], [], &sizes));
+        out.push(plain(K::Add, vec![t(F32, "T 5760"), t(BF16, "5760")], [], &sizes));
+        out.push(plain(K::TopK, vec![row(F32, 32)], [("k", Attr::Int(4))], &sizes));
+        out.push(plain(K::TopK, vec![t(F32, "R 201088")], [("k", Attr::Int(20))], &sizes));
+    }
+    out
+}

@@ -255,7 +255,7 @@ fn state(case: &Case, i: usize, decl: &StateDecl, r: &mut Random, out: &mut Inpu
             let mut store = StateStore::for_decl(decl, slots);
             let StateStore::Counts(counts) = &mut store else { unreachable!() };
             for _ in 0..500 {
-                counts.record(r.below(3) as i32, r.below(*vocab) as i32, r.word() % 3 > 0);
+                counts.record(r.below(3) as i32, r.below(*vocab) as i32, r.below(3) > 0);
             }
             let words = (0..slots as i32).flat_map(|s| counts.row(s).unwrap().to_vec());
             out.buffers.insert((i, Part::Counts), words.flat_map(|w| w.to_le_bytes()).collect());

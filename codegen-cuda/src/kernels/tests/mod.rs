@@ -4,3 +4,4 @@ mod cases;
 mod compile;
 mod emulate;
 mod inputs;
+mod text;

@@ -1,7 +1,7 @@
 //! Runs every kernel on the CPU against the interpreter: the emitted text is compiled as C++ with a stand-in for the GPU (`shim.h`) and the
 //! address sanitizer, which finds wrong indices and misaligned vectors as well as wrong values.
 //!
-//! It needs g++ and takes minutes, so it is not part of the usual run:
+//! It needs g++ and takes a minute or two, so it is not part of the usual run:
 //! `cargo test -p gossamer-codegen-cuda emulate -- --ignored`. `GOSSAMER_EMULATE=attention` picks cases by name.
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -9,7 +9,7 @@ use std::fmt::Write as _;
 use std::path::Path;
 use std::process::Command;
 
-use gossamer_ir::interp::{Datum, Rounding, StateStore, Tensor, eval_op};
+use gossamer_ir::interp::{Data, Datum, Rounding, StateStore, Tensor, eval_op};
 use gossamer_ir::{DType, StateDecl, Type};
 
 use super::cases::{self, Case};
@@ -46,8 +46,7 @@ fn host_text(text: &str, shared: u32) -> String {
     while let Some(line) = lines.next() {
         let trimmed = line.trim();
         if trimmed.starts_with("extern __shared__") {
-            let element = if line.contains("uint4") { 16 } else { 4 };
-            let array = format!("[{}]", shared / element);
+            let array = format!("[{}]", shared / 16);
             out.push_str(&line.replace("extern __shared__", "static").replace("[]", &array));
         } else if trimmed.starts_with("asm(\"mma.sync") {
             // A statement of three lines.
@@ -245,21 +244,21 @@ fn build(folder: &Path, texts: &BTreeMap<String, (String, u32)>) {
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
 }
 
-/// Runs cases; gives (case, problem) for each that is wrong.
-fn run(cases: &[&Case]) -> Vec<(String, String)> {
+/// The bytes of each result buffer of a case.
+type Outputs = Vec<(usize, Part, Vec<u8>)>;
+
+/// Runs the kernels of all cases in one program. The error is what the sanitizer or the emulator says.
+fn execute(cases: &[(&Case, &Inputs)]) -> Result<Vec<Outputs>, String> {
     let folder = tempfile::tempdir().unwrap();
     let mut texts = BTreeMap::new();
     let mut jobs = Buffers::default();
-    let mut expectations = vec![];
-    for case in cases {
+    let mut results = vec![];
+    for (case, inputs) in cases {
         let lowered = case.lower().unwrap_or_else(|e| panic!("{}: {e}", case.name));
         for launch in &lowered.launches {
             texts.insert(launch.kernel.entry.clone(), (launch.kernel.text.clone(), launch.shared));
         }
-        let mut inputs = inputs(case);
-        let results = job(case, &lowered, &inputs, &mut jobs);
-        let want = expected(case, &mut inputs);
-        expectations.push((case, results, want, inputs.stores));
+        results.push(job(case, &lowered, inputs, &mut jobs));
     }
     build(folder.path(), &texts);
     let path = |name: &str| folder.path().join(name);
@@ -276,19 +275,36 @@ fn run(cases: &[&Case]) -> Vec<(String, String)> {
         let from =
             lines.iter().position(|l| l.contains("ERROR") || l.contains("runtime error") || l.contains("deadlock"));
         let from = from.unwrap_or(lines.len().saturating_sub(5)).saturating_sub(2);
-        return vec![("the emulator".into(), lines[from..].iter().take(14).copied().collect::<Vec<_>>().join("\n"))];
+        return Err(lines[from..].iter().take(14).copied().collect::<Vec<_>>().join("\n"));
     }
     let out = std::fs::read(path("out")).unwrap();
     let mut at = 0;
+    let mut take = |size: u64| {
+        at += size as usize;
+        out[at - size as usize..at].to_vec()
+    };
+    Ok(results.into_iter().map(|r| r.into_iter().map(|(i, part, size)| (i, part, take(size))).collect()).collect())
+}
+
+/// Runs cases; gives (case, problem) for each that is wrong.
+fn run(cases: &[&Case]) -> Vec<(String, String)> {
+    let mut all: Vec<Inputs> = cases.iter().map(|c| inputs(c)).collect();
+    let pairs: Vec<_> = cases.iter().copied().zip(&all).collect();
+    let outputs = match execute(&pairs) {
+        Ok(o) => o,
+        Err(e) => return vec![("the emulator".into(), e)],
+    };
+    let expectations = cases.iter().zip(&mut all).zip(outputs).map(|((case, inputs), outputs)| {
+        let want = expected(case, inputs);
+        (case, outputs, want, std::mem::take(&mut inputs.stores))
+    });
     let mut wrong = vec![];
     for (case, results, want, stores) in expectations {
-        for (r, part, size) in results {
-            let data = &out[at..at + size as usize];
-            at += size as usize;
+        for (r, part, data) in results {
             // A packed result is compared with the host packer's bytes.
             if case.op.results[r].as_tensor().is_some_and(|t| t.layout.is_some()) {
                 let Datum::Tensor(t) = &want[r] else { unreachable!() };
-                let gossamer_ir::interp::Data::Mxfp4 { codes, scales } = &t.data else { unreachable!() };
+                let Data::Mxfp4 { codes, scales } = &t.data else { unreachable!() };
                 let shape: Vec<i64> = t.shape.iter().map(|n| *n as i64).collect();
                 let layout = crate::kernels::quant::packed(&shape).unwrap().unwrap();
                 let mut packed = vec![0; layout.bytes()];
@@ -308,7 +324,7 @@ fn run(cases: &[&Case]) -> Vec<(String, String)> {
                 continue;
             }
             let (dtype, expect) = wanted(case, r, part, &want, &stores);
-            let mut got = values(dtype, data);
+            let mut got = values(dtype, &data);
             let mut expect = expect;
             if part == Part::Keys || part == Part::Values {
                 // What nothing was written to does not count.
@@ -338,4 +354,44 @@ fn emulate() {
     }
     let text: Vec<_> = wrong.iter().map(|(c, p)| format!("{c}\n    {p}")).collect();
     assert!(wrong.is_empty(), "{}", text.join("\n"));
+}
+
+/// The same op for the first `tokens` tokens.
+fn shortened(case: &Case, inputs: &Inputs, tokens: i64) -> (Case, Inputs) {
+    let mut short = Case {
+        name: format!("{} first {tokens}", case.name),
+        module: case.module.clone(),
+        op: case.op.clone(),
+        operands: case.operands.clone(),
+        sizes: case.sizes.clone(),
+    };
+    let before = short.sizes.insert("T".into(), tokens).unwrap() as usize;
+    let mut buffers = inputs.buffers.clone();
+    for ((i, _), data) in &mut buffers {
+        if case.operands[*i].as_tensor().is_some_and(|t| t.dims.first() == Some(&gossamer_ir::Dim::sym("T"))) {
+            data.truncate(data.len() / before * tokens as usize);
+        }
+    }
+    (short, Inputs { operands: vec![], stores: vec![], buffers })
+}
+
+#[test]
+#[ignore = "needs g++"]
+fn rows_do_not_depend_on_the_step() {
+    use gossamer_ir::OpKind as K;
+    for (kind, from) in [(K::MatMul, 70), (K::MoeMatMul, 70), (K::Attention, 90)] {
+        let all = cases::all();
+        let long: Vec<_> = all.iter().filter(|c| c.op.kind == kind && c.sizes.get("T") == Some(&from)).collect();
+        assert!(!long.is_empty());
+        let long: Vec<(&Case, Inputs)> = long.into_iter().map(|c| (c, inputs(c))).collect();
+        let short: Vec<(Case, Inputs)> =
+            long.iter().flat_map(|(c, i)| [1, 2, 9, 20, 33, 50].map(|t| shortened(c, i, t))).collect();
+        let pairs: Vec<_> = long.iter().map(|(c, i)| (*c, i)).chain(short.iter().map(|(c, i)| (c, i))).collect();
+        let mut outputs = execute(&pairs).unwrap_or_else(|e| panic!("{e}"));
+        let short_outputs = outputs.split_off(long.len());
+        for (i, out) in short_outputs.iter().enumerate() {
+            let whole = &outputs[i / 6][0].2;
+            assert!(whole.starts_with(&out[0].2), "{}", short[i].0.name);
+        }
+    }
 }
