@@ -1,4 +1,6 @@
 //! GPT-OSS: what the maths says, op by op. Fusion is the compiler's business.
+//!
+//! Precision: the residual stream and every chain between two `cast`s are f32; operands of projections, keys, values and attention are bf16.
 
 use gossamer_ir::DType::{BF16, F32, Mxfp4};
 use gossamer_ir::{Attr, Attrs, OpKind, StateDecl};
@@ -45,7 +47,8 @@ pub fn build(c: &GptOssConfig, o: &StepOptions) -> Built<Program> {
 
     let table = rope_table(&mut f, c)?;
     let embed = f.module_weight("embed.w", BF16, &dims![c.vocab, c.hidden])?;
-    let mut x = f.gather_rows(embed, step.tokens)?;
+    let x = f.gather_rows(embed, step.tokens)?;
+    let mut x = f.cast(x, F32)?;
     let mut outputs = Vec::new();
     let mut hidden = vec![(x, Output::Hidden(0))];
     for (i, kind) in c.layer_types.iter().enumerate() {
@@ -66,6 +69,7 @@ pub fn build(c: &GptOssConfig, o: &StepOptions) -> Built<Program> {
     }
     let rows = f.gather_rows(x, step.rows)?;
     let y = f.rms_norm(rows, norm, c.rms_eps)?;
+    let y = f.cast(y, BF16)?;
     let logits = f.matmul(y, head)?;
     f.name(logits, "logits");
     let (mut results, seen) = sampling_head(&mut f, o.head, logits, c.vocab, &step, seen)?;
@@ -81,7 +85,7 @@ pub fn build(c: &GptOssConfig, o: &StepOptions) -> Built<Program> {
 fn layer(m: &mut ModelBuilder, c: &GptOssConfig, kind: AttentionKind, kv: &StateDecl) -> Built<()> {
     let (h, i, e, q_width, kv_width) = (c.hidden, c.intermediate, c.experts, c.q_width(), c.kv_width());
     let mut f = m.func(layer_name(kind));
-    let x = f.input("x", BF16, &dims!["T", h]);
+    let x = f.input("x", F32, &dims!["T", h]);
     let pos = f.input("pos", gossamer_ir::DType::I32, &dims!["T"]);
     let seq = f.input("seq", gossamer_ir::DType::I32, &dims!["T"]);
     let pages = f.input("pages", gossamer_ir::DType::I32, &dims!["S", "P"]);
@@ -90,6 +94,7 @@ fn layer(m: &mut ModelBuilder, c: &GptOssConfig, kind: AttentionKind, kv: &State
 
     let w = f.weight("attn_norm.w", BF16, &dims![h]);
     let n = f.rms_norm(x, w, c.rms_eps)?;
+    let n = f.cast(n, BF16)?;
     let q = projection(&mut f, n, "attn.q", q_width, h)?;
     let k = projection(&mut f, n, "attn.k", kv_width, h)?;
     let v = projection(&mut f, n, "attn.v", kv_width, h)?;
@@ -101,11 +106,11 @@ fn layer(m: &mut ModelBuilder, c: &GptOssConfig, kind: AttentionKind, kv: &State
     let window = if kind == AttentionKind::Sliding { c.sliding_window } else { 0 };
     let a = f.attention(&[q, kv, pos, seq, pages, sinks], (c.head_dim as f64).powf(-0.5), window)?;
     let o = projection(&mut f, a, "attn.o", h, q_width)?;
-    let x = f.add(o, x)?;
-    let x = f.cast(x, BF16)?;
+    let x = f.add(x, o)?;
 
     let w = f.weight("mlp_norm.w", BF16, &dims![h]);
     let n = f.rms_norm(x, w, c.rms_eps)?;
+    let n = f.cast(n, BF16)?;
     let router = projection(&mut f, n, "mlp.router", e, h)?;
     let (best, ids) = f.topk(router, c.experts_per_token)?;
     let weights = f.softmax(best)?;
@@ -114,8 +119,7 @@ fn layer(m: &mut ModelBuilder, c: &GptOssConfig, kind: AttentionKind, kv: &State
     let act = f.cast(act, BF16)?;
     let down = experts(&mut f, act, ids, "mlp.down", &[e, h, i])?;
     let y = f.moe_combine(down, weights)?;
-    let x = f.add(y, x)?;
-    let x = f.cast(x, BF16)?;
+    let x = f.add(x, y)?;
     f.finish(&[x, kv]);
     Ok(())
 }
