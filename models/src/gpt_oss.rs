@@ -50,13 +50,14 @@ pub fn build(c: &GptOssConfig, o: &StepOptions) -> Built<Program> {
     let x = f.gather_rows(embed, step.tokens)?;
     let mut x = f.cast(x, F32)?;
     let mut outputs = Vec::new();
-    let mut hidden = vec![(x, Output::Hidden(0))];
+    let (mut hidden, mut routing) = (vec![(x, Output::Hidden(0))], Vec::new());
     for (i, kind) in c.layer_types.iter().enumerate() {
         let (kv, group) = states[i];
         let args = [x, step.pos, step.seq, step.pages[group], table, kv];
         let results = f.layer(layer_name(*kind), &args, &format!("l{i}"))?;
         x = results[0];
         hidden.push((x, Output::Hidden(i + 1)));
+        routing.push((results[2], Output::Routing(i)));
         outputs.push((results[1], Output::State(i)));
     }
     let norm = f.module_weight("norm.w", BF16, &dims![c.hidden])?;
@@ -64,6 +65,7 @@ pub fn build(c: &GptOssConfig, o: &StepOptions) -> Built<Program> {
     if o.head == (Head::Logits { hidden: true }) {
         let last = hidden.len() - 1;
         hidden[last].0 = f.rms_norm(x, norm, c.rms_eps)?;
+        hidden.extend(routing);
     } else {
         hidden.clear();
     }
@@ -81,7 +83,7 @@ pub fn build(c: &GptOssConfig, o: &StepOptions) -> Built<Program> {
     Ok(Program { module: m.finish(), outputs, options: *o })
 }
 
-/// One decoder layer: `x = x + attention(norm(x))`, then `x = x + experts(norm(x))`.
+/// One decoder layer: `x = x + attention(norm(x))`, then `x = x + experts(norm(x))`. Returns x, the KV state and the chosen experts.
 fn layer(m: &mut ModelBuilder, c: &GptOssConfig, kind: AttentionKind, kv: &StateDecl) -> Built<()> {
     let (h, i, e, q_width, kv_width) = (c.hidden, c.intermediate, c.experts, c.q_width(), c.kv_width());
     let mut f = m.func(layer_name(kind));
@@ -120,7 +122,7 @@ fn layer(m: &mut ModelBuilder, c: &GptOssConfig, kind: AttentionKind, kv: &State
     let down = experts(&mut f, act, ids, "mlp.down", &[e, h, i])?;
     let y = f.moe_combine(down, weights)?;
     let x = f.add(x, y)?;
-    f.finish(&[x, kv]);
+    f.finish(&[x, kv, ids]);
     Ok(())
 }
 

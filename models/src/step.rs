@@ -7,9 +7,10 @@ use crate::dsl::{Built, FuncBuilder, ModelBuilder, T, dims};
 /// What a step gives back.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Head {
-    /// Logits of the selected rows, and with `hidden` the residual stream after the embedding and each layer (the last one normalised).
+    /// Logits of the selected rows, and with `hidden` the residual stream after the embedding and each layer (the last one normalised) and the
+    /// experts that each layer chose.
     Logits {
-        /// Whether to return the residual stream.
+        /// Whether to return the residual stream and the routing.
         hidden: bool,
     },
     /// The greatest logit's token.
@@ -52,6 +53,8 @@ pub enum Output {
     Logits,
     /// Residual stream number i, [T, H].
     Hidden(usize),
+    /// i32 [T, k]: experts chosen by layer i, best first.
+    Routing(usize),
     /// f32 [R]: log probability of the token before temperature, after penalties and bias.
     Logprob,
     /// f32 [R, k]: the greatest log probabilities.

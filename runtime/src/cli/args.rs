@@ -408,10 +408,10 @@ pub struct LogitsArgs {
     /// JSON list of token ids
     #[arg(long, value_name = "FILE")]
     pub tokens: PathBuf,
-    /// Safetensors file to write: `logits` f32 [T, V], with --hidden `hidden` f32 [L+1, T, H], with --greedy `greedy` i32 [N]
+    /// Safetensors file to write: `logits` f32 [T, V]; with --hidden `hidden` f32 [L+1, T, H] and `routing` i32 [L, T, k]; with --greedy `greedy` i32 [N]
     #[arg(long, value_name = "FILE")]
     pub out: PathBuf,
-    /// Also write the residual stream after the embedding and each layer, the last one normalised
+    /// Also write the residual stream after the embedding and each layer, the last one normalised, and the experts each layer chose
     #[arg(long)]
     pub hidden: bool,
     /// Also decode this many tokens greedily through the KV cache

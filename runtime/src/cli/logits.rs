@@ -19,11 +19,15 @@ pub fn logits(args: &LogitsArgs) -> Result<(), Failure> {
     let (t, v, h) = (tokens.len(), session.engine.config().vocab(), session.engine.config().hidden());
     let logits = le_bytes(&all.logits.logits);
     let hidden: Vec<u8> = all.logits.hidden.iter().flat_map(|layer| le_bytes(layer)).collect();
+    let ids = |v: &[i32]| v.iter().flat_map(|id| id.to_le_bytes()).collect::<Vec<u8>>();
+    let routing: Vec<u8> = all.logits.routing.iter().flat_map(|layer| ids(layer)).collect();
     let greedy: Vec<u8> = all.greedy.iter().flat_map(|id| (*id as i32).to_le_bytes()).collect();
     let view = |dtype, shape: Vec<usize>, data| TensorView::new(dtype, shape, data).map_err(Failure::from_error);
     let mut tensors = BTreeMap::from([("logits", view(Dtype::F32, vec![t, v], &logits)?)]);
     if args.hidden {
         tensors.insert("hidden", view(Dtype::F32, vec![all.logits.hidden.len(), t, h], &hidden)?);
+        let k = all.logits.routing.first().map_or(0, |layer| layer.len() / t);
+        tensors.insert("routing", view(Dtype::I32, vec![all.logits.routing.len(), t, k], &routing)?);
     }
     if args.greedy > 0 {
         tensors.insert("greedy", view(Dtype::I32, vec![all.greedy.len()], &greedy)?);
@@ -103,6 +107,8 @@ fn feed(session: &mut Session, tokens: &[u32], hidden: bool, greedy: usize) -> R
         all.logits.extend_from_slice(&out.logits);
         all.hidden.resize(out.hidden.len(), Vec::new());
         all.hidden.iter_mut().zip(&out.hidden).for_each(|(a, b)| a.extend_from_slice(b));
+        all.routing.resize(out.routing.len(), Vec::new());
+        all.routing.iter_mut().zip(&out.routing).for_each(|(a, b)| a.extend_from_slice(b));
     })?;
     let mut out = Vec::new();
     if greedy > 0 {

@@ -88,6 +88,8 @@ pub struct StepLogits {
     pub logits: Vec<f32>,
     /// Residual stream after the embedding and each layer, f32 [n, H] each; the last one normalised.
     pub hidden: Vec<Vec<f32>>,
+    /// Experts that each layer chose, i32 [n, k] each, best first. With `hidden` only.
+    pub routing: Vec<Vec<i32>>,
 }
 
 /// A program after passes.
@@ -346,19 +348,20 @@ impl Engine {
         let results = self.executor.run(id, &inputs)?;
         self.advance(&work);
         let mut out = StepLogits::default();
+        // Rows behind the tokens are padding.
         for (output, data) in self.compiled[&head].outputs.iter().zip(results) {
-            let mut data = match data {
-                HostData::F32(v) => v,
-                HostData::I32(_) => continue,
-            };
-            match output {
-                Output::Logits => {
-                    data.truncate(data.len() / bucket.rows * tokens.len());
-                    out.logits = data;
+            match (output, data) {
+                (Output::Logits, HostData::F32(mut v)) => {
+                    v.truncate(v.len() / bucket.rows * tokens.len());
+                    out.logits = v;
                 }
-                Output::Hidden(_) => {
-                    data.truncate(data.len() / bucket.tokens * tokens.len());
-                    out.hidden.push(data);
+                (Output::Hidden(_), HostData::F32(mut v)) => {
+                    v.truncate(v.len() / bucket.tokens * tokens.len());
+                    out.hidden.push(v);
+                }
+                (Output::Routing(_), HostData::I32(mut v)) => {
+                    v.truncate(v.len() / bucket.tokens * tokens.len());
+                    out.routing.push(v);
                 }
                 _ => {}
             }

@@ -18,7 +18,9 @@ pub fn of(kind: OpKind) -> Vec<Scenario> {
         K::Param | K::Weight | K::Call | K::KvWrite | K::Attention | K::CountTokens | K::Penalize => vec![],
         K::Const | K::Iota | K::RopeTable => leaves(kind),
         K::Reshape | K::Permute | K::Slice | K::Broadcast | K::Concat => views(kind),
-        K::Neg | K::Abs | K::Exp | K::Log | K::Sqrt | K::Rsqrt | K::Sigmoid | K::Tanh | K::Silu | K::Gelu => unary(kind),
+        K::Neg | K::Abs | K::Exp | K::Log | K::Sqrt | K::Rsqrt | K::Sigmoid | K::Tanh | K::Silu | K::Gelu => {
+            unary(kind)
+        }
         K::Cast => casts(),
         K::Clamp => clamps(),
         K::Add | K::Sub | K::Mul | K::Div | K::Max | K::Min => binary(kind),
@@ -68,15 +70,17 @@ fn one(kind: OpKind, name: &str, a: Attrs, x: Tensor) -> Scenario {
 fn leaves(kind: OpKind) -> Vec<Scenario> {
     let make = |name: &str, a: Attrs| Scenario::op(name, kind, a, vec![]);
     match kind {
-        OpKind::Const => [(DType::F32, 0.1), (DType::BF16, 0.1), (DType::F16, -2.5), (DType::I32, -7.0), (DType::Bool, 1.0)]
-            .into_iter()
-            .flat_map(|(dtype, value)| {
-                [vec![], vec![1], vec![3, 33]].map(|shape| {
-                    let a = [("dims", dims(&shape)), ("dtype", Attr::DType(dtype)), ("value", Attr::Float(value))];
-                    make(&format!("{dtype}{shape:?}"), attrs(a))
+        OpKind::Const => {
+            [(DType::F32, 0.1), (DType::BF16, 0.1), (DType::F16, -2.5), (DType::I32, -7.0), (DType::Bool, 1.0)]
+                .into_iter()
+                .flat_map(|(dtype, value)| {
+                    [vec![], vec![1], vec![3, 33]].map(|shape| {
+                        let a = [("dims", dims(&shape)), ("dtype", Attr::DType(dtype)), ("value", Attr::Float(value))];
+                        make(&format!("{dtype}{shape:?}"), attrs(a))
+                    })
                 })
-            })
-            .collect(),
+                .collect()
+        }
         OpKind::Iota => [1, 33, 5000].map(|n| make(&n.to_string(), attrs([("dims", dims(&[n]))]))).into(),
         _ => [(64, 100), (32, 1)]
             .map(|(dim, rows)| {
@@ -213,7 +217,13 @@ fn pair(kind: OpKind, name: &str, x: Tensor, y: Operand) -> Scenario {
 fn binary(kind: OpKind) -> Vec<Scenario> {
     let mut rng = Rng::new(kind.name());
     let mut out = Vec::new();
-    for (a, b) in [(DType::F32, DType::F32), (DType::BF16, DType::BF16), (DType::F32, DType::BF16), (DType::BF16, DType::F32), (DType::F16, DType::F16)] {
+    for (a, b) in [
+        (DType::F32, DType::F32),
+        (DType::BF16, DType::BF16),
+        (DType::F32, DType::BF16),
+        (DType::BF16, DType::F32),
+        (DType::F16, DType::F16),
+    ] {
         let y = Operand::rows(rng.floats(b, &[13, 33], 1.0));
         out.push(pair(kind, "", rng.floats(a, &[13, 33], 1.0), y));
         let y = Operand::whole(rng.floats(b, &[33], 1.0));
@@ -257,10 +267,8 @@ fn selects() -> Vec<Scenario> {
         Scenario::op(name, OpKind::Select, Attrs::default(), vec![cond, Operand::rows(x), Operand::rows(y)])
     };
     let mut data = Rng::new("select data");
-    let mut out: Vec<Scenario> = FLOATS
-        .into_iter()
-        .map(|d| make(special(d, &[9, 33], &mut data), special(d, &[9, 33], &mut data)))
-        .collect();
+    let mut out: Vec<Scenario> =
+        FLOATS.into_iter().map(|d| make(special(d, &[9, 33], &mut data), special(d, &[9, 33], &mut data))).collect();
     out.push(make(data.ints(&[5, 7], -9, 9), data.ints(&[5, 7], -9, 9)));
     out
 }
@@ -275,7 +283,10 @@ fn reductions() -> Vec<Scenario> {
                 out.push(one(OpKind::Reduce, op, a(1, false), rng.floats(dtype, &[5, width], 1.0)));
             }
             out.push(one(OpKind::Reduce, &format!("{op} keep"), a(1, true), rng.floats(dtype, &[3, 7, 65], 1.0)));
-            out.push(one(OpKind::Reduce, &format!("{op} rows"), a(0, false), rng.floats(dtype, &[37, 33], 1.0)).mixing_rows());
+            out.push(
+                one(OpKind::Reduce, &format!("{op} rows"), a(0, false), rng.floats(dtype, &[37, 33], 1.0))
+                    .mixing_rows(),
+            );
         }
         let mut x = vec![1.0f32; 2 * 40];
         x[7] = f32::NAN;
@@ -305,7 +316,12 @@ fn rows(kind: OpKind) -> Vec<Scenario> {
     out.push(one(kind, "", Attrs::default(), rng.floats(DType::F32, &[2, 201_088], 3.0)));
     out.push(one(kind, "", Attrs::default(), rng.floats(DType::F16, &[2, 100], 3.0)));
     out.push(one(kind, "", Attrs::default(), rng.floats(DType::F32, &[3, 4, 50], 3.0)));
-    out.push(one(kind, "far from 0", Attrs::default(), float(DType::F32, &[2, 3], vec![1e4, 1e4 + 1.0, 9e3, -1e30, -1e30, -1e30])));
+    out.push(one(
+        kind,
+        "far from 0",
+        Attrs::default(),
+        float(DType::F32, &[2, 3], vec![1e4, 1e4 + 1.0, 9e3, -1e30, -1e30, -1e30]),
+    ));
     if kind == OpKind::ArgMax {
         for dtype in [DType::F32, DType::BF16] {
             out.push(one(kind, "ties and NaN", Attrs::default(), odd_rows(dtype, 100)));
@@ -361,11 +377,14 @@ fn matmuls() -> Vec<Scenario> {
     }
     push(2, 2880, 32, bf16);
     push(1, 2880, 20_000, bf16);
-    for types in [(BF16, BF16, BF16), (F32, F32, F32), (F32, BF16, F32), (BF16, F32, F32), (F16, F16, F16), (F16, BF16, F32)] {
+    for types in
+        [(BF16, BF16, BF16), (F32, F32, F32), (F32, BF16, F32), (BF16, F32, F32), (F16, F16, F16), (F16, BF16, F32)]
+    {
         push(1, 96, 65, types);
         push(37, 96, 65, types);
     }
-    let operands = vec![Operand::rows(rng.floats(BF16, &[3, 4, 64], 1.0)), Operand::whole(rng.floats(BF16, &[40, 64], 0.1))];
+    let operands =
+        vec![Operand::rows(rng.floats(BF16, &[3, 4, 64], 1.0)), Operand::whole(rng.floats(BF16, &[40, 64], 0.1))];
     out.push(Scenario::op("three dims", OpKind::MatMul, out_attr(F32), operands));
     out
 }
@@ -374,7 +393,9 @@ fn batch_matmuls() -> Vec<Scenario> {
     let mut rng = Rng::new("bmm");
     let mut out = Vec::new();
     for (b, m, n, k) in [(1, 1, 1, 1), (3, 5, 7, 9), (2, 64, 64, 64), (4, 33, 70, 100)] {
-        for (dtype, to) in [(DType::BF16, DType::F32), (DType::F32, DType::F32), (DType::BF16, DType::BF16), (DType::F16, DType::F32)] {
+        for (dtype, to) in
+            [(DType::BF16, DType::F32), (DType::F32, DType::F32), (DType::BF16, DType::BF16), (DType::F16, DType::F32)]
+        {
             let name = format!("{b} of [{m},{k}] by [{n},{k}] {dtype} to {to}");
             let operands = [m, n].map(|rows| Operand::rows(rng.floats(dtype, &[b, rows, k], 1.0)));
             out.push(Scenario::op(name, OpKind::BatchMatMul, out_attr(to), operands.into()));
@@ -386,24 +407,25 @@ fn batch_matmuls() -> Vec<Scenario> {
 fn moe_matmuls() -> Vec<Scenario> {
     let mut rng = Rng::new("moe_matmul");
     let mut out = Vec::new();
-    let mut push = |t: usize, j: usize, e: usize, n: usize, k: usize, by_choice: bool, (x, w, y): (DType, DType, DType)| {
-        let shape = if by_choice { vec![t, j, k] } else { vec![t, k] };
-        let name = format!("{} of {e} experts [{n},{k}], {j} a token, {w} to {y}", label(&shape, x));
-        let scale = (k as f32).sqrt().recip();
-        // One id in eight is outside.
-        let mut ids: Vec<i32> = (0..t * j).map(|_| rng.below(e) as i32).collect();
-        for id in &mut ids {
-            if rng.below(8) == 0 {
-                *id = [-1, e as i32, i32::MIN, i32::MAX][rng.below(4)];
+    let mut push =
+        |t: usize, j: usize, e: usize, n: usize, k: usize, by_choice: bool, (x, w, y): (DType, DType, DType)| {
+            let shape = if by_choice { vec![t, j, k] } else { vec![t, k] };
+            let name = format!("{} of {e} experts [{n},{k}], {j} a token, {w} to {y}", label(&shape, x));
+            let scale = (k as f32).sqrt().recip();
+            // One id in eight is outside.
+            let mut ids: Vec<i32> = (0..t * j).map(|_| rng.below(e) as i32).collect();
+            for id in &mut ids {
+                if rng.below(8) == 0 {
+                    *id = [-1, e as i32, i32::MIN, i32::MAX][rng.below(4)];
+                }
             }
-        }
-        let operands = vec![
-            Operand::rows(rng.floats(x, &shape, 1.0)),
-            Operand::whole(rng.floats(w, &[e, n, k], scale)),
-            Operand::rows(int(&[t, j], ids)),
-        ];
-        out.push(Scenario::op(name, OpKind::MoeMatMul, out_attr(y), operands));
-    };
+            let operands = vec![
+                Operand::rows(rng.floats(x, &shape, 1.0)),
+                Operand::whole(rng.floats(w, &[e, n, k], scale)),
+                Operand::rows(int(&[t, j], ids)),
+            ];
+            out.push(Scenario::op(name, OpKind::MoeMatMul, out_attr(y), operands));
+        };
     use DType::{BF16, F32};
     let bf16 = (BF16, BF16, F32);
     for by_choice in [false, true] {
@@ -418,8 +440,11 @@ fn moe_matmuls() -> Vec<Scenario> {
     }
     // All tokens choose one expert.
     let ids = int(&[40, 4], vec![2; 160]);
-    let operands =
-        vec![Operand::rows(rng.floats(BF16, &[40, 64], 1.0)), Operand::whole(rng.floats(BF16, &[4, 64, 64], 0.1)), Operand::rows(ids)];
+    let operands = vec![
+        Operand::rows(rng.floats(BF16, &[40, 64], 1.0)),
+        Operand::whole(rng.floats(BF16, &[4, 64, 64], 0.1)),
+        Operand::rows(ids),
+    ];
     out.push(Scenario::op("one expert", OpKind::MoeMatMul, out_attr(F32), operands));
     out
 }
@@ -481,7 +506,9 @@ fn gathers() -> Vec<Scenario> {
 fn norms(kind: OpKind) -> Vec<Scenario> {
     let mut rng = Rng::new(kind.name());
     let mut out = Vec::new();
-    for (x, w) in [(DType::BF16, DType::BF16), (DType::F32, DType::F32), (DType::F32, DType::BF16), (DType::F16, DType::F16)] {
+    for (x, w) in
+        [(DType::BF16, DType::BF16), (DType::F32, DType::F32), (DType::F32, DType::BF16), (DType::F16, DType::F16)]
+    {
         for (rows, width) in [(5, 1), (3, 33), (7, 384), (3, 2880)] {
             let mut operands = vec![Operand::rows(rng.floats(x, &[rows, width], 2.0))];
             operands.push(Operand::whole(rng.floats(w, &[width], 1.0)));
@@ -493,7 +520,9 @@ fn norms(kind: OpKind) -> Vec<Scenario> {
         }
     }
     let mut operands = vec![Operand::rows(float(DType::BF16, &[2, 64], vec![0.0; 128]))];
-    operands.extend((1..if kind == OpKind::LayerNorm { 3 } else { 2 }).map(|_| Operand::whole(rng.floats(DType::BF16, &[64], 1.0))));
+    operands.extend(
+        (1..if kind == OpKind::LayerNorm { 3 } else { 2 }).map(|_| Operand::whole(rng.floats(DType::BF16, &[64], 1.0))),
+    );
     out.push(Scenario::op("zeros", kind, Attrs::default(), operands));
     out
 }
@@ -501,14 +530,25 @@ fn norms(kind: OpKind) -> Vec<Scenario> {
 fn ropes() -> Vec<Scenario> {
     let mut rng = Rng::new("rope");
     let mut out = Vec::new();
-    for (dtype, rows, heads, d) in [(DType::F32, 5, 64, 64), (DType::F32, 1, 1, 2), (DType::BF16, 33, 8, 64), (DType::F16, 7, 3, 32), (DType::F32, 3, 2, 128)] {
+    for (dtype, rows, heads, d) in [
+        (DType::F32, 5, 64, 64),
+        (DType::F32, 1, 1, 2),
+        (DType::BF16, 33, 8, 64),
+        (DType::F16, 7, 3, 32),
+        (DType::F32, 3, 2, 128),
+    ] {
         let pos = (0..rows as i32).map(|i| [0, 99, 17, -1, 100, i32::MAX][i as usize % 6]).collect();
         let operands = vec![
             Operand::rows(rng.floats(dtype, &[rows, heads * d], 1.0)),
             Operand::rows(int(&[rows], pos)),
             Operand::whole(rng.floats(DType::F32, &[100, d], 1.0)),
         ];
-        out.push(Scenario::op(format!("{rows} of {heads} heads of {d} {dtype}"), OpKind::Rope, Attrs::default(), operands));
+        out.push(Scenario::op(
+            format!("{rows} of {heads} heads of {d} {dtype}"),
+            OpKind::Rope,
+            Attrs::default(),
+            operands,
+        ));
     }
     out
 }
@@ -535,7 +575,8 @@ fn combines() -> Vec<Scenario> {
     let mut out = Vec::new();
     for (x, w) in [(DType::F32, DType::F32), (DType::BF16, DType::BF16), (DType::BF16, DType::F32)] {
         for (t, j, n) in [(1, 1, 1), (5, 4, 33), (3, 4, 2880), (2, 8, 128)] {
-            let operands = vec![Operand::rows(rng.floats(x, &[t, j, n], 1.0)), Operand::rows(rng.floats(w, &[t, j], 0.5))];
+            let operands =
+                vec![Operand::rows(rng.floats(x, &[t, j, n], 1.0)), Operand::rows(rng.floats(w, &[t, j], 0.5))];
             out.push(Scenario::op(format!("[{t},{j},{n}] {x} by {w}"), OpKind::MoeCombine, Attrs::default(), operands));
         }
     }

@@ -129,8 +129,7 @@ impl Scenario {
     /// # Errors
     /// An op that does not evaluate.
     pub fn reference(&self) -> Result<Vec<Vec<Vec<u8>>>, String> {
-        let mut stores: Vec<StateStore> =
-            self.states.iter().map(|s| StateStore::for_decl(&s.decl, s.units)).collect();
+        let mut stores: Vec<StateStore> = self.states.iter().map(|s| StateStore::for_decl(&s.decl, s.units)).collect();
         self.steps.iter().map(|step| self.evaluate(step, &mut stores)).collect()
     }
 
@@ -237,7 +236,8 @@ fn device_form(t: &Tensor, ty: &TensorType) -> Result<Vec<u8>, String> {
     };
     let [experts @ .., n, k] = t.shape.as_slice() else { return Err(format!("{ty} cannot be packed")) };
     let experts = experts.iter().product();
-    let layout = Mxfp4Layout::new(experts, *n, *k, RowOrder::Identity, ScaleMode::General).map_err(|e| e.to_string())?;
+    let layout =
+        Mxfp4Layout::new(experts, *n, *k, RowOrder::Identity, ScaleMode::General).map_err(|e| e.to_string())?;
     let mut out = vec![0; layout.bytes()];
     layout.pack(codes, scales, &mut out).map_err(|e| e.to_string())?;
     Ok(out)

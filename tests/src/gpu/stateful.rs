@@ -151,7 +151,8 @@ impl Layer {
             Step { sizes: sizes(rows, lengths.len(), columns, 1), inputs }
         };
         let each = |from: usize, to: usize| -> Vec<(i32, i32)> {
-            let of = |(s, len): (usize, &usize)| (len + from..len + to).map(|p| (s as i32, p as i32)).collect::<Vec<_>>();
+            let of =
+                |(s, len): (usize, &usize)| (len + from..len + to).map(|p| (s as i32, p as i32)).collect::<Vec<_>>();
             lengths.iter().enumerate().flat_map(of).collect()
         };
         let prompts: Vec<(i32, i32)> =
