@@ -145,11 +145,13 @@ pub fn buffers(ty: &TensorType, sizes: &Bindings) -> Result<Vec<(Part, u64)>, Lo
     match (ty.layout.as_deref(), ty.dtype) {
         (None, DType::Mxfp4) => Ok(vec![(Part::Codes, elements / 2), (Part::Scales, elements / 32)]),
         (None, dtype) => Ok(vec![(Part::Data, dtype.storage_bytes(elements))]),
-        (Some(kernels::quant::PACKED), DType::Mxfp4) => match kernels::quant::packed(&shape) {
-            None => Ok(vec![(Part::Data, 0)]),
-            Some(Ok(layout)) => Ok(vec![(Part::Data, layout.bytes() as u64)]),
-            Some(Err(e)) => Err(unsupported(format!("{ty} ({e})"))),
-        },
+        (Some(kernels::quant::PACKED | kernels::quant::PACKED_FAST), DType::Mxfp4) => {
+            match kernels::quant::packed(&shape) {
+                None => Ok(vec![(Part::Data, 0)]),
+                Some(Ok(layout)) => Ok(vec![(Part::Data, layout.bytes() as u64)]),
+                Some(Err(e)) => Err(unsupported(format!("{ty} ({e})"))),
+            }
+        }
         (Some(_), _) => Err(unsupported(ty.to_string())),
     }
 }

@@ -1,7 +1,8 @@
 //! MXFP4: expansion to floats from both layouts, and packing.
 //!
-//! Layout `#mx64` is the packed layout of [`crate::layout::mxfp4`] with rows in checkpoint order and scales stored as they are
-//! ([`ScaleMode::General`]), which holds every scale.
+//! Layouts `#mx64` and `#mx64.fast` are the packed layout of [`crate::layout::mxfp4`] with rows in checkpoint order. The first stores scales as they
+//! are ([`ScaleMode::General`]) and so holds every one; the second holds scales up to 128 ([`ScaleMode::Fast`]), which only the loader can
+//! know, so nothing here packs into it.
 
 use gossamer_ir::{DType, OpKind, TensorType};
 
@@ -12,6 +13,8 @@ use crate::lower::{Arg, LowerError, Lowered, Part};
 
 /// Name of the packed layout in IR text, without `#`.
 pub const PACKED: &str = "mx64";
+/// The same with scales folded for one multiply a pair.
+pub const PACKED_FAST: &str = "mx64.fast";
 
 /// Lowers `dequant` and `relayout`.
 pub fn lower(cx: &Cx) -> Result<Lowered, LowerError> {
@@ -59,7 +62,8 @@ fn dequant(cx: &Cx) -> Result<Lowered, LowerError> {
             ];
             Ok(single(cx.launch(kernel, blocks(n, 256), 256, args)?))
         }
-        Some(PACKED) => {
+        Some(name @ (PACKED | PACKED_FAST)) => {
+            let fast = name == PACKED_FAST;
             let stores = match wide {
                 true => {
                     "const u32 pairs[4] = {v.x, v.y, v.z, v.w};\n\
@@ -71,17 +75,20 @@ fn dequant(cx: &Cx) -> Result<Lowered, LowerError> {
                 }
                 false => "*(uint4*)to = v;",
             };
-            let ir = cx.ir(&[format!("mxfp4[..] #{PACKED}")], &[format!("{}[..]", y.dtype)]);
-            let kernel = Text::new(format!("dequant_mx64_{}", y.dtype), ir, include_str!("cuda/dequant_mx64.cu"))
+            let ir = cx.ir(&[format!("mxfp4[..] #{name}")], &[format!("{}[..]", y.dtype)]);
+            let kernel = Text::new(format!("dequant_{name}_{}", y.dtype), ir, include_str!("cuda/dequant_mx64.cu"))
                 .with(Piece::Mxfp4)
                 .set("type", ty)
+                .set("fast", fast)
                 .set("stores", stores)
                 .build();
             let mut args = vec![operand(0), result(0)];
             args.extend(tiles(&layout));
             Ok(single(cx.launch(kernel, records(&layout), 128, args)?))
         }
-        Some(other) => Err(cx.unsupported(format!("layout #{other}"), format!("row-major and #{PACKED}"))),
+        Some(other) => {
+            Err(cx.unsupported(format!("layout #{other}"), format!("row-major, #{PACKED} and #{PACKED_FAST}")))
+        }
     }
 }
 

@@ -3,6 +3,7 @@
 extern "C" __global__ void __launch_bounds__(128)
 ${entry}(const u8* __restrict__ packed, ${type}* __restrict__ y, i64 rows, i64 columns, u32 row_tiles, u32 k_tiles) {
   alignas(16) __shared__ u16 tile[64][72];
+  constexpr bool FAST = ${fast};  // scales are stored as scale + 126
   const u32 t = threadIdx.x;
   const u32 k_tile = blockIdx.x % k_tiles;
   const u32 row_tile = blockIdx.x / k_tiles % row_tiles;
@@ -11,7 +12,7 @@ ${entry}(const u8* __restrict__ packed, ${type}* __restrict__ y, i64 rows, i64 c
   const uint4 codes = gs_mxfp4_load_codes(record, t);
   const u32 scales = gs_mxfp4_load_scales(record, t);
   u32 a[4][4];
-  gs_mxfp4_decode_tile<false>(codes, scales, a);
+  gs_mxfp4_decode_tile<FAST>(codes, scales, a);
   const u32 row = 16 * (t >> 5) + ((t >> 2) & 7);
   const u32 c = t & 3;
 #pragma unroll
@@ -19,7 +20,7 @@ ${entry}(const u8* __restrict__ packed, ${type}* __restrict__ y, i64 rows, i64 c
 #pragma unroll
     for (u32 j = 0; j < 4; j++) {
       const u32 byte = (scales >> (8 * ((s >> 1) + 2 * (j & 1)))) & 255u;
-      const u32 pair = byte == 255u ? 0x7fff7fffu : a[s][j];
+      const u32 pair = !FAST && byte == 255u ? 0x7fff7fffu : a[s][j];
       *(u32*)&tile[row + 8 * (j & 1)][16 * s + 8 * (j >> 1) + 2 * c] = pair;
     }
   }

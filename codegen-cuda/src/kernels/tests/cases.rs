@@ -211,12 +211,10 @@ fn quant() -> Vec<Case> {
     let mut out = Vec::new();
     for (to, dims) in [(BF16, "2 70 96"), (F32, "64 64"), (BF16, "32"), (F32, "3 5 32")] {
         out.push(plain(K::Dequant, vec![t(Mxfp4, dims)], [("to", to.into())], ""));
-        let packed = Type::Tensor(TensorType {
-            dtype: Mxfp4,
-            dims: dims_of(dims),
-            layout: Some(crate::kernels::quant::PACKED.into()),
-        });
-        out.push(plain(K::Dequant, vec![packed], [("to", to.into())], ""));
+        for name in [crate::kernels::quant::PACKED, crate::kernels::quant::PACKED_FAST] {
+            let packed = TensorType { dtype: Mxfp4, dims: dims_of(dims), layout: Some(name.into()) };
+            out.push(plain(K::Dequant, vec![Type::Tensor(packed)], [("to", to.into())], ""));
+        }
     }
     for dims in ["2 70 96", "64 64"] {
         out.push(plain(K::Relayout, vec![t(Mxfp4, dims)], [("layout", crate::kernels::quant::PACKED.into())], ""));

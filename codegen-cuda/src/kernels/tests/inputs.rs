@@ -6,6 +6,7 @@ use gossamer_ir::interp::{Data, Datum, StateStore, Tensor};
 use gossamer_ir::{DType, OpKind, StateDecl, TensorType, Type};
 
 use super::cases::Case;
+use crate::layout::{Mxfp4Layout, ScaleMode};
 use crate::lower::Part;
 
 /// Operands, state stores and the bytes of every operand buffer.
@@ -161,7 +162,7 @@ pub fn inputs(case: &Case) -> Inputs {
                 16 => -0.0,
                 _ => (r.float() * 20.0).round() / 4.0,
             }),
-            _ => random(t, &shape, &mut r),
+            _ => random(t, &shape, kind == OpKind::Relayout || t.layout.is_some(), &mut r),
         };
         for (part, data) in bytes(&tensor) {
             out.buffers.insert((i, part), data);
@@ -173,6 +174,9 @@ pub fn inputs(case: &Case) -> Inputs {
             let Data::Mxfp4 { codes, scales } = &tensor.data else { unreachable!() };
             let dims: Vec<i64> = shape.iter().map(|n| *n as i64).collect();
             let layout = crate::kernels::quant::packed(&dims).unwrap().unwrap();
+            let fast = t.layout.as_deref() == Some(crate::kernels::quant::PACKED_FAST);
+            let mode = if fast { ScaleMode::Fast } else { ScaleMode::General };
+            let layout = Mxfp4Layout::new(layout.experts(), layout.n(), layout.k(), layout.row_order(), mode).unwrap();
             let mut data = vec![0; layout.bytes()];
             layout.pack(codes, scales, &mut data).unwrap();
             out.buffers.retain(|(operand, _), _| *operand != i);
@@ -194,7 +198,7 @@ fn float(t: &TensorType, shape: &[usize], f: &mut dyn FnMut(usize) -> f32) -> Te
     Tensor::float(t.dtype, shape, (0..n).map(f).collect()).unwrap()
 }
 
-fn random(t: &TensorType, shape: &[usize], r: &mut Random) -> Tensor {
+fn random(t: &TensorType, shape: &[usize], packs: bool, r: &mut Random) -> Tensor {
     let n: usize = shape.iter().product();
     match t.dtype {
         DType::I32 => Tensor::i32(shape, (0..n).map(|_| r.word() as i32 >> (r.word() % 30)).collect()).unwrap(),
@@ -202,9 +206,14 @@ fn random(t: &TensorType, shape: &[usize], r: &mut Random) -> Tensor {
         DType::Bool => Tensor::bool(shape, &(0..n).map(|_| r.word() % 2 == 1).collect::<Vec<_>>()).unwrap(),
         DType::Mxfp4 => {
             let codes = (0..n / 2).map(|_| r.word() as u8).collect();
-            // Both ends of the range that bf16 holds exactly.
-            let scales =
-                (0..n / 32).map(|i| [0, 1, 2, 252][i % 4].max((r.word() % 253) as u8 * (i % 4 == 2) as u8)).collect();
+            if t.layout.as_deref() == Some(crate::kernels::quant::PACKED_FAST) {
+                let scales = (0..n / 32).map(|i| [0, 1, 128, 120][i % 4]).collect();
+                return Tensor::mxfp4(shape, codes, scales).unwrap();
+            }
+            // Both ends of the range that bf16 holds exactly; where nothing is packed also what it does not hold.
+            let ends = if packs { [0, 1, 120, 252] } else { [0, 254, 255, 253] };
+            let scale = |i: usize, r: &mut Random| if i % 3 == 0 { ends[i / 3 % 4] } else { r.below(253) as u8 };
+            let scales = (0..n / 32).map(|i| scale(i, r)).collect();
             Tensor::mxfp4(shape, codes, scales).unwrap()
         }
         _ => float(t, shape, &mut |_| r.float()),
