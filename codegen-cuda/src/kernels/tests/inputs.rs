@@ -212,7 +212,8 @@ fn random(t: &TensorType, shape: &[usize], packs: bool, r: &mut Random) -> Tenso
             }
             // Both ends of the range that bf16 holds exactly; where nothing is packed also what it does not hold.
             let ends = if packs { [0, 1, 120, 252] } else { [0, 254, 255, 253] };
-            let scale = |i: usize, r: &mut Random| if i % 3 == 0 { ends[i / 3 % 4] } else { r.below(253) as u8 };
+            let scale =
+                |i: usize, r: &mut Random| if i.is_multiple_of(3) { ends[i / 3 % 4] } else { r.below(253) as u8 };
             let scales = (0..n / 32).map(|i| scale(i, r)).collect();
             Tensor::mxfp4(shape, codes, scales).unwrap()
         }
