@@ -257,6 +257,8 @@ fn greatest(max: usize, fits: impl Fn(usize) -> bool) -> Option<usize> {
 mod tests {
     use super::*;
     use gossamer_ir::DType;
+    use gossamer_models::presets;
+    use gossamer_passes::{Options, manager};
 
     const GIB: u64 = 1 << 30;
 
@@ -353,6 +355,31 @@ GPU memory:
         assert_eq!(plan.json()["missing"], 0);
         let short = MemoryPlan::new(&asked(4, 8192), memory(GIB)).to_string();
         assert!(short.ends_with("of 1.0 GiB free: 10.3 GiB missing"), "{short}");
+    }
+
+    #[test]
+    fn the_20b_model_in_80_gb() {
+        let config = ModelConfig::GptOss(presets::gpt_oss_20b());
+        let options = EngineOptions {
+            context: 8192,
+            chunk: 512,
+            max_seqs: 4,
+            page: 64,
+            kv_tokens: None,
+            passes: manager::default_pipeline(),
+            pass_options: Options { mxfp4_layout: Some("mx64".into()), ..Options::default() },
+        };
+        let steps = [StepSize { tokens: 4, seqs: 4, rows: 4 }, StepSize { tokens: 512, seqs: 1, rows: 1 }];
+        let request = request(&config, &options, &steps.map(|s| (Head::Full, s))).unwrap();
+        // The published bytes, and the table of rotary angles; nothing is padded at these sizes.
+        assert_eq!(request.weights, 13_761_264_768 + 8192 * 64 * 4);
+        let plan = MemoryPlan::new(&request, memory(79 * GIB));
+        assert_eq!((plan.missing, plan.kv[0].bytes), (0, 4 * 8192 * 24_576));
+        assert_eq!(plan.counts, 4 * 201_088 * 4);
+        assert!(plan.workspace > GIB / 2 && plan.workspace < 4 * GIB, "{}", plan.workspace);
+        // The smaller step alone needs less.
+        let small = super::request(&config, &options, &[(Head::Full, steps[0])]).unwrap();
+        assert!(small.workspace.arena < request.workspace.arena && small.weights == request.weights);
     }
 
     #[test]

@@ -245,7 +245,8 @@ impl CudaExecutor {
         let bytes = p.inputs.bytes;
         let target = self.workspace.device.slice(self.workspace.needs().start(Region::Inputs) as usize, bytes)?;
         // SAFETY: the pinned buffer lives until the workspace moves, which makes the graph stale; it is written only between steps.
-        Ok(unsafe { target.upload_async(&self.stream, &self.workspace.inputs, 0..bytes)? })
+        unsafe { target.upload_async(&self.stream, &self.workspace.inputs, 0..bytes)? };
+        Ok(())
     }
 
     fn enqueue_kernels(
@@ -267,7 +268,8 @@ impl CudaExecutor {
             let range = slot.offset..slot.offset + slot.bytes;
             let from = self.source(source, slot.bytes)?;
             // SAFETY: the pinned buffer lives until the workspace moves, which makes the graph stale; it is read only after the stream has been waited for.
-            Ok(unsafe { from.download_async(&self.stream, &self.workspace.outputs, range)? })
+            unsafe { from.download_async(&self.stream, &self.workspace.outputs, range)? };
+            Ok(())
         })
     }
 

@@ -14,7 +14,7 @@ impl Rng {
     }
 
     /// 64 random bits.
-    pub fn next(&mut self) -> u64 {
+    pub fn word(&mut self) -> u64 {
         self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
         let mut z = self.0;
         z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
@@ -24,12 +24,12 @@ impl Rng {
 
     /// An integer in `0..n`, `n` at least 1.
     pub fn below(&mut self, n: usize) -> usize {
-        (self.next() % n as u64) as usize
+        (self.word() % n as u64) as usize
     }
 
     /// A number of about mean 0 and variance 1.
     pub fn normal(&mut self) -> f32 {
-        let word = self.next();
+        let word = self.word();
         let sum: u32 = (0..4).map(|i| (word >> (16 * i) & 0xffff) as u32).sum();
         (sum as f32 - 131_070.0) / 37_837.23
     }
@@ -49,7 +49,7 @@ impl Rng {
     /// MXFP4 with any codes and scales in `from..=to`.
     pub fn mxfp4(&mut self, shape: &[usize], from: u8, to: u8) -> Tensor {
         let n: usize = shape.iter().product();
-        let codes = (0..n / 2).map(|_| self.next() as u8).collect();
+        let codes = (0..n / 2).map(|_| self.word() as u8).collect();
         let scales = (0..n / 32).map(|_| from + self.below(usize::from(to - from) + 1) as u8).collect();
         made(Tensor::mxfp4(shape, codes, scales))
     }

@@ -235,9 +235,13 @@ fn no_place(plan: &Plan, id: OpId, arg: &Arg, kernel: &str) -> ExecError {
 
 #[cfg(test)]
 mod tests {
-    use super::super::testing::{decode_plan, ops};
+    use super::super::resident;
+    use super::super::testing::{decode_plan, ops, plan_with};
     use super::*;
     use gossamer_codegen_cuda::lower::Launch;
+    use gossamer_ir::StateFamily;
+    use gossamer_models::step::Head;
+    use gossamer_passes::Options;
 
     fn kernel(args: Vec<Arg>, scratch: Vec<u64>) -> Lowered {
         let kernel = Arc::new(KernelSource { entry: "k".into(), text: "text".into() });
@@ -327,6 +331,55 @@ mod tests {
         let ty = operand_type(&plan, weight, &layouts);
         assert_eq!(ty.as_tensor().unwrap().layout.as_deref(), Some("other"));
         assert_eq!(&operand_type(&plan, weight, &BTreeMap::new()), plan.func.graph.ty(weight));
+    }
+
+    /// Homes for everything that a plan does not compute, at made-up addresses.
+    fn anywhere(plan: &Plan) -> Homes {
+        let mut homes = Homes::default();
+        for (i, p) in plan.func.params.iter().enumerate() {
+            match &p.ty {
+                Type::State(StateFamily::Kv, _) => {
+                    homes.states.insert(i, vec![(Part::Keys, 256), (Part::Values, 512)]);
+                }
+                Type::State(..) => {
+                    homes.states.insert(i, vec![(Part::Counts, 256)]);
+                }
+                Type::Tensor(_) => {
+                    homes.inputs.insert(i, 256 * i as u64);
+                }
+            }
+        }
+        for v in resident::used(plan) {
+            let t = plan.func.graph.ty(v).as_tensor().unwrap();
+            let split = t.dtype == DType::Mxfp4 && t.layout.is_none();
+            let parts = if split { vec![Part::Codes, Part::Scales] } else { vec![Part::Data] };
+            homes.residents.insert(v, parts.into_iter().map(|p| (p, 4096)).collect());
+        }
+        homes
+    }
+
+    #[test]
+    fn every_argument_of_every_step_has_a_place() {
+        let heads = [Head::Greedy, Head::Sample, Head::Full, Head::Logits { hidden: true }];
+        for (head, layout) in heads.into_iter().flat_map(|h| [(h, None), (h, Some(resident::PACKED))]) {
+            let options = Options { mxfp4_layout: layout.map(Into::into), ..Options::default() };
+            let plan = plan_with(3, head, &options);
+            let homes = anywhere(&plan);
+            let arena = plan.buffers.arena_bytes;
+            let mut launches = 0;
+            for id in &plan.steps {
+                let lowered = lower_step(&plan, *id, &BTreeMap::new()).unwrap();
+                for launch in bind_step(&plan, *id, &lowered, &homes).unwrap() {
+                    launches += 1;
+                    for arg in launch.args {
+                        if let BoundArg::Address(Address::Workspace(Region::Arena, offset)) = arg {
+                            assert!(offset < arena && offset.is_multiple_of(16), "{}", op_label(&plan, *id));
+                        }
+                    }
+                }
+            }
+            assert!(launches > 60, "{launches}");
+        }
     }
 
     #[test]

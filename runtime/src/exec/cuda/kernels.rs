@@ -67,11 +67,6 @@ impl Kernels {
         self.loaded.get(kernel)
     }
 
-    /// Kernels loaded so far.
-    pub fn len(&self) -> usize {
-        self.loaded.len()
-    }
-
     /// What the cubin cache did.
     pub fn cache_stats(&self) -> CacheStats {
         self.cache.stats()

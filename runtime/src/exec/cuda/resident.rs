@@ -396,12 +396,15 @@ fn evaluate(
     tensor.ok_or_else(|| kernel_error(format!("{}: has no value at load; verify the module", label(plan, v))))
 }
 
-/// Allocates and fills memory in pieces of the staging size: `fill(byte offset, bytes)`.
+/// Writes some bytes of a value: (byte offset, bytes).
+type Fill<'a> = &'a mut dyn FnMut(u64, &mut [u8]) -> Result<(), ExecError>;
+
+/// Allocates and fills memory in pieces of the staging size.
 fn upload<L: Loader>(
     loader: &mut L,
     bytes: usize,
     what: &str,
-    fill: &mut dyn FnMut(u64, &mut [u8]) -> Result<(), ExecError>,
+    fill: Fill<'_>,
 ) -> Result<L::Memory, ExecError> {
     let memory = loader.allocate(bytes, what)?;
     let piece = loader.staging().max(1);

@@ -8,15 +8,15 @@ use gossamer_passes::{Options, Plan, bucket, compile, manager};
 
 /// A greedy decode step of `n` sequences of a two-layer model of full width, without a packed layout.
 pub fn decode_plan(n: usize) -> Plan {
-    plan_with(n, &Options::default())
+    plan_with(n, Head::Greedy, &Options::default())
 }
 
-/// As [`decode_plan`], with options for the passes.
-pub fn plan_with(n: usize, options: &Options) -> Plan {
+/// As [`decode_plan`], with another head and options for the passes.
+pub fn plan_with(n: usize, head: Head, options: &Options) -> Plan {
     let mut config = presets::gpt_oss_20b();
     config.layers = 2;
     config.layer_types.truncate(2);
-    let o = StepOptions { head: Head::Greedy, max_tokens: 64, max_seqs: 8, context: 512, page: 64 };
+    let o = StepOptions { head, max_tokens: 64, max_seqs: 8, context: 512, page: 64 };
     let program = gpt_oss::build(&config, &o).unwrap();
     let (module, _) = compile(program.module, &manager::default_pipeline(), options).unwrap();
     plan(&module, step::ENTRY, &bucket::sizes(n, n, n, 512, 8)).unwrap()

@@ -207,7 +207,7 @@ fn progress_ends_at_the_total() {
     let seen = seen.into_inner().unwrap();
     let total: u64 = source.weights().iter().map(WeightSpec::bytes).sum();
     assert_eq!(seen[0], (0, total));
-    assert!(seen.iter().any(|s| *s == (total, total)) && seen.iter().all(|s| s.0 <= total && s.1 == total));
+    assert!(seen.contains(&(total, total)) && seen.iter().all(|s| s.0 <= total && s.1 == total));
 }
 
 #[test]
@@ -252,7 +252,7 @@ fn a_module_of_another_model_is_refused() {
 
 #[test]
 fn sizes_of_the_20b_layers() {
-    let plan = plan_with(1, &Options { mxfp4_layout: Some(PACKED.into()), ..Options::default() });
+    let plan = plan_with(1, Head::Greedy, &Options { mxfp4_layout: Some(PACKED.into()), ..Options::default() });
     let sizes = resident_bytes(&plan).unwrap();
     let gate_up = sizes.iter().find(|(k, _)| k.contains("l0.mlp.gate_up.w")).unwrap().1;
     assert_eq!(*gate_up, 32 * 90 * 45 * 2176);
