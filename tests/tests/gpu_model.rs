@@ -145,7 +145,13 @@ fn bits(v: &[f32]) -> Vec<u32> {
 fn same_bits(a: &[f32], b: &[f32], what: &str) {
     assert_eq!(a.len(), b.len(), "{what}");
     let differs = bits(a).iter().zip(&bits(b)).filter(|(a, b)| a != b).count();
-    assert_eq!(differs, 0, "{what}: {differs} of {} elements have other bits, relative error {:.2e}", a.len(), relative_error(a, b));
+    assert_eq!(
+        differs,
+        0,
+        "{what}: {differs} of {} elements have other bits, relative error {:.2e}",
+        a.len(),
+        relative_error(a, b)
+    );
 }
 
 #[test]
@@ -158,8 +164,11 @@ fn tiny_logits_and_hidden_states_are_within_the_bf16_bounds() {
     let hidden = found.hidden.concat();
     let hidden_error = relative_error(&hidden, &want.hidden);
     let layer = want.tokens.len() * want.width;
-    let layers: Vec<String> =
-        hidden.chunks(layer).zip(want.hidden.chunks(layer)).map(|(a, b)| format!("{:.4}", relative_error(a, b))).collect();
+    let layers: Vec<String> = hidden
+        .chunks(layer)
+        .zip(want.hidden.chunks(layer))
+        .map(|(a, b)| format!("{:.4}", relative_error(a, b)))
+        .collect();
     println!(
         "logits: {error:.4} (strict bound {:.4}), median row {:.4}, 90 % {:.4}, worst {:.4}; hidden: {hidden_error:.4}, by layer {layers:?}",
         0.0273 * 1.2,

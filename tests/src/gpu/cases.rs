@@ -3,11 +3,16 @@
 //! Shapes: 1, odd sizes, sizes around warps, tiles and vector widths, and those of GPT-OSS (2880, 201088). Values: random ones, ties, NaN and infinities, indices
 //! out of range, padding. Shapes of one op are few, because constant dims make a kernel each.
 
+mod contraction;
+mod sampling;
+
 use gossamer_ir::interp::Tensor;
 use gossamer_ir::{Attr, Attrs, DType, Dim, OpKind};
 
 use super::data::{Rng, float, int, made, special};
 use super::scenario::{Operand, Scenario};
+use contraction::{batch_matmuls, matmuls, moe_matmuls};
+use sampling::{biases, logprobs, samples};
 
 const FLOATS: [DType; 3] = [DType::F32, DType::BF16, DType::F16];
 
@@ -351,104 +356,6 @@ fn topk() -> Vec<Scenario> {
     out
 }
 
-fn out_attr(d: DType) -> Attrs {
-    attrs([("out", Attr::DType(d))])
-}
-
-fn matmuls() -> Vec<Scenario> {
-    let mut rng = Rng::new("matmul");
-    let mut out = Vec::new();
-    let mut push = |m: usize, k: usize, n: usize, (x, w, y): (DType, DType, DType)| {
-        let name = format!("[{m},{k}] {x} by [{n},{k}] {w} to {y}");
-        let scale = (k as f32).sqrt().recip();
-        let operands = vec![Operand::rows(rng.floats(x, &[m, k], 1.0)), Operand::whole(rng.floats(w, &[n, k], scale))];
-        out.push(Scenario::op(name, OpKind::MatMul, out_attr(y), operands));
-    };
-    use DType::{BF16, F16, F32};
-    let bf16 = (BF16, BF16, F32);
-    for (k, n) in [(1, 1), (7, 5), (64, 64), (96, 33), (100, 130), (384, 512)] {
-        for m in [1, 2, 5, 16, 17, 70] {
-            push(m, k, n, bf16);
-        }
-    }
-    for m in [1, 3, 8, 130] {
-        push(m, 2880, 640, bf16);
-        push(m, 4096, 320, bf16);
-    }
-    push(2, 2880, 32, bf16);
-    push(1, 2880, 20_000, bf16);
-    for types in
-        [(BF16, BF16, BF16), (F32, F32, F32), (F32, BF16, F32), (BF16, F32, F32), (F16, F16, F16), (F16, BF16, F32)]
-    {
-        push(1, 96, 65, types);
-        push(37, 96, 65, types);
-    }
-    let operands =
-        vec![Operand::rows(rng.floats(BF16, &[3, 4, 64], 1.0)), Operand::whole(rng.floats(BF16, &[40, 64], 0.1))];
-    out.push(Scenario::op("three dims", OpKind::MatMul, out_attr(F32), operands));
-    out
-}
-
-fn batch_matmuls() -> Vec<Scenario> {
-    let mut rng = Rng::new("bmm");
-    let mut out = Vec::new();
-    for (b, m, n, k) in [(1, 1, 1, 1), (3, 5, 7, 9), (2, 64, 64, 64), (4, 33, 70, 100)] {
-        for (dtype, to) in
-            [(DType::BF16, DType::F32), (DType::F32, DType::F32), (DType::BF16, DType::BF16), (DType::F16, DType::F32)]
-        {
-            let name = format!("{b} of [{m},{k}] by [{n},{k}] {dtype} to {to}");
-            let operands = [m, n].map(|rows| Operand::rows(rng.floats(dtype, &[b, rows, k], 1.0)));
-            out.push(Scenario::op(name, OpKind::BatchMatMul, out_attr(to), operands.into()));
-        }
-    }
-    out
-}
-
-fn moe_matmuls() -> Vec<Scenario> {
-    let mut rng = Rng::new("moe_matmul");
-    let mut out = Vec::new();
-    let mut push =
-        |t: usize, j: usize, e: usize, n: usize, k: usize, by_choice: bool, (x, w, y): (DType, DType, DType)| {
-            let shape = if by_choice { vec![t, j, k] } else { vec![t, k] };
-            let name = format!("{} of {e} experts [{n},{k}], {j} a token, {w} to {y}", label(&shape, x));
-            let scale = (k as f32).sqrt().recip();
-            // One id in eight is outside.
-            let mut ids: Vec<i32> = (0..t * j).map(|_| rng.below(e) as i32).collect();
-            for id in &mut ids {
-                if rng.below(8) == 0 {
-                    *id = [-1, e as i32, i32::MIN, i32::MAX][rng.below(4)];
-                }
-            }
-            let operands = vec![
-                Operand::rows(rng.floats(x, &shape, 1.0)),
-                Operand::whole(rng.floats(w, &[e, n, k], scale)),
-                Operand::rows(int(&[t, j], ids)),
-            ];
-            out.push(Scenario::op(name, OpKind::MoeMatMul, out_attr(y), operands));
-        };
-    use DType::{BF16, F32};
-    let bf16 = (BF16, BF16, F32);
-    for by_choice in [false, true] {
-        for t in [1, 2, 5, 17, 70] {
-            push(t, 4, 8, 64, 96, by_choice, bf16);
-            push(t, 2, 3, 33, 40, by_choice, bf16);
-        }
-        push(3, 4, 5, 192, 2880, by_choice, bf16);
-        push(3, 1, 2, 7, 5, by_choice, (F32, F32, F32));
-        push(20, 2, 4, 64, 64, by_choice, (BF16, BF16, BF16));
-        push(3, 2, 4, 33, 64, by_choice, (F32, BF16, F32));
-    }
-    // All tokens choose one expert.
-    let ids = int(&[40, 4], vec![2; 160]);
-    let operands = vec![
-        Operand::rows(rng.floats(BF16, &[40, 64], 1.0)),
-        Operand::whole(rng.floats(BF16, &[4, 64, 64], 0.1)),
-        Operand::rows(ids),
-    ];
-    out.push(Scenario::op("one expert", OpKind::MoeMatMul, out_attr(F32), operands));
-    out
-}
-
 fn quant(kind: OpKind) -> Vec<Scenario> {
     let mut rng = Rng::new(kind.name());
     let packed = |t: Tensor| Operand { tensor: t, rows: false, layout: Some("mx64") };
@@ -581,91 +488,4 @@ fn combines() -> Vec<Scenario> {
         }
     }
     out
-}
-
-fn biases() -> Vec<Scenario> {
-    let mut rng = Rng::new("logit_bias");
-    let mut out = Vec::new();
-    for (r, v, b) in [(1, 7, 1), (5, 1000, 33), (3, 201_088, 512)] {
-        let mut ids = Vec::new();
-        for _ in 0..r {
-            // Distinct, spread out, the last ones outside.
-            let from = rng.below(v);
-            ids.extend((0..b).map(|i| match i {
-                _ if i >= v || i % 5 == 4 => [-1, v as i32, i32::MAX, i32::MIN][i % 4],
-                _ => ((from + i * (v / b).max(1)) % v) as i32,
-            }));
-        }
-        let operands = vec![
-            Operand::rows(rng.floats(DType::F32, &[r, v], 3.0)),
-            Operand::rows(int(&[r, b], ids)),
-            Operand::rows(rng.floats(DType::F32, &[r, b], 10.0)),
-        ];
-        out.push(Scenario::op(format!("{b} of {v} in {r} rows"), OpKind::LogitBias, Attrs::default(), operands));
-    }
-    out
-}
-
-/// Columns of sampling parameters: temperature, top_k, top_p, min_p.
-const SAMPLING: [(f32, i32, f32, f32); 12] = [
-    (0.0, 0, 1.0, 0.0),
-    (1.0, 0, 1.0, 0.0),
-    (0.7, 1, 1.0, 0.0),
-    (1.0, 40, 1.0, 0.0),
-    (1.0, 0, 0.9, 0.0),
-    (1.0, 0, 1e-6, 0.0),
-    (1.0, 0, 1.0, 0.1),
-    (1.0, 0, 1.0, 1.0),
-    (0.8, 50, 0.95, 0.02),
-    (2.0, 1_000_000, 0.5, 0.0),
-    (0.01, 5, 1.0, 0.0),
-    (100.0, 0, 1.0, 0.0),
-];
-
-fn samples() -> Vec<Scenario> {
-    let mut rng = Rng::new("sample");
-    let mut out = Vec::new();
-    let mut push = |name: &str, logits: Tensor, rng: &mut Rng| {
-        let rows = logits.shape[0];
-        let column = |get: fn(&(f32, i32, f32, f32)) -> f32| -> Vec<f32> {
-            (0..rows).map(|r| get(&SAMPLING[r % SAMPLING.len()])).collect()
-        };
-        let floats = |v| Operand::rows(float(DType::F32, &[rows], v));
-        let top_k = (0..rows).map(|r| SAMPLING[r % SAMPLING.len()].1).collect();
-        let width = logits.shape[1];
-        let operands = vec![
-            Operand::rows(logits),
-            floats(column(|p| p.0)),
-            Operand::rows(int(&[rows], top_k)),
-            floats(column(|p| p.2)),
-            floats(column(|p| p.3)),
-            Operand::rows(rng.ints(&[rows, 2], i32::MIN / 2, i32::MAX / 2)),
-            Operand::rows(rng.ints(&[rows], 0, 5000)),
-        ];
-        out.push(Scenario::op(format!("{rows} rows of {width} {name}"), OpKind::Sample, Attrs::default(), operands));
-    };
-    for (rows, width) in [(12, 1), (24, 33), (48, 1000), (24, 4096), (12, 201_088)] {
-        let logits = rng.floats(DType::F32, &[rows, width], 3.0);
-        push("", logits, &mut rng);
-    }
-    let coarse = (0..12 * 600).map(|_| rng.below(3) as f32).collect();
-    push("of ties", float(DType::F32, &[12, 600], coarse), &mut rng);
-    let mut odd: Vec<f32> = (0..12 * 100).map(|_| rng.normal()).collect();
-    odd.iter_mut().step_by(7).for_each(|x| *x = f32::NAN);
-    odd.iter_mut().skip(3).step_by(11).for_each(|x| *x = f32::NEG_INFINITY);
-    push("with NaN", float(DType::F32, &[12, 100], odd), &mut rng);
-    out
-}
-
-fn logprobs() -> Vec<Scenario> {
-    let mut rng = Rng::new("token_logprob");
-    [(1, 1), (7, 33), (5, 4096), (3, 201_088)]
-        .into_iter()
-        .map(|(r, v)| {
-            let tokens = (0..r).map(|i| [0, v as i32 - 1, v as i32, -1, i32::MAX][i % 5]).collect();
-            let logits = Operand::rows(rng.floats(DType::F32, &[r, v], 3.0));
-            let operands = vec![logits, Operand::rows(int(&[r], tokens))];
-            Scenario::op(format!("{r} rows of {v}"), OpKind::TokenLogprob, Attrs::default(), operands)
-        })
-        .collect()
 }

@@ -400,12 +400,7 @@ fn evaluate(
 type Fill<'a> = &'a mut dyn FnMut(u64, &mut [u8]) -> Result<(), ExecError>;
 
 /// Allocates and fills memory in pieces of the staging size.
-fn upload<L: Loader>(
-    loader: &mut L,
-    bytes: usize,
-    what: &str,
-    fill: Fill<'_>,
-) -> Result<L::Memory, ExecError> {
+fn upload<L: Loader>(loader: &mut L, bytes: usize, what: &str, fill: Fill<'_>) -> Result<L::Memory, ExecError> {
     let memory = loader.allocate(bytes, what)?;
     let piece = loader.staging().max(1);
     for offset in (0..bytes).step_by(piece) {
