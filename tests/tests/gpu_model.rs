@@ -11,6 +11,8 @@ use gossamer_passes::{Options, manager};
 use gossamer_runtime::checkpoint::{WeightSource, resolve};
 use gossamer_runtime::cuda::Device;
 use gossamer_runtime::engine::{Engine, EngineOptions, SamplingParams, SeqId, StepLogits, Work};
+use gossamer_runtime::exec::MXFP4_LAYOUT;
+use gossamer_runtime::exec::cuda::resident::{PACKED, PACKED_FAST};
 use gossamer_runtime::exec::cuda::{CudaExecutor, CudaOptions};
 use gossamer_runtime::memory_plan::{self, MemoryPlan};
 use gossamer_tests::gpu::{Rng, device, relative_error, root, row_errors};
@@ -32,13 +34,14 @@ struct Setup {
     context: usize,
     chunk: usize,
     max_seqs: usize,
-    default_passes: bool,
+    /// Layout of MXFP4 weights with the default passes; `None`: no passes at all.
+    layout: Option<&'static str>,
     cuda: CudaOptions,
 }
 
 fn tiny() -> Setup {
     let cuda = CudaOptions { poison: true, ..CudaOptions::from_env() };
-    Setup { model: "tests/fixtures/tiny", context: 512, chunk: 256, max_seqs: 8, default_passes: true, cuda }
+    Setup { model: "tests/fixtures/tiny", context: 512, chunk: 256, max_seqs: 8, layout: Some(MXFP4_LAYOUT), cuda }
 }
 
 fn demo() -> Setup {
@@ -52,15 +55,14 @@ fn weights(setup: &Setup) -> Arc<dyn WeightSource> {
 }
 
 fn options(setup: &Setup) -> EngineOptions {
-    let layout = setup.default_passes.then(|| "mx64".into());
     EngineOptions {
         context: setup.context,
         chunk: setup.chunk,
         max_seqs: setup.max_seqs,
         page: 64,
         kv_tokens: None,
-        passes: if setup.default_passes { manager::default_pipeline() } else { vec![] },
-        pass_options: Options { mxfp4_layout: layout, ..Options::default() },
+        passes: if setup.layout.is_some() { manager::default_pipeline() } else { vec![] },
+        pass_options: Options { mxfp4_layout: setup.layout.map(Into::into), ..Options::default() },
     }
 }
 
@@ -198,8 +200,11 @@ fn packed_and_plain_weights_and_eager_launches_give_the_same_bits() {
     let Some(device) = device() else { return };
     let tokens = expected().tokens;
     let default = logits(&mut engine(&device, &tiny()), &tokens, 256, false).logits;
-    let none = Setup { default_passes: false, ..tiny() };
-    same_bits(&logits(&mut engine(&device, &none), &tokens, 256, false).logits, &default, "no passes");
+    for layout in [None, Some(PACKED), Some(PACKED_FAST)] {
+        let setup = Setup { layout, ..tiny() };
+        let found = logits(&mut engine(&device, &setup), &tokens, 256, false).logits;
+        same_bits(&found, &default, layout.unwrap_or("no passes"));
+    }
     let mut eager = tiny();
     eager.cuda.eager = true;
     same_bits(&logits(&mut engine(&device, &eager), &tokens, 256, false).logits, &default, "eager");
