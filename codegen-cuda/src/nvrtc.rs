@@ -317,6 +317,7 @@ mod tests {
             (0, 0, 0, 0)
         );
         assert!(kernel.const_bytes > 0);
+        assert_eq!(kernel.params, 4);
         assert_eq!(compiled.resources.kernels.len(), 1);
     }
 

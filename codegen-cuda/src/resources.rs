@@ -44,6 +44,8 @@ pub struct KernelResources {
     pub shared_bytes: u32,
     /// Size of constant bank 0 in bytes: launch parameters and what the driver puts before them.
     pub const_bytes: u32,
+    /// Number of parameters.
+    pub params: u32,
 }
 
 /// What an image and its log say.
@@ -81,6 +83,7 @@ pub fn read(image: &[u8], log: &str) -> Result<Resources, ResourceError> {
                 stack_bytes: e.stack_bytes.max(from_log.stack_bytes),
                 shared_bytes: from_log.shared_bytes,
                 const_bytes: e.const_bytes,
+                params: e.params,
                 entry: e.name,
             }
         })

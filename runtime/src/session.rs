@@ -90,11 +90,14 @@ pub struct Session {
     pub notes: Vec<String>,
 }
 
+/// Is shown the memory plan of a GPU.
+pub type MemoryObserver = Arc<dyn Fn(&MemoryPlan) + Send + Sync>;
+
 /// Told how opening goes.
 #[derive(Clone, Default)]
 pub struct Hooks {
     /// The memory plan of a GPU, before anything is loaded.
-    pub memory: Option<Arc<dyn Fn(&MemoryPlan) + Send + Sync>>,
+    pub memory: Option<MemoryObserver>,
     /// Weights read and kernels made ready.
     pub load: Option<Observer>,
 }

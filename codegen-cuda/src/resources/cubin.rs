@@ -14,6 +14,8 @@ const EIFMT_SVAL: u8 = 4;
 const EIATTR_REGCOUNT: u8 = 0x2f;
 const EIATTR_MIN_STACK_SIZE: u8 = 0x12;
 const EIATTR_FRAME_SIZE: u8 = 0x11;
+/// One record a parameter, in the `.nv.info.<kernel>` section.
+const EIATTR_KPARAM_INFO: u8 = 0x17;
 
 /// One kernel of an image.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -26,6 +28,8 @@ pub struct Entry {
     pub stack_bytes: u32,
     /// Bytes of constant bank 0.
     pub const_bytes: u32,
+    /// Number of parameters.
+    pub params: u32,
     /// Bytes of machine code.
     pub code_bytes: u64,
 }
@@ -51,11 +55,16 @@ pub fn entries(image: &[u8]) -> Result<Vec<Entry>, ResourceError> {
         }
         let stack = attribute(EIATTR_MIN_STACK_SIZE).into_iter().chain(attribute(EIATTR_FRAME_SIZE)).max();
         let constants = elf.section(&format!(".nv.constant0.{}", symbol.name)).map_or(0, |s| s.size);
+        let params = match elf.section(&format!(".nv.info.{}", symbol.name)) {
+            Some(section) => kernel_info(elf.data(section)?, section.offset)?,
+            None => Vec::new(),
+        };
         entries.push(Entry {
             name: symbol.name.clone(),
             registers,
             stack_bytes: stack.unwrap_or(0),
             const_bytes: u32::try_from(constants).unwrap_or(u32::MAX),
+            params: params.iter().filter(|i| i.0 == EIATTR_KPARAM_INFO).count() as u32,
             code_bytes: text.size as u64,
         });
     }

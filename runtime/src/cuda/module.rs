@@ -80,6 +80,15 @@ impl Module {
     /// # Errors
     /// [`CudaError::NoSuchFunction`], [`CudaError::Capturing`], [`CudaError::Driver`] or [`CudaError::Poisoned`].
     pub fn function(&self, entry: &str) -> Result<Function, CudaError> {
+        self.function_of(entry, None)
+    }
+
+    /// As [`Module::function`] for a kernel known to have `params` parameters. A driver of CUDA 13.0 can only be asked for one parameter after the other
+    /// until it refuses, which compute-sanitizer reports as an error; knowing the number avoids that.
+    ///
+    /// # Errors
+    /// As [`Module::function`].
+    pub fn function_of(&self, entry: &str, params: Option<u32>) -> Result<Function, CudaError> {
         capture::refuse("loading a kernel")?;
         let device = &self.0.device;
         device.enter()?;
@@ -96,7 +105,7 @@ impl Module {
         }
         // SAFETY: `raw` was just found in the loaded module.
         unsafe { call!(device, what, cuFuncLoad(raw))? };
-        let info = read_info(device, raw, &what)?;
+        let info = read_info(device, raw, params, &what)?;
         let max_dynamic_shared = DEFAULT_SHARED.saturating_sub(info.static_shared);
         Ok(Function { module: Arc::clone(&self.0), raw, name: entry.into(), info: Arc::new(info), max_dynamic_shared })
     }
@@ -301,7 +310,12 @@ impl fmt::Debug for Function {
     }
 }
 
-fn read_info(device: &Device, raw: sys::CUfunction, what: &str) -> Result<FunctionInfo, CudaError> {
+fn read_info(
+    device: &Device,
+    raw: sys::CUfunction,
+    count: Option<u32>,
+    what: &str,
+) -> Result<FunctionInfo, CudaError> {
     use sys::CUfunction_attribute as A;
     let read = |attribute| -> Result<u32, CudaError> {
         let mut value = 0;
@@ -310,7 +324,7 @@ fn read_info(device: &Device, raw: sys::CUfunction, what: &str) -> Result<Functi
         Ok(u32::try_from(value).unwrap_or(0))
     };
     let mut params = Vec::new();
-    loop {
+    while count.is_none_or(|n| params.len() < n as usize) {
         let (mut offset, mut size) = (0, 0);
         // SAFETY: the function is loaded and both outputs are valid for one write.
         let result = unsafe { sys::cuFuncGetParamInfo(raw, params.len(), &mut offset, &mut size) };

@@ -47,7 +47,8 @@ impl Kernels {
             let source = Source::new(&kernel.entry, &kernel.text);
             let compiled = self.cache.get_or_compile(&source, &self.nvrtc).map_err(|e| kernel_error(e.to_string()))?;
             let module = Module::load(device, &kernel.entry, &compiled.cubin)?;
-            self.loaded.insert((*kernel).clone(), module.function(&kernel.entry)?);
+            let params = compiled.kernel(&kernel.entry).map(|k| k.params);
+            self.loaded.insert((*kernel).clone(), module.function_of(&kernel.entry, params)?);
         }
         if !missing.is_empty() {
             progress(missing.len(), missing.len(), "");
