@@ -70,14 +70,3 @@ fn every_kernel_compiles_without_spills() {
 fn full_size_kernels_compile_without_spills() {
     check(&kernels(&cases::full_size()));
 }
-
-/// Writes every kernel's text to the folder named by `GOSSAMER_DUMP_KERNELS`, to read them.
-#[test]
-#[ignore = "writes files; for people"]
-fn dump() {
-    let Some(folder) = std::env::var_os("GOSSAMER_DUMP_KERNELS") else { return };
-    std::fs::create_dir_all(&folder).unwrap();
-    for (entry, launch) in kernels(cases::all().iter().chain(&cases::full_size())) {
-        std::fs::write(std::path::Path::new(&folder).join(format!("{entry}.cu")), &launch.kernel.text).unwrap();
-    }
-}
