@@ -310,12 +310,7 @@ impl fmt::Debug for Function {
     }
 }
 
-fn read_info(
-    device: &Device,
-    raw: sys::CUfunction,
-    count: Option<u32>,
-    what: &str,
-) -> Result<FunctionInfo, CudaError> {
+fn read_info(device: &Device, raw: sys::CUfunction, count: Option<u32>, what: &str) -> Result<FunctionInfo, CudaError> {
     use sys::CUfunction_attribute as A;
     let read = |attribute| -> Result<u32, CudaError> {
         let mut value = 0;

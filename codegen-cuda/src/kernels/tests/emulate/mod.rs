@@ -2,7 +2,7 @@
 //! address sanitizer, which finds wrong indices and misaligned vectors as well as wrong values.
 //!
 //! It needs g++ and takes a minute or two, so it is not part of the usual run:
-//! `cargo test -p gossamer-codegen-cuda emulate -- --ignored`. `GOSSAMER_EMULATE=attention` picks cases by name.
+//! `GOSSAMER_EMULATE=all cargo test -p gossamer-codegen-cuda emulate -- --nocapture`; `GOSSAMER_EMULATE=attention` picks cases by name.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write as _;
