@@ -1,14 +1,18 @@
 //! Whole models on the CPU against Hugging Face transformers in float32: the fixture to 1e-5, the demo model's losses and greedy text.
 
-use std::path::PathBuf;
+use std::fs;
+use std::path::{Path, PathBuf};
 
 use gossamer_ir::interp::Rounding;
+use gossamer_models::names::{Layout, Part};
 use gossamer_passes::manager::{default_pipeline, parse_pipeline};
+use gossamer_runtime::checkpoint::{Checkpoint, WeightSource, read_part};
 use gossamer_runtime::engine::{Engine, SamplingParams};
 use gossamer_runtime::generate::{Flow, Request, generate};
 use gossamer_runtime::session::{DeviceChoice, SessionOptions, open};
 use gossamer_runtime::text::StopSet;
-use safetensors::SafeTensors;
+use safetensors::tensor::TensorView;
+use safetensors::{Dtype, SafeTensors};
 
 fn root() -> PathBuf {
     PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("..")
@@ -130,5 +134,79 @@ fn the_demo_model_has_its_losses_and_its_greedy_text() {
         let (prompt, want) = (list(&sample["prompt_tokens"]), list(&sample["greedy_tokens"]));
         let got = greedy(&mut engine, &[request(&prompt, 64)]).remove(0);
         assert_eq!(got, want[..64.min(want.len())]);
+    }
+}
+
+/// Writes the tiny fixture's weights in another layout, in one file.
+fn rewrite(layout: Layout, file: &str) -> tempfile::TempDir {
+    let source = Checkpoint::open(&root().join("tests/fixtures/tiny")).unwrap();
+    let dir = tempfile::TempDir::new().unwrap();
+    let mut data: Vec<(String, Dtype, Vec<usize>, Vec<u8>)> = Vec::new();
+    for spec in source.config().checkpoint_tensors(layout) {
+        let mut bytes = Vec::new();
+        for name in &spec.weights {
+            let weight = source.weights().iter().find(|w| w.name == *name).unwrap();
+            bytes.extend(read_part(&source, weight, spec.part, &|_| {}).unwrap());
+        }
+        let dtype = if spec.part == Part::Values { Dtype::BF16 } else { Dtype::U8 };
+        data.push((spec.name, dtype, spec.shape, bytes));
+    }
+    let views = data.iter().map(|(n, d, s, b)| (n.as_str(), TensorView::new(*d, s.clone(), b).unwrap()));
+    safetensors::serialize_to_file(views, None, &dir.path().join(file)).unwrap();
+    let config = match layout {
+        Layout::HuggingFace => fs::read_to_string(root().join("tests/fixtures/tiny/config.json")).unwrap(),
+        Layout::Original => serde_json::json!({
+            "num_hidden_layers": 4, "num_experts": 8, "experts_per_token": 4, "vocab_size": 512, "hidden_size": 128,
+            "intermediate_size": 96, "swiglu_limit": 7.0, "head_dim": 64, "num_attention_heads": 4,
+            "num_key_value_heads": 2, "sliding_window": 16, "initial_context_length": 64, "rope_theta": 150000,
+            "rope_scaling_factor": 8.0, "rope_ntk_alpha": 1, "rope_ntk_beta": 32
+        })
+        .to_string(),
+    };
+    fs::write(dir.path().join("config.json"), config).unwrap();
+    dir
+}
+
+#[test]
+fn every_layout_of_a_checkpoint_gives_the_same_bits() {
+    let tokens: Vec<u32> = (0..40).map(|i| i * 11 % 512).collect();
+    let logits = |model: &Path| {
+        let o = SessionOptions { device: DeviceChoice::Cpu, ..SessionOptions::new(&model.display().to_string()) };
+        feed(&mut open(&o).unwrap().engine, &tokens).0
+    };
+    let expected = logits(&root().join("tests/fixtures/tiny"));
+    for (layout, file) in [(Layout::HuggingFace, "model.safetensors"), (Layout::Original, "model.safetensors")] {
+        assert!(logits(rewrite(layout, file).path()) == expected, "{layout}");
+    }
+}
+
+/// Each pass alone, and all of them, leave the bits of every head's results alone.
+#[test]
+fn no_pass_changes_a_result() {
+    let tokens: Vec<u32> = (0..24).map(|i| i * 7 % 512).collect();
+    let full = SamplingParams {
+        repetition_penalty: 1.3,
+        frequency_penalty: 0.2,
+        logprobs: true,
+        seed: 9,
+        ..SamplingParams::default()
+    };
+    let run = |passes: &str| {
+        let passes = parse_pipeline(passes).unwrap();
+        let mut engine = open(&SessionOptions { passes, ..options("tests/fixtures/tiny") }).unwrap().engine;
+        let logits = feed(&mut engine, &tokens);
+        let request = |params: &SamplingParams| Request { params: params.clone(), ..request(&tokens, 8) };
+        let requests = [SamplingParams::greedy(), SamplingParams::default(), full.clone()].map(|p| request(&p));
+        let answers: Vec<_> = requests
+            .iter()
+            .map(|r| {
+                generate(&mut engine, std::slice::from_ref(r), &mut |_, _| Flow::Continue).unwrap().0.remove(0).tokens
+            })
+            .collect();
+        (logits, answers)
+    };
+    let expected = run("none");
+    for passes in ["canonicalise", "cse", "layout", "dce", "default"] {
+        assert!(run(passes) == expected, "{passes}");
     }
 }
