@@ -190,6 +190,50 @@ fn bad_scales_and_weights_are_found() {
 }
 
 #[test]
+fn ir_errors_show_the_line_and_a_caret() {
+    let dir = TempDir::new().unwrap();
+    let file = dir.path().join("bad.gir");
+    let cases = [
+        ("func @f(%x: f32[4]) -> (f32[4]) {\n  %y = silo %x : f32[4]\n  return %y\n}", &["silo", "silu", "^"][..]),
+        ("func @f(%x: f32[4]) -> (f32[4]) {\n  %y = silu %z : f32[4]\n  return %y\n}", &["%z", "^"]),
+        ("func @f(%x: f32[4]) -> (f32[5]) {\n  %y = silu %x : f32[5]\n  return %y\n}", &["V05", "f32[4]", "f32[5]"]),
+    ];
+    for (text, parts) in cases {
+        fs::write(&file, format!("gir 1\n{text}\n")).unwrap();
+        let ran = run(&["verify", &file.display().to_string()]);
+        assert_eq!(ran.code, 1, "{}", ran.err);
+        assert!(parts.iter().all(|p| ran.err.contains(p)) && ran.err.contains("bad.gir"), "{parts:?}: {}", ran.err);
+    }
+}
+
+#[test]
+fn the_kernel_cache_fills_without_a_gpu_and_survives_damage() {
+    if gossamer_codegen_cuda::nvrtc::for_tests().is_none() {
+        return;
+    }
+    let cache = TempDir::new().unwrap();
+    let compile = || {
+        let output = gossamer(&["compile", "demo", "--json"]).env("GOSSAMER_CACHE_DIR", cache.path()).output().unwrap();
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        serde_json::from_slice::<serde_json::Value>(&output.stdout).unwrap()
+    };
+    let first = compile();
+    let kernels = first["kernels"].as_array().unwrap();
+    assert!(kernels.len() > 30 && kernels.iter().all(|k| k["spill_bytes"] == 0), "{first}");
+    assert_eq!(first["compiled"], kernels.len());
+    let files: Vec<PathBuf> =
+        fs::read_dir(cache.path()).unwrap().map(|e| e.unwrap().path()).filter(|p| p.is_file()).collect();
+    let damaged = files.iter().max_by_key(|p| fs::metadata(p).unwrap().len()).unwrap();
+    let mut bytes = fs::read(damaged).unwrap();
+    let middle = bytes.len() / 2;
+    bytes[middle] ^= 0xff;
+    fs::write(damaged, bytes).unwrap();
+    let second = compile();
+    assert_eq!((second["compiled"].as_u64(), second["hits"].as_u64()), (Some(1), Some(kernels.len() as u64 - 1)));
+    assert_eq!(compile()["compiled"], 0);
+}
+
+#[test]
 fn bad_tokens() {
     let d = tiny();
     for (text, parts) in [

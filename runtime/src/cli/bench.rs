@@ -7,7 +7,7 @@ use serde_json::json;
 use super::args::BenchArgs;
 use super::output::{self, Failure};
 use crate::bench::{Percentiles, decode_bytes, read_bandwidth};
-use crate::engine::{SamplingParams, SeqId, Work};
+use crate::engine::{Engine, SamplingParams, SeqId, Work};
 
 pub fn bench(args: &BenchArgs) -> Result<(), Failure> {
     if args.batch == 0 || args.prompt == 0 || args.steps == 0 {
@@ -22,44 +22,21 @@ pub fn bench(args: &BenchArgs) -> Result<(), Failure> {
     let mut session = super::system::open(&options)?;
     let engine = &mut session.engine;
     let vocab = engine.config().vocab();
-    let chunk = engine.options().chunk;
 
     // Prompts that differ, so that routing does.
     let token = |s: usize, i: usize| (mix(args.seed, (s * 1_000_003 + i) as u64) % vocab as u64) as u32;
     let prompts: Vec<Vec<u32>> = (0..args.batch).map(|s| (0..args.prompt).map(|i| token(s, i)).collect()).collect();
     let params: Vec<SamplingParams> =
         (0..args.batch).map(|s| SamplingParams { seed: args.seed + s as u64, ..SamplingParams::default() }).collect();
-    let mut seqs: Vec<SeqId> = Vec::new();
-    let mut next: Vec<u32> = Vec::new();
+    // The first pass compiles and warms; the second, over the same prompts in new sequences, is timed.
     let start = Instant::now();
-    for (s, prompt) in prompts.iter().enumerate() {
-        let seq = engine.start(prompt.len())?;
-        let parts: Vec<&[u32]> = prompt.chunks(chunk).collect();
-        for (i, part) in parts.iter().enumerate() {
-            let sample = (i + 1 == parts.len()).then_some(&params[s]);
-            let out = engine.step(&[Work { seq, tokens: part, sample }])?;
-            next.extend(out[0].as_ref().map(|t| t.token));
-        }
-        seqs.push(seq);
-    }
-    // The first pass compiled and warmed; time the second over the same prompts in new sequences.
-    let cold = start.elapsed().as_secs_f64();
-    for seq in seqs.drain(..) {
+    for (seq, _) in prefill(engine, &prompts, &params)? {
         engine.end(seq);
     }
-    next.clear();
+    let cold = start.elapsed().as_secs_f64();
     let start = Instant::now();
-    for (s, prompt) in prompts.iter().enumerate() {
-        let seq = engine.start(prompt.len())?;
-        let parts: Vec<&[u32]> = prompt.chunks(chunk).collect();
-        for (i, part) in parts.iter().enumerate() {
-            let sample = (i + 1 == parts.len()).then_some(&params[s]);
-            let out = engine.step(&[Work { seq, tokens: part, sample }])?;
-            next.extend(out[0].as_ref().map(|t| t.token));
-        }
-        seqs.push(seq);
-    }
-    let prefill = start.elapsed().as_secs_f64();
+    let (seqs, mut next): (Vec<SeqId>, Vec<u32>) = prefill(engine, &prompts, &params)?.into_iter().unzip();
+    let prefill_s = start.elapsed().as_secs_f64();
 
     let mut times = Vec::new();
     for step in 0..args.steps + 3 {
@@ -93,7 +70,7 @@ pub fn bench(args: &BenchArgs) -> Result<(), Failure> {
         "bytes_per_step": bytes,
         "read_bandwidth": bandwidth,
         "roofline_fraction": roofline / t.median,
-        "prefill_tokens_per_s": prompt_tokens as f64 / prefill,
+        "prefill_tokens_per_s": prompt_tokens as f64 / prefill_s,
         "first_pass_s": cold,
     });
     if args.json {
@@ -117,9 +94,25 @@ pub fn bench(args: &BenchArgs) -> Result<(), Failure> {
         bandwidth / 1e9,
         args.batch,
         args.prompt,
-        prompt_tokens as f64 / prefill,
+        prompt_tokens as f64 / prefill_s,
         cold,
     ))
+}
+
+/// Reads each prompt into a new sequence; the sequences and their first tokens.
+fn prefill(engine: &mut Engine, prompts: &[Vec<u32>], params: &[SamplingParams]) -> Result<Vec<(SeqId, u32)>, Failure> {
+    let chunk = engine.options().chunk;
+    let mut out = Vec::new();
+    for (prompt, params) in prompts.iter().zip(params) {
+        let seq = engine.start(prompt.len())?;
+        let parts: Vec<&[u32]> = prompt.chunks(chunk).collect();
+        for (i, part) in parts.iter().enumerate() {
+            let sample = (i + 1 == parts.len()).then_some(params);
+            let sampled = engine.step(&[Work { seq, tokens: part, sample }])?;
+            out.extend(sampled[0].as_ref().map(|t| (seq, t.token)));
+        }
+    }
+    Ok(out)
 }
 
 /// SplitMix64 (Steele et al. 2014): a well-mixed word for each input.
