@@ -61,7 +61,7 @@ pub enum Output {
     TopLogprobs,
     /// i32 [R, k]: their tokens.
     TopTokens,
-    /// The state parameter of this name after the step.
+    /// The state parameter of this number (among the states) after the step.
     State(usize),
 }
 

@@ -208,7 +208,8 @@ pub fn check(f: &Func, steps: &[OpId], plan: &BufferPlan) -> Vec<String> {
     for (i, a) in values.iter().enumerate() {
         for b in values[i + 1..].iter().take_while(|b| b.0 <= a.1) {
             let overlap = a.2 < b.3 && b.2 < a.3;
-            let in_place = b.0 == a.1 && f.graph.op(b.4.op).operands.first() == Some(&a.4);
+            let first = f.graph.op(b.4.op).operands.first();
+            let in_place = b.0 == a.1 && first.is_some_and(|x| *x == a.4 || is_view_of(f, *x, a.4));
             if overlap && !in_place && !is_view_of(f, b.4, a.4) {
                 problems.push(format!("{} and {} share bytes while both are alive", name(f, a.4), name(f, b.4)));
             }

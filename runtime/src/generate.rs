@@ -106,8 +106,21 @@ pub fn generate(
     requests: &[Request],
     on_token: &mut dyn FnMut(usize, &Sampled) -> Flow,
 ) -> Result<(Vec<Generation>, Timing), EngineError> {
+    generate_until(engine, requests, on_token, &|| false)
+}
+
+/// [`generate`] that asks `stop` before each step, so that it can be stopped while a prompt is being read, too.
+///
+/// # Errors
+/// As [`generate`].
+pub fn generate_until(
+    engine: &mut Engine,
+    requests: &[Request],
+    on_token: &mut dyn FnMut(usize, &Sampled) -> Flow,
+    stop: &dyn Fn() -> bool,
+) -> Result<(Vec<Generation>, Timing), EngineError> {
     let mut running: Vec<Running> = Vec::new();
-    let result = run(engine, requests, &mut running, on_token);
+    let result = run(engine, requests, &mut running, on_token, stop);
     for r in &running {
         engine.end(r.seq);
     }
@@ -122,6 +135,7 @@ fn run(
     requests: &[Request],
     running: &mut Vec<Running>,
     on_token: &mut dyn FnMut(usize, &Sampled) -> Flow,
+    stop: &dyn Fn() -> bool,
 ) -> Result<Timing, EngineError> {
     let start = Instant::now();
     let mut first = None;
@@ -134,6 +148,10 @@ fn run(
     let chunk = engine.options().chunk;
     let context = engine.options().context;
     while running.iter().any(|r| r.finish.is_none()) {
+        if stop() {
+            running.iter_mut().for_each(|r| r.finish = r.finish.or(Some(Finish::Cancelled)));
+            break;
+        }
         let mut budget = chunk;
         // (request, its tokens of this step, whether its prompt is then complete)
         let mut parts: Vec<(usize, Vec<u32>, bool)> = Vec::new();
@@ -156,7 +174,8 @@ fn run(
             .map(|(i, tokens, complete)| Work {
                 seq: running[*i].seq,
                 tokens,
-                sample: complete.then_some(&requests[*i].params),
+                params: Some(&requests[*i].params),
+                sample: *complete,
             })
             .collect();
         let results = engine.step(&work)?;

@@ -208,7 +208,7 @@ fn gpu(choice: DeviceChoice, notes: &mut Vec<String>) -> Result<Option<Device>, 
 fn limits(o: &SessionOptions, config: &ModelConfig, context: usize, chunk: usize, passes: Options) -> EngineOptions {
     EngineOptions {
         context: o.context.unwrap_or(config.context().min(context)),
-        chunk: o.chunk.unwrap_or(chunk).max(o.max_seqs),
+        chunk: o.chunk.unwrap_or(chunk).min(config.context()).max(o.max_seqs),
         max_seqs: o.max_seqs,
         page: PAGE,
         kv_tokens: None,

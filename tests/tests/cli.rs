@@ -111,7 +111,8 @@ fn results_and_usage() {
     fails(&["ir", "demo", "--passes", "fuze"], 2, &["unknown pass `fuze`", "canonicalise"]);
     fails(&["run", "nowhere", "hello"], 1, &["nowhere"]);
     fails(&["run", "gpt-oss-20b", "hello"], 1, &["gpt-oss-20b", "--random-weights"]);
-    fails(&["run", "demo", "x", "--top-p", "0", "--device", "cpu"], 1, &["top_p is 0"]);
+    fails(&["run", "demo", "x", "--top-p", "0", "--device", "cpu"], 2, &["top_p is 0"]);
+    fails(&["ir", "demo", "--plan", "1,2,x,3"], 2, &["--plan is `1,2,x,3`"]);
     fails(&["run", "demo", "x", "--context", "9999999", "--device", "cpu"], 1, &["--context 9999999", "131072"]);
 }
 

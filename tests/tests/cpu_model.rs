@@ -210,3 +210,21 @@ fn no_pass_changes_a_result() {
         assert!(run(passes) == expected, "{passes}");
     }
 }
+
+/// Penalties count the whole prompt, however it is cut and whatever runs beside it.
+#[test]
+fn penalties_do_not_depend_on_chunks_or_neighbours() {
+    let tokens: Vec<u32> = (0..40).map(|i| i * 5 % 64).collect();
+    let penalized = SamplingParams { repetition_penalty: 1.8, presence_penalty: 0.5, ..SamplingParams::greedy() };
+    let answer = |chunk: usize, beside: usize| {
+        let o = SessionOptions { chunk: Some(chunk), max_seqs: 3, ..options("tests/fixtures/tiny") };
+        let mut engine = open(&o).unwrap().engine;
+        let mut requests = vec![Request { params: penalized.clone(), ..request(&tokens, 12) }];
+        requests.extend((0..beside).map(|i| request(&tokens[i..20 + i], 12)));
+        greedy(&mut engine, &requests).remove(0)
+    };
+    let expected = answer(64, 0);
+    for (chunk, beside) in [(7, 0), (64, 2), (9, 2)] {
+        assert_eq!(answer(chunk, beside), expected, "chunks of {chunk}, {beside} beside it");
+    }
+}

@@ -96,15 +96,18 @@ fn generate(e: &mut Engine, prompts: &[&[u32]], params: &SamplingParams, n: usiz
     for ((seq, prompt), out) in seqs.iter().zip(prompts).zip(&mut out) {
         let last = prompt.len().div_ceil(chunk) - 1;
         for (i, tokens) in prompt.chunks(chunk).enumerate() {
-            let sample = (i == last).then_some(params);
-            let drawn = e.step(&[Work { seq: *seq, tokens, sample }]).unwrap_or_else(|e| panic!("{e}"));
+            let work = Work { seq: *seq, tokens, params: Some(params), sample: i == last };
+            let drawn = e.step(&[work]).unwrap_or_else(|e| panic!("{e}"));
             out.extend(drawn.into_iter().flatten().map(|s| s.token));
         }
     }
     for _ in 1..n {
         let last: Vec<[u32; 1]> = out.iter().map(|o| [o[o.len() - 1]]).collect();
-        let work: Vec<Work> =
-            seqs.iter().zip(&last).map(|(seq, tokens)| Work { seq: *seq, tokens, sample: Some(params) }).collect();
+        let work: Vec<Work> = seqs
+            .iter()
+            .zip(&last)
+            .map(|(seq, tokens)| Work { seq: *seq, tokens, params: Some(params), sample: true })
+            .collect();
         let drawn = e.step(&work).unwrap_or_else(|e| panic!("{e}"));
         out.iter_mut().zip(drawn).for_each(|(o, d)| o.extend(d.map(|s| s.token)));
     }

@@ -162,7 +162,7 @@ impl SamplingArgs {
     /// Parameters, with the checkpoint's defaults and a seed of the system's if none was given.
     pub fn params(&self, defaults: &gossamer_models::config::GenerationDefaults) -> SamplingParams {
         let greedy = defaults.do_sample == Some(false);
-        let temperature = defaults.temperature.map_or(if greedy { 0.0 } else { 1.0 }, |t| t as f32);
+        let temperature = if greedy { 0.0 } else { defaults.temperature.map_or(1.0, |t| t as f32) };
         SamplingParams {
             temperature: self.temperature.unwrap_or(temperature),
             top_k: self.top_k.unwrap_or(defaults.top_k.unwrap_or(0) as u32),

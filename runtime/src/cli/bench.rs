@@ -10,14 +10,19 @@ use crate::bench::{Percentiles, decode_bytes, read_bandwidth};
 use crate::engine::{Engine, SamplingParams, SeqId, Work};
 
 pub fn bench(args: &BenchArgs) -> Result<(), Failure> {
-    if args.batch == 0 || args.prompt == 0 || args.steps == 0 {
-        return Err(Failure::Usage("--batch, --prompt and --steps must be at least 1".into()));
+    if args.batch == 0 || args.prompt == 0 || args.steps == 0 || args.batch > MAX_BATCH {
+        return Err(Failure::Usage(format!(
+            "--batch is {}, --prompt {}, --steps {}; expected at least 1, and a batch of at most {MAX_BATCH}",
+            args.batch, args.prompt, args.steps
+        )));
     }
     let mut options = args.model.session(&args.model_name)?;
     options.max_seqs = args.batch;
     options.tokenizer = None;
-    if options.context.is_none() {
-        options.context = Some(args.prompt + args.steps + 8);
+    let tokens = args.prompt.saturating_add(args.steps).saturating_add(WARM_STEPS);
+    let context = *options.context.get_or_insert(tokens);
+    if tokens > context {
+        return Err(Failure::Usage(format!("--prompt and --steps need a context of {tokens}, --context is {context}")));
     }
     let mut session = super::system::open(&options)?;
     let engine = &mut session.engine;
@@ -26,8 +31,9 @@ pub fn bench(args: &BenchArgs) -> Result<(), Failure> {
     // Prompts that differ, so that routing does.
     let token = |s: usize, i: usize| (mix(args.seed, (s * 1_000_003 + i) as u64) % vocab as u64) as u32;
     let prompts: Vec<Vec<u32>> = (0..args.batch).map(|s| (0..args.prompt).map(|i| token(s, i)).collect()).collect();
-    let params: Vec<SamplingParams> =
-        (0..args.batch).map(|s| SamplingParams { seed: args.seed + s as u64, ..SamplingParams::default() }).collect();
+    let params: Vec<SamplingParams> = (0..args.batch)
+        .map(|s| SamplingParams { seed: args.seed.wrapping_add(s as u64), ..SamplingParams::default() })
+        .collect();
     // The first pass compiles and warms; the second, over the same prompts in new sequences, is timed.
     let start = Instant::now();
     for (seq, _) in prefill(engine, &prompts, &params)? {
@@ -39,17 +45,22 @@ pub fn bench(args: &BenchArgs) -> Result<(), Failure> {
     let prefill_s = start.elapsed().as_secs_f64();
 
     let mut times = Vec::new();
-    for step in 0..args.steps + 3 {
+    for step in 0..args.steps + WARM_STEPS {
         let start = Instant::now();
         let work: Vec<Work> = seqs
             .iter()
             .enumerate()
-            .map(|(s, seq)| Work { seq: *seq, tokens: std::slice::from_ref(&next[s]), sample: Some(&params[s]) })
+            .map(|(s, seq)| Work {
+                seq: *seq,
+                tokens: std::slice::from_ref(&next[s]),
+                params: Some(&params[s]),
+                sample: true,
+            })
             .collect();
         let out = engine.step(&work)?;
         let tokens: Vec<u32> = out.iter().filter_map(|t| t.as_ref().map(|t| t.token)).collect();
         // The first steps prepare the plan.
-        if step >= 3 {
+        if step >= WARM_STEPS {
             times.push(start.elapsed().as_secs_f64());
         }
         next = tokens;
@@ -99,6 +110,12 @@ pub fn bench(args: &BenchArgs) -> Result<(), Failure> {
     ))
 }
 
+/// Sequences at a time, at most.
+const MAX_BATCH: usize = 4096;
+
+/// Steps that are not timed: the first ones prepare the plan.
+const WARM_STEPS: usize = 3;
+
 /// Reads each prompt into a new sequence; the sequences and their first tokens.
 fn prefill(engine: &mut Engine, prompts: &[Vec<u32>], params: &[SamplingParams]) -> Result<Vec<(SeqId, u32)>, Failure> {
     let chunk = engine.options().chunk;
@@ -107,8 +124,8 @@ fn prefill(engine: &mut Engine, prompts: &[Vec<u32>], params: &[SamplingParams])
         let seq = engine.start(prompt.len())?;
         let parts: Vec<&[u32]> = prompt.chunks(chunk).collect();
         for (i, part) in parts.iter().enumerate() {
-            let sample = (i + 1 == parts.len()).then_some(params);
-            let sampled = engine.step(&[Work { seq, tokens: part, sample }])?;
+            let sample = i + 1 == parts.len();
+            let sampled = engine.step(&[Work { seq, tokens: part, params: Some(params), sample }])?;
             out.extend(sampled[0].as_ref().map(|t| (seq, t.token)));
         }
     }

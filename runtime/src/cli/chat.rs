@@ -8,7 +8,8 @@ use rustyline::error::ReadlineError;
 use super::args::ChatArgs;
 use super::converse::{Display, preamble, stop_set};
 use super::output::{self, Failure};
-use crate::generate::{Finish, Flow, Request, generate};
+use crate::engine::Sampled;
+use crate::generate::{Finish, Flow, Request, generate_until};
 use crate::session::Session;
 use crate::text::harmony::{DeveloperContent, History, Message, render_prompt};
 
@@ -36,7 +37,7 @@ pub fn chat(args: &ChatArgs) -> Result<(), Failure> {
     ctrlc::set_handler(move || handler.store(true, Ordering::SeqCst))
         .map_err(|e| Failure::Failed(format!("cannot catch Ctrl-C: {e}")))?;
     let mut editor = rustyline::DefaultEditor::new().map_err(|e| Failure::Failed(format!("cannot edit lines: {e}")))?;
-    eprintln!("{} on {}; /help lists commands", session.name, session.engine.describe());
+    note!("{} on {}; /help lists commands", session.name, session.engine.describe());
 
     let mut start = preamble(&args.prompt)?;
     let mut messages = start.clone();
@@ -61,7 +62,7 @@ pub fn chat(args: &ChatArgs) -> Result<(), Failure> {
                 }
                 messages = start.clone();
             }
-            _ if word.starts_with('/') => eprintln!("unknown command {word}; /help lists them"),
+            _ if word.starts_with('/') => note!("unknown command {word}; /help lists them"),
             _ => {
                 // A line that the terminal keeps for Up; losing it is harmless.
                 let _ = editor.add_history_entry(line);
@@ -71,7 +72,7 @@ pub fn chat(args: &ChatArgs) -> Result<(), Failure> {
                     Ok(reply) => messages.extend(reply),
                     Err(Failure::Failed(message)) => {
                         messages.pop();
-                        eprintln!("error: {message}");
+                        note!("error: {message}");
                     }
                     Err(e) => return Err(e),
                 }
@@ -100,12 +101,14 @@ fn answer(
     };
     let mut display = Display::new(session, false)?;
     let mut failure = None;
-    let (answers, timing) = generate(&mut session.engine, &[request], &mut |_, sampled| {
+    let stopped = || stop.load(Ordering::SeqCst);
+    let mut on_token = |_: usize, sampled: &Sampled| {
         if let Err(e) = display.token(sampled.token) {
             failure = Some(e);
         }
-        if failure.is_some() || stop.load(Ordering::SeqCst) { Flow::Stop } else { Flow::Continue }
-    })?;
+        if failure.is_some() || stopped() { Flow::Stop } else { Flow::Continue }
+    };
+    let (answers, timing) = generate_until(&mut session.engine, &[request], &mut on_token, &stopped)?;
     if let Some(e) = failure {
         return Err(e);
     }
@@ -115,6 +118,6 @@ fn answer(
         Finish::Length => ", cut at the limit",
         Finish::Stop => "",
     };
-    eprintln!("[{} tokens at {:.1} tok/s{note}]", timing.generated, timing.decode_rate());
+    note!("[{} tokens at {:.1} tok/s{note}]", timing.generated, timing.decode_rate());
     Ok(reply)
 }

@@ -50,9 +50,15 @@ pub fn compile(args: &CompileArgs) -> Result<(), Failure> {
     }
     bar.finish_and_clear();
     if let Some(warning) = cache.warning() {
-        eprintln!("note: {warning}");
+        note!("note: {warning}");
     }
     let stats = cache.stats();
+    if stats.write_failures > 0 || cache.folder().is_none() {
+        let n = if cache.folder().is_none() { stats.compiles } else { stats.write_failures };
+        return Err(Failure::Failed(format!(
+            "{n} kernels could not be stored; set GOSSAMER_CACHE_DIR to a folder that can be written"
+        )));
+    }
     let folder = cache.folder().map_or("nowhere".to_string(), |f| f.display().to_string());
     match args.json {
         true => output::json(&json!({

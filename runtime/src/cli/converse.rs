@@ -159,11 +159,11 @@ impl Display {
                 }
                 Event::ContentDelta(text) => {
                     if std::mem::take(open_dim) {
-                        eprintln!();
+                        note!("");
                     }
                     output::text(&text)?;
                 }
-                Event::MessageEnd(_) if std::mem::take(open_dim) => eprintln!(),
+                Event::MessageEnd(_) if std::mem::take(open_dim) => note!(""),
                 Event::MessageEnd(_) | Event::Stray(_) => {}
             }
         }

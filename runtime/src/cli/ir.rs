@@ -28,7 +28,7 @@ pub fn ir(args: &IrArgs) -> Result<(), Failure> {
     }
     let (module, trace) = run_passes(module, &passes, args)?;
     if args.trace {
-        eprint!("{}", trace.text());
+        output::aside(format_args!("{}", trace.text()));
     }
     if let Some(sizes) = &args.plan {
         return output::text(&plan_text(&module, sizes)?);
@@ -55,7 +55,9 @@ fn run_passes(module: Module, passes: &[Pass], args: &IrArgs) -> Result<(Module,
     let (module, trace) = compile_with(module, passes, &options, &mut dump).map_err(|e| match e {
         // Every error of the verifier, a line each.
         PassError::Verify { when, errors } => {
-            eprint!("{}", errors.render(None));
+            let path = Path::new(&args.model);
+            let text = (when == "input" && path.is_file()).then(|| source(path));
+            output::aside(format_args!("{}", errors.render(text.as_deref().map(|t| (args.model.as_str(), t)))));
             Failure::Failed(format!("{when}: the module breaks the verifier's rules in {} places", errors.errors.len()))
         }
         e => e.into(),
@@ -97,10 +99,9 @@ pub fn config(model: &str) -> Result<ModelConfig, Failure> {
 }
 
 fn parse(path: &Path) -> Result<Module, Failure> {
-    let source = std::fs::read_to_string(path)
-        .map_err(|e| Failure::Failed(format!("{}: cannot be read: {e}", path.display())))?;
+    let source = output::read_text(path)?;
     text::parse(&path.display().to_string(), &source).map_err(|errors| {
-        eprint!("{}", errors.render());
+        output::aside(format_args!("{}", errors.render()));
         Failure::Failed(errors.to_string())
     })
 }
@@ -116,7 +117,7 @@ pub fn verify(args: &VerifyArgs) -> Result<(), Failure> {
         let module = match parse(path) {
             Ok(m) => m,
             Err(Failure::Failed(message)) => {
-                eprintln!("error: {message}");
+                note!("error: {message}");
                 failed += 1;
                 continue;
             }
@@ -125,26 +126,30 @@ pub fn verify(args: &VerifyArgs) -> Result<(), Failure> {
         match verify_module(&module, Stage::Tensor) {
             Ok(facts) => {
                 for w in &facts.warnings {
-                    eprintln!("{}: warning: {w}", path.display());
+                    note!("{}: warning: {w}", path.display());
                 }
                 output::text(&format!("{}: ok\n", path.display()))?;
             }
             Err(errors) => {
-                eprint!("{}", errors.render(Some((&path.display().to_string(), &source(path)))));
+                output::aside(format_args!("{}", errors.render(Some((&path.display().to_string(), &source(path))))));
                 failed += 1;
             }
         }
     }
     match failed {
         0 => Ok(()),
-        n => Err(Failure::Failed(format!("{n} of {} files do not verify", args.files.len()))),
+        n => {
+            note!("{n} of {} files do not verify", args.files.len());
+            Err(Failure::Reported)
+        }
     }
 }
 
 /// The plan of a step as text: what is done at load, then each step with its place in memory.
 fn plan_text(module: &Module, sizes: &str) -> Result<String, Failure> {
-    let numbers: Vec<usize> = sizes.split(',').filter_map(|n| n.trim().parse().ok()).collect();
-    let [t, s, r] = numbers[..] else {
+    let numbers: Option<Vec<usize>> =
+        sizes.split(',').map(|n| n.trim().parse::<u32>().ok().map(|n| n as usize)).collect();
+    let Some([t, s, r]) = numbers.as_deref().and_then(|n| <[usize; 3]>::try_from(n).ok()) else {
         return Err(Failure::Usage(format!("--plan is `{sizes}`, expected three numbers T,S,R")));
     };
     let bound = |name: &str| module.sym(name).map_or(1, |s| s.max as usize);

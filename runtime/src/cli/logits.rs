@@ -1,6 +1,8 @@
 //! `gossamer logits` and `gossamer eval`: for testing from outside.
 
 use std::collections::BTreeMap;
+use std::fs;
+use std::path::Path;
 
 use gossamer_models::step::Head;
 use safetensors::Dtype;
@@ -14,6 +16,14 @@ use crate::session::{Session, SessionOptions};
 
 pub fn logits(args: &LogitsArgs) -> Result<(), Failure> {
     let tokens = output::read_tokens(&args.tokens)?;
+    let folder = |p: &Path| fs::canonicalize(if p.as_os_str().is_empty() { Path::new(".") } else { p }).ok();
+    let beside = args.out.parent().and_then(folder);
+    if args.out.exists() && beside.is_some() && beside == folder(Path::new(&args.model_name)) && is_shard(&args.out) {
+        return Err(Failure::Usage(format!(
+            "--out {} is a file of the model; choose another name",
+            args.out.display()
+        )));
+    }
     let mut session = open(&args.model, &args.model_name, args.hidden)?;
     let all = feed(&mut session, &tokens, args.hidden, args.greedy)?;
     let (t, v, h) = (tokens.len(), session.engine.config().vocab(), session.engine.config().hidden());
@@ -34,7 +44,7 @@ pub fn logits(args: &LogitsArgs) -> Result<(), Failure> {
     }
     let bytes = safetensors::serialize(tensors, None).map_err(Failure::from_error)?;
     output::file(&args.out, &bytes)?;
-    eprintln!("{}: logits [{t}, {v}] on {}", args.out.display(), session.engine.describe());
+    note!("{}: logits [{t}, {v}] on {}", args.out.display(), session.engine.describe());
     Ok(())
 }
 
@@ -95,6 +105,12 @@ fn nll(row: &[f32], target: usize) -> f64 {
     sum.ln() - f64::from(row[target] - max)
 }
 
+/// True for names that checkpoints use.
+fn is_shard(path: &Path) -> bool {
+    let name = path.file_name().and_then(|n| n.to_str()).unwrap_or_default();
+    name.starts_with("model") || name.ends_with(".json")
+}
+
 struct Fed {
     logits: StepLogits,
     greedy: Vec<u32>,
@@ -120,7 +136,7 @@ fn feed(session: &mut Session, tokens: &[u32], hidden: bool, greedy: usize) -> R
         let mut next = None;
         for (i, part) in tokens.chunks(chunk).enumerate() {
             let last = (i + 1) * chunk >= tokens.len();
-            let sampled = engine.step(&[Work { seq, tokens: part, sample: last.then_some(&params) }])?;
+            let sampled = engine.step(&[Work { seq, tokens: part, params: Some(&params), sample: last }])?;
             next = sampled[0].as_ref().map(|s| s.token);
         }
         while let Some(token) = next {
@@ -128,7 +144,7 @@ fn feed(session: &mut Session, tokens: &[u32], hidden: bool, greedy: usize) -> R
             if out.len() == greedy {
                 break;
             }
-            let sampled = engine.step(&[Work { seq, tokens: &[token], sample: Some(&params) }])?;
+            let sampled = engine.step(&[Work { seq, tokens: &[token], params: Some(&params), sample: true }])?;
             next = sampled[0].as_ref().map(|s| s.token);
         }
         engine.end(seq);

@@ -1,5 +1,7 @@
 //! The command line. Results go to stdout, everything else to stderr; exit codes: 0 ok, 1 the request failed, 2 wrong usage.
 
+#[macro_use]
+mod output;
 mod args;
 mod bar;
 mod bench;
@@ -8,7 +10,6 @@ mod compile;
 mod converse;
 mod ir;
 mod logits;
-mod output;
 mod run;
 mod system;
 
@@ -31,12 +32,12 @@ pub fn main() -> u8 {
         Ok(()) => 0,
         // Whoever read our output has seen enough; that is not a failure.
         Err(Failure::BrokenPipe) => 0,
-        Err(Failure::Failed(message)) => {
-            eprintln!("error: {message}");
+        Err(Failure::Failed(message) | Failure::Output(message)) => {
+            note!("error: {message}");
             1
         }
         Err(Failure::Usage(message)) => {
-            eprintln!("error: {message}");
+            note!("error: {message}");
             2
         }
         Err(Failure::Reported) => 1,

@@ -1,6 +1,7 @@
 //! `gossamer run`.
 
-use std::io::{IsTerminal, Read};
+use std::io::IsTerminal;
+use std::path::Path;
 
 use serde_json::json;
 
@@ -18,6 +19,7 @@ pub fn run(args: &RunArgs) -> Result<(), Failure> {
     let tokens = prompt_tokens(args, &session, prompt)?;
     let mut params = args.sampling.params(&session.generation);
     params.logprobs = args.logprobs;
+    params.check(session.engine.config().vocab()).map_err(|e| Failure::Usage(e.to_string()))?;
     let room = session.engine.options().context.saturating_sub(tokens.len()) + 1;
     let request = Request {
         prompt: tokens,
@@ -45,7 +47,7 @@ pub fn run(args: &RunArgs) -> Result<(), Failure> {
     match display {
         Some(d) => {
             d.finish()?;
-            eprintln!(
+            note!(
                 "[{} prompt tokens, first token after {:.2} s; {} tokens at {:.1} tok/s; seed {}; {}]",
                 timing.prompt_tokens,
                 timing.first_token.as_secs_f64(),
@@ -113,6 +115,10 @@ fn words(args: &RunArgs) -> Result<(String, Option<String>), Failure> {
     match (w.as_slice(), args.tokens.is_some()) {
         ([], _) => Ok(("demo".into(), None)),
         ([model], true) => Ok((model.clone(), None)),
+        // `echo hello | gossamer run FOLDER`
+        ([model], false) if !std::io::stdin().is_terminal() && (model == "demo" || Path::new(model).is_dir()) => {
+            Ok((model.clone(), None))
+        }
         ([prompt], false) => Ok(("demo".into(), Some(prompt.clone()))),
         ([_, _], true) => Err(Failure::Usage("give either a prompt or --tokens, not both".into())),
         ([model, prompt, ..], false) => Ok((model.clone(), Some(prompt.clone()))),
@@ -135,12 +141,11 @@ fn prompt_tokens(args: &RunArgs, session: &Session, prompt: Option<String>) -> R
         None if std::io::stdin().is_terminal() => {
             return Err(Failure::Usage("no prompt; write it behind the command or pipe it in".into()));
         }
-        None => {
-            let mut text = String::new();
-            std::io::stdin().read_to_string(&mut text).map_err(|e| Failure::Failed(format!("reading stdin: {e}")))?;
-            text.trim_end_matches('\n').to_string()
-        }
+        None => output::read_all(std::io::stdin().lock(), "stdin")?.trim_end_matches('\n').to_string(),
     };
+    if prompt.trim().is_empty() {
+        return Err(Failure::Usage("the prompt is empty; write something".into()));
+    }
     let tokens = match args.raw {
         true => tokenizer.encode(&prompt),
         false => {

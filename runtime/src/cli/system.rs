@@ -14,13 +14,11 @@ use crate::session::{self, Hooks, Session, SessionOptions};
 /// Opens a session, with the memory plan, warnings and loading shown on stderr.
 pub fn open(options: &SessionOptions) -> Result<Session, Failure> {
     let bars = super::bar::Loading::default();
-    let hooks = Hooks {
-        memory: Some(Arc::new(|plan| eprintln!("{plan}"))),
-        load: Some(Arc::new(move |event| bars.show(event))),
-    };
+    let hooks =
+        Hooks { memory: Some(Arc::new(|plan| note!("{plan}"))), load: Some(Arc::new(move |event| bars.show(event))) };
     let session = session::open_with(options, &hooks)?;
     for note in &session.notes {
-        eprintln!("note: {note}");
+        note!("note: {note}");
     }
     Ok(session)
 }
@@ -46,7 +44,13 @@ pub fn inspect(args: &InspectArgs) -> Result<(), Failure> {
         true => output::json(&inspect::render_json(&found))?,
         false => output::text(&inspect::render_text(&found))?,
     }
-    if damaged { Err(Failure::Reported) } else { Ok(()) }
+    match damaged {
+        true => Err(Failure::Failed(format!(
+            "{}: the data is damaged, see the report; download the files named there again",
+            args.model
+        ))),
+        false => Ok(()),
+    }
 }
 
 pub fn doctor(args: &DoctorArgs) -> Result<(), Failure> {

@@ -24,7 +24,7 @@ pub(super) fn step(engine: &Engine, work: &[Work], head: Head, bucket: StepSize)
             pos.push((state.len + i) as i32);
             seq.push(s as i32);
         }
-        if let (false, Some(params)) = (all_rows, w.sample) {
+        if let (false, true, Some(params)) = (all_rows, w.sample, w.params) {
             rows.push(tokens.len() as i32 - 1);
             sampled.push((params, w.seq.0, state.len + w.tokens.len()));
         }

@@ -97,6 +97,12 @@ impl PageTable {
         }
     }
 
+    /// Gives back the pages behind the first `tokens` positions.
+    pub fn shrink(&mut self, group: &mut Group, tokens: usize) {
+        let keep = tokens.div_ceil(group.page).min(self.entries.len());
+        group.free.extend(self.entries.drain(keep..).filter(|p| *p >= 0).map(|p| p as u32).rev());
+    }
+
     /// Gives everything back.
     pub fn clear(&mut self, group: &mut Group) {
         group.free.extend(self.entries.drain(..).filter(|p| *p >= 0).map(|p| p as u32));

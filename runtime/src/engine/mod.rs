@@ -59,8 +59,10 @@ pub struct Work<'a> {
     pub seq: SeqId,
     /// Its next tokens, at least one.
     pub tokens: &'a [u32],
-    /// How to choose the token after the last of them; `None`: do not (more of the prompt follows).
-    pub sample: Option<&'a SamplingParams>,
+    /// How the sequence's tokens are chosen; `None`: never. Given with every part of a prompt, because penalties count all of it.
+    pub params: Option<&'a SamplingParams>,
+    /// Whether to choose the token after the last of these; not while more of the prompt follows.
+    pub sample: bool,
 }
 
 /// A chosen token.
@@ -109,7 +111,7 @@ pub struct Engine {
     seqs: Vec<Option<Sequence>>,
 }
 
-/// Why a step could not run. Sequences are as before it.
+/// Why a step could not run. Sequences are as before it, but after a failure of the device ([`EngineError::Exec`]) they can only be ended.
 #[derive(Debug, thiserror::Error)]
 pub enum EngineError {
     /// A token outside the vocabulary.
@@ -235,6 +237,8 @@ impl Engine {
         options: EngineOptions,
         executor: impl FnOnce(&[StateSpec]) -> Result<Box<dyn Executor>, ExecError>,
     ) -> Result<Engine, EngineError> {
+        // Every running sequence must be able to take part in a step.
+        let options = EngineOptions { chunk: options.chunk.max(options.max_seqs), ..options };
         let specs = state_specs(&config, &options)?;
         let mut groups: Vec<Group> = Vec::new();
         for spec in &specs {
@@ -304,14 +308,11 @@ impl Engine {
     /// Runs one step: every work item's tokens, in one plan. The results are in the order of `work`.
     ///
     /// # Errors
-    /// See [`EngineError`]; sequences are unchanged then, and may be ended.
+    /// See [`EngineError`].
     pub fn step(&mut self, work: &[Work]) -> Result<Vec<Option<Sampled>>, EngineError> {
-        let size = self.admit(work)?;
-        let head = work.iter().filter_map(|w| w.sample.map(SamplingParams::head)).max().unwrap_or(Head::Greedy);
-        let (id, bucket) = self.plan(head, size)?;
-        let inputs = inputs::step(self, work, head, bucket);
-        let results = self.executor.run(id, &inputs)?;
-        self.advance(work);
+        let size = self.check(work)?;
+        let head = work.iter().filter_map(|w| w.params.map(SamplingParams::head)).max().unwrap_or(Head::Greedy);
+        let (results, bucket) = self.run(work, head, size)?;
         let outputs = self.compiled[&head].outputs.clone();
         let find = |want: Output| outputs.iter().position(|o| *o == want).and_then(|i| results.get(i));
         let tokens = find(Output::Token).map(HostData::i32).unwrap_or_default();
@@ -322,7 +323,7 @@ impl Engine {
         let mut row = 0;
         let mut out = Vec::with_capacity(work.len());
         for w in work {
-            out.push(w.sample.map(|params| {
+            out.push(w.params.filter(|_| w.sample).map(|params| {
                 let r = row;
                 row += 1;
                 let logprobs = params.logprobs.then(|| Logprobs {
@@ -340,13 +341,10 @@ impl Engine {
     /// # Errors
     /// As [`Engine::step`].
     pub fn logits(&mut self, seq: SeqId, tokens: &[u32], hidden: bool) -> Result<StepLogits, EngineError> {
-        let work = [Work { seq, tokens, sample: None }];
-        let size = StepSize { rows: tokens.len(), ..self.admit(&work)? };
+        let work = [Work { seq, tokens, params: None, sample: false }];
+        let size = StepSize { rows: tokens.len(), ..self.check(&work)? };
         let head = Head::Logits { hidden };
-        let (id, bucket) = self.plan(head, size)?;
-        let inputs = inputs::step(self, &work, head, bucket);
-        let results = self.executor.run(id, &inputs)?;
-        self.advance(&work);
+        let (results, bucket) = self.run(&work, head, size)?;
         let mut out = StepLogits::default();
         // Rows behind the tokens are padding.
         for (output, data) in self.compiled[&head].outputs.iter().zip(results) {
@@ -387,8 +385,36 @@ impl Engine {
         }
     }
 
-    /// Checks a step and takes the pages it needs; its size.
-    fn admit(&mut self, work: &[Work]) -> Result<StepSize, EngineError> {
+    /// Runs a checked step: makes its plan, takes the pages it needs, runs, counts its tokens. Gives the pages back if the device fails.
+    fn run(&mut self, work: &[Work], head: Head, size: StepSize) -> Result<(Vec<HostData>, StepSize), EngineError> {
+        let (id, bucket) = self.plan(head, size)?;
+        for w in work {
+            if let Some(s) = &mut self.seqs[w.seq.0] {
+                let tokens = s.len + w.tokens.len();
+                for (table, group) in s.tables.iter_mut().zip(&mut self.groups) {
+                    let grown = table.grow(group, tokens);
+                    debug_assert!(grown, "counted by `check`");
+                }
+            }
+        }
+        let inputs = inputs::step(self, work, head, bucket);
+        let results = self.executor.run(id, &inputs);
+        for w in work {
+            if let Some(s) = &mut self.seqs[w.seq.0] {
+                s.len += if results.is_ok() { w.tokens.len() } else { 0 };
+                for (table, group) in s.tables.iter_mut().zip(&mut self.groups) {
+                    match results.is_ok() {
+                        true => table.release_behind(group, s.len),
+                        false => table.shrink(group, s.len),
+                    }
+                }
+            }
+        }
+        Ok((results?, bucket))
+    }
+
+    /// Checks a step; its size.
+    fn check(&self, work: &[Work]) -> Result<StepSize, EngineError> {
         let total: usize = work.iter().map(|w| w.tokens.len()).sum();
         let mut slots: Vec<usize> = work.iter().map(|w| w.seq.0).collect();
         slots.sort_unstable();
@@ -405,7 +431,7 @@ impl Engine {
             if let Some(i) = w.tokens.iter().position(|t| *t as usize >= vocab) {
                 return Err(EngineError::Token { token: w.tokens[i], position: s.len + i, vocab });
             }
-            if let Some(params) = w.sample {
+            if let Some(params) = w.params {
                 params.check(vocab)?;
             }
             for ((n, table), group) in needed.iter_mut().zip(&s.tables).zip(&self.groups) {
@@ -418,28 +444,8 @@ impl Engine {
                 return Err(EngineError::Pages { group: group.name.clone(), tokens: total, pages, page });
             }
         }
-        for w in work {
-            if let Some(s) = &mut self.seqs[w.seq.0] {
-                let tokens = s.len + w.tokens.len();
-                for (table, group) in s.tables.iter_mut().zip(&mut self.groups) {
-                    let grown = table.grow(group, tokens);
-                    debug_assert!(grown, "counted above");
-                }
-            }
-        }
-        let rows = work.iter().filter(|w| w.sample.is_some()).count().max(1);
+        let rows = work.iter().filter(|w| w.sample && w.params.is_some()).count().max(1);
         Ok(StepSize { tokens: total, seqs: work.len(), rows })
-    }
-
-    /// Counts the tokens of a step that has run, and gives back pages behind the window.
-    fn advance(&mut self, work: &[Work]) {
-        for w in work {
-            if let Some(s) = &mut self.seqs[w.seq.0] {
-                s.len += w.tokens.len();
-                let next = s.len;
-                s.tables.iter_mut().zip(&mut self.groups).for_each(|(t, g)| t.release_behind(g, next));
-            }
-        }
     }
 
     /// The plan for a step, made if this is the first of its size.
