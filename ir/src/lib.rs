@@ -18,6 +18,7 @@
 //! ```
 
 pub mod attr;
+pub mod diff;
 pub mod dim;
 pub mod dtype;
 pub mod dump;

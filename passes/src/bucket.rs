@@ -1,6 +1,6 @@
 //! Buckets: the sizes for which plans and graphs are made. A step runs in the smallest bucket that holds it; the rest is padding.
 
-use gossamer_ir::Bindings;
+use gossamer_ir::{Bindings, Module};
 
 /// Sizes of a step.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -22,10 +22,132 @@ impl StepSize {
         }
     }
 
+    /// Reads what [`StepSize::name`] writes. `decode.4` is four sequences with a token each, `step.t512.s4.r4` 512 tokens of four sequences, four of
+    /// which get logits; every number is at least 1.
+    ///
+    /// # Errors
+    /// [`BucketError::Syntax`], with examples.
+    pub fn parse(text: &str) -> Result<StepSize, BucketError> {
+        let number = |s: &str| s.parse::<u32>().ok().filter(|n| *n > 0 && !s.starts_with('+')).map(|n| n as usize);
+        let parsed = match text.split('.').collect::<Vec<_>>()[..] {
+            ["decode", n] => number(n).map(|n| StepSize { tokens: n, seqs: n, rows: n }),
+            ["step", t, s, r] => {
+                let part = |text: &str, letter| number(text.strip_prefix(letter)?);
+                match (part(t, 't'), part(s, 's'), part(r, 'r')) {
+                    (Some(tokens), Some(seqs), Some(rows)) => Some(StepSize { tokens, seqs, rows }),
+                    _ => None,
+                }
+            }
+            _ => None,
+        };
+        parsed.ok_or_else(|| BucketError::Syntax { found: text.to_string(), declared: String::new() })
+    }
+
     /// Values of the symbols T, S, R, with C positions and P pages a sequence.
     pub fn bindings(&self, context: usize, pages: usize) -> Bindings {
         sizes(self.tokens, self.seqs, self.rows, context, pages)
     }
+}
+
+/// A bucket that cannot be used.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum BucketError {
+    /// Not the name of a bucket.
+    #[error(
+        "unknown bucket `{found}`; expected decode.N or step.tN.sN.rN, for example decode.1, decode.16 or step.t512.s4.r4{declared}"
+    )]
+    Syntax {
+        /// What was given.
+        found: String,
+        /// `; the module declares ..`, or nothing.
+        declared: String,
+    },
+    /// Not a list of sizes.
+    #[error("sizes are `{found}`, expected NAME=NUMBER separated by commas, for example T=4,S=4,R=4")]
+    Sizes {
+        /// What was given.
+        found: String,
+    },
+    /// A symbol that the module does not have.
+    #[error("unknown symbol `{symbol}` in sizes; {known}")]
+    Symbol {
+        /// The symbol.
+        symbol: String,
+        /// What there is.
+        known: String,
+    },
+    /// A size outside the bounds that the module declares.
+    #[error("symbol {symbol} is {found}, expected {min} to {max}; choose a smaller step")]
+    Bounds {
+        /// The symbol.
+        symbol: String,
+        /// Its value.
+        found: i64,
+        /// Least.
+        min: i64,
+        /// Greatest.
+        max: i64,
+    },
+}
+
+/// Sizes of a bucket of `module`, by its name: one that the module declares, or as [`StepSize::parse`] reads it. A symbol that the bucket does not fix has its
+/// greatest value.
+///
+/// # Errors
+/// No such bucket, or a size outside the module's bounds.
+pub fn named(module: &Module, text: &str) -> Result<Bindings, BucketError> {
+    let given = match module.buckets.iter().find(|b| &*b.name == text) {
+        Some(b) => b.sizes.clone(),
+        None => match StepSize::parse(text) {
+            Ok(step) => {
+                let fixed = [("T", step.tokens), ("S", step.seqs), ("R", step.rows)];
+                let known = fixed.into_iter().filter(|(name, _)| module.sym(name).is_some());
+                known.map(|(name, n)| (name.into(), n as i64)).collect()
+            }
+            Err(_) => {
+                let names: Vec<&str> = module.buckets.iter().map(|b| &*b.name).collect();
+                let declared = match names.is_empty() {
+                    true => String::new(),
+                    false => format!("; the module declares {}", names.join(", ")),
+                };
+                return Err(BucketError::Syntax { found: text.to_string(), declared });
+            }
+        },
+    };
+    complete(module, given)
+}
+
+/// Sizes of `module` from text: `T=4,S=4`. A symbol that is not given has its greatest value.
+///
+/// # Errors
+/// Text that is no such list, an unknown symbol, or a size outside the module's bounds.
+pub fn given(module: &Module, text: &str) -> Result<Bindings, BucketError> {
+    let mut sizes = Bindings::new();
+    for part in text.split(',').filter(|p| !p.trim().is_empty()) {
+        let pair = part.split_once('=').and_then(|(k, v)| Some((k.trim(), v.trim().parse::<i64>().ok()?)));
+        let Some((name, value)) = pair else { return Err(BucketError::Sizes { found: text.to_string() }) };
+        if module.sym(name).is_none() {
+            let known: Vec<&str> = module.syms.iter().map(|s| &*s.name).collect();
+            let known = match known.is_empty() {
+                true => "the module declares none".to_string(),
+                false => format!("known: {}", known.join(", ")),
+            };
+            return Err(BucketError::Symbol { symbol: name.to_string(), known });
+        }
+        sizes.insert(name.into(), value);
+    }
+    complete(module, sizes)
+}
+
+fn complete(module: &Module, mut sizes: Bindings) -> Result<Bindings, BucketError> {
+    for s in &module.syms {
+        let value = *sizes.entry(s.name.clone()).or_insert(s.max);
+        if value < s.min || value > s.max {
+            let symbol = s.name.to_string();
+            return Err(BucketError::Bounds { symbol, found: value, min: s.min, max: s.max });
+        }
+    }
+    Ok(sizes)
 }
 
 /// Values of the symbols of a step.
@@ -76,5 +198,43 @@ mod tests {
         assert_eq!(step(97, 3, 1), StepSize { tokens: 128, seqs: 4, rows: 1 });
         assert_eq!(step(2000, 1, 1).tokens, 2048);
         assert_eq!(decode_ladder(6), vec![1, 2, 4, 6]);
+    }
+
+    #[test]
+    fn names_read_back() {
+        for step in [(1, 1, 1), (16, 16, 16), (512, 4, 4), (512, 4, 1), (2, 1, 1)] {
+            let step = StepSize { tokens: step.0, seqs: step.1, rows: step.2 };
+            assert_eq!(StepSize::parse(&step.name()), Ok(step));
+        }
+        for bad in [
+            "",
+            "decode",
+            "decode.0",
+            "decode.x",
+            "decode.1.2",
+            "prefill.4",
+            "step.t4.s1",
+            "step.4.1.1",
+            "decode.99999999999",
+            "decode.+1",
+        ] {
+            let e = StepSize::parse(bad).unwrap_err().to_string();
+            assert!(e.starts_with(&format!("unknown bucket `{bad}`; expected decode.N or step.tN.sN.rN")), "{e}");
+        }
+    }
+
+    #[test]
+    fn buckets_of_a_module() {
+        let text = "gir 1\nsym T in 1..=64\nsym P in 0..=9\nbucket small {T = 2}\nfunc @f(%x: f32[T, P]) -> f32[T, P] {\n  return %x\n}";
+        let m = gossamer_ir::text::parse("m.gir", text).unwrap();
+        let sizes = |t: i64, p: i64| Bindings::from([("T".into(), t), ("P".into(), p)]);
+        assert_eq!(named(&m, "small"), Ok(sizes(2, 9)));
+        assert_eq!(named(&m, "step.t8.s1.r1"), Ok(sizes(8, 9)));
+        assert_eq!(given(&m, "P = 3, T=1"), Ok(sizes(1, 3)));
+        let error = |r: Result<Bindings, BucketError>| r.unwrap_err().to_string();
+        assert!(error(named(&m, "big")).ends_with("the module declares small"));
+        assert_eq!(error(named(&m, "decode.65")), "symbol T is 65, expected 1 to 64; choose a smaller step");
+        assert_eq!(error(given(&m, "Q=1")), "unknown symbol `Q` in sizes; known: T, P");
+        assert!(error(given(&m, "T:1")).starts_with("sizes are `T:1`, expected NAME=NUMBER"));
     }
 }

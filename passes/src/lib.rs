@@ -23,6 +23,7 @@ pub mod inline;
 pub mod layout;
 pub mod manager;
 pub mod plan;
+pub mod rule;
 pub mod schedule;
 pub mod weight_only;
 

@@ -4,22 +4,27 @@ use std::fmt::Write as _;
 use std::time::Instant;
 
 use gossamer_ir::verify::{Stage, VerifyErrors, verify};
-use gossamer_ir::{InferError, LayoutName, Module};
+use gossamer_ir::{Bindings, InferError, LayoutName, Module};
 
-use crate::{canonicalise, cse, dce, layout};
+use crate::{canonicalise, cse, dce, layout, rule};
 
 /// What passes may ask about the target, and how the manager behaves.
 #[derive(Clone, Debug)]
 pub struct Options {
     /// Layout that MXFP4 weights get at load; `None` leaves them as in the checkpoint.
     pub mxfp4_layout: Option<LayoutName>,
+    /// Sizes for which passes choose between forms that are equal in meaning: a value for every symbol, as in a [bucket](crate::bucket). Empty: passes that
+    /// choose do nothing.
+    pub sizes: Bindings,
+    /// Names of rewrite rules that are not applied, see [`rule::RULES`].
+    pub disabled_rules: Vec<String>,
     /// Verify the module before the first pass and after each.
     pub verify: bool,
 }
 
 impl Default for Options {
     fn default() -> Options {
-        Options { mxfp4_layout: None, verify: true }
+        Options { mxfp4_layout: None, sizes: Bindings::new(), disabled_rules: vec![], verify: true }
     }
 }
 
@@ -135,6 +140,12 @@ pub enum PassError {
         /// The name.
         name: String,
     },
+    /// No rule of that name.
+    #[error("unknown rule `{name}`; known: {}", rule::known())]
+    UnknownRule {
+        /// The name.
+        name: String,
+    },
     /// A pass made an op that its type rule refuses.
     #[error("pass {pass}: {source}")]
     Infer {
@@ -175,6 +186,7 @@ pub fn compile_with(
         true => verify(module, Stage::Tensor).map(drop).map_err(|errors| PassError::Verify { when: when(), errors }),
         false => Ok(()),
     };
+    rule::check_names(&options.disabled_rules)?;
     check(&module, &|| "input".to_string())?;
     observe(0, "input", &module);
     let mut trace = Trace::default();

@@ -225,7 +225,7 @@ fn cuda_engine(
     source: Arc<dyn WeightSource>,
     device: Device,
 ) -> Result<Engine, SessionError> {
-    let passes = Options { mxfp4_layout: Some(MXFP4_LAYOUT.into()), verify: true };
+    let passes = Options { mxfp4_layout: Some(MXFP4_LAYOUT.into()), ..Options::default() };
     let mut limits = limits(options, &config, usize::MAX, GPU_CHUNK, passes);
     let plan = memory_plan(&config, &limits, options.head, &device)?;
     let plan = match (plan.missing > 0, options.context, plan.fits_context) {

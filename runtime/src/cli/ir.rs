@@ -42,7 +42,7 @@ pub fn ir(args: &IrArgs) -> Result<(), Failure> {
 
 fn run_passes(module: Module, passes: &[Pass], args: &IrArgs) -> Result<(Module, Trace), Failure> {
     let mxfp4_layout = args.gpu_layouts.then(|| crate::exec::MXFP4_LAYOUT.into());
-    let options = Options { mxfp4_layout, verify: true };
+    let options = Options { mxfp4_layout, ..Options::default() };
     let mut dumped: Result<(), Failure> = Ok(());
     let mut dump = |number: usize, name: &str, module: &Module| {
         if let (Some(dir), true) = (&args.dump_dir, dumped.is_ok()) {
