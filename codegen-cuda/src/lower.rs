@@ -169,7 +169,7 @@ pub fn lower(instance: &OpInstance) -> Result<Lowered, LowerError> {
             Err(cx.unsupported("an op that has no value of its own", "ops of a flat plan other than leaves"))
         }
         K::Const | K::Iota => kernels::fill::lower(&cx),
-        K::Reshape | K::Permute | K::Slice | K::Broadcast | K::Concat => kernels::view::lower(&cx),
+        K::Reshape | K::Permute | K::Slice | K::Split | K::Broadcast | K::Concat => kernels::view::lower(&cx),
         K::Neg
         | K::Abs
         | K::Exp
@@ -190,7 +190,9 @@ pub fn lower(instance: &OpInstance) -> Result<Lowered, LowerError> {
         | K::Min
         | K::Cmp
         | K::Select => kernels::elementwise::lower(&cx),
+        K::Kernel => Err(cx.unsupported("fused kernels", "the ops they are made of")),
         K::Reduce => kernels::reduce::lower(&cx),
+        K::TileMax => kernels::reduce::tile_max(&cx),
         K::Softmax | K::LogSumExp | K::RmsNorm | K::LayerNorm | K::ArgMax | K::TokenLogprob => {
             kernels::rows::lower(&cx)
         }

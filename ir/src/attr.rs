@@ -6,6 +6,7 @@ use std::sync::Arc;
 
 use crate::dim::Dim;
 use crate::dtype::DType;
+use crate::kernel::Kernel;
 
 /// Value of an attribute.
 #[derive(Clone, Debug, PartialEq)]
@@ -24,6 +25,8 @@ pub enum Attr {
     Ints(Vec<i64>),
     /// A list of dims.
     Dims(Vec<Dim>),
+    /// The body of a fused kernel; written as regions, not between braces.
+    Kernel(Arc<Kernel>),
 }
 
 /// What an attribute may hold; drives parser, verifier and reference.
@@ -49,6 +52,8 @@ pub enum AttrKind {
     Ints,
     /// [`Attr::Dims`].
     Dims,
+    /// [`Attr::Kernel`].
+    Kernel,
 }
 
 impl AttrKind {
@@ -62,7 +67,8 @@ impl AttrKind {
             | (AttrKind::Word | AttrKind::Func | AttrKind::Layout, Attr::Word(_))
             | (AttrKind::DType, Attr::DType(_))
             | (AttrKind::Ints, Attr::Ints(_))
-            | (AttrKind::Dims, Attr::Dims(_)) => true,
+            | (AttrKind::Dims, Attr::Dims(_))
+            | (AttrKind::Kernel, Attr::Kernel(_)) => true,
             _ => false,
         }
     }
@@ -81,6 +87,7 @@ impl fmt::Display for AttrKind {
             AttrKind::DType => f.write_str("an element type"),
             AttrKind::Ints => f.write_str("a list of integers"),
             AttrKind::Dims => f.write_str("a list of dims"),
+            AttrKind::Kernel => f.write_str("the regions of a kernel"),
         }
     }
 }
@@ -150,6 +157,14 @@ impl Attrs {
         }
     }
 
+    /// The body of a `kernel`.
+    pub fn kernel(&self) -> Option<&Arc<Kernel>> {
+        match self.get("body") {
+            Some(Attr::Kernel(k)) => Some(k),
+            _ => None,
+        }
+    }
+
     /// The dims `name`, or none.
     pub fn dims(&self, name: &str) -> &[Dim] {
         match self.get(name) {
@@ -180,6 +195,7 @@ from_attr! {
     &str => |v| Attr::Word(v.into()),
     Vec<i64> => |v| Attr::Ints(v),
     Vec<Dim> => |v| Attr::Dims(v),
+    Arc<Kernel> => |v| Attr::Kernel(v),
 }
 
 impl fmt::Display for Attr {
@@ -202,6 +218,7 @@ impl fmt::Display for Attr {
             Attr::DType(d) => write!(f, "{d}"),
             Attr::Ints(v) => list(f, v),
             Attr::Dims(v) => list(f, v),
+            Attr::Kernel(k) => write!(f, "{k}"),
         }
     }
 }

@@ -36,6 +36,8 @@ pub enum Class {
     Sampling,
     /// Calls a function.
     Call,
+    /// A fused kernel.
+    Kernel,
 }
 
 impl Class {
@@ -53,6 +55,7 @@ impl Class {
             Class::State => "state",
             Class::Sampling => "sampling",
             Class::Call => "call",
+            Class::Kernel => "kernel",
         }
     }
 }
@@ -137,7 +140,7 @@ pub struct OpInfo {
     pub operands: &'static [OperandInfo],
     /// Attributes.
     pub attrs: &'static [AttrInfo],
-    /// Names of the results (`call` has as many as its function).
+    /// Names of the results; see [`OpKind::any_results`] for ops that have as many as they are written with.
     pub results: &'static [&'static str],
     /// The type rule.
     pub infer: fn(&InferCx) -> Result<Vec<Type>, String>,
@@ -190,7 +193,7 @@ macro_rules! op_kinds {
 
 op_kinds! {
     Param => ops::leaf::PARAM, Weight => ops::leaf::WEIGHT, Const => ops::leaf::CONST, Iota => ops::leaf::IOTA,
-    Reshape => ops::view::RESHAPE, Permute => ops::view::PERMUTE, Slice => ops::view::SLICE,
+    Reshape => ops::view::RESHAPE, Permute => ops::view::PERMUTE, Slice => ops::view::SLICE, Split => ops::view::SPLIT,
     Broadcast => ops::view::BROADCAST, Concat => ops::view::CONCAT,
     Neg => ops::elementwise::NEG, Abs => ops::elementwise::ABS, Exp => ops::elementwise::EXP, Log => ops::elementwise::LOG,
     Sqrt => ops::elementwise::SQRT, Rsqrt => ops::elementwise::RSQRT, Sigmoid => ops::elementwise::SIGMOID,
@@ -199,7 +202,7 @@ op_kinds! {
     Add => ops::elementwise::ADD, Sub => ops::elementwise::SUB, Mul => ops::elementwise::MUL, Div => ops::elementwise::DIV,
     Max => ops::elementwise::MAX, Min => ops::elementwise::MIN, Cmp => ops::elementwise::CMP, Select => ops::elementwise::SELECT,
     Reduce => ops::reduce::REDUCE, Softmax => ops::reduce::SOFTMAX, LogSumExp => ops::reduce::LOGSUMEXP,
-    ArgMax => ops::reduce::ARGMAX, TopK => ops::reduce::TOPK,
+    ArgMax => ops::reduce::ARGMAX, TileMax => ops::reduce::TILE_MAX, TopK => ops::reduce::TOPK,
     MatMul => ops::contraction::MATMUL, BatchMatMul => ops::contraction::BMM, MoeMatMul => ops::contraction::MOE_MATMUL,
     Dequant => ops::quant::DEQUANT, Relayout => ops::quant::RELAYOUT,
     GatherRows => ops::index::GATHER_ROWS,
@@ -209,7 +212,7 @@ op_kinds! {
     Swiglu => ops::moe::SWIGLU, MoeCombine => ops::moe::MOE_COMBINE,
     CountTokens => ops::sample::COUNT_TOKENS, Penalize => ops::sample::PENALIZE, LogitBias => ops::sample::LOGIT_BIAS,
     Sample => ops::sample::SAMPLE, TokenLogprob => ops::sample::TOKEN_LOGPROB,
-    Call => ops::call::CALL,
+    Call => ops::call::CALL, Kernel => ops::kernel::KERNEL,
 }
 
 impl OpKind {
@@ -226,6 +229,11 @@ impl OpKind {
     /// What passes ask about it.
     pub fn class(self) -> Class {
         self.info().class
+    }
+
+    /// True if the number of results depends on attributes.
+    pub fn any_results(self) -> bool {
+        matches!(self, OpKind::Call | OpKind::Kernel | OpKind::Split)
     }
 
     /// `attrs` checked against the table and completed with defaults.

@@ -7,6 +7,31 @@ use crate::lower::{Arg, LowerError, Lowered};
 /// Rows up to this long are reduced by one warp.
 const WARP_ROW: i64 = 1024;
 
+/// Lowers `tile_max`.
+pub fn tile_max(cx: &Cx) -> Result<Lowered, LowerError> {
+    let (x, y) = (cx.plain(0)?, cx.result(0)?);
+    let shape = cx.values(x)?;
+    let Some((&n, lead)) = shape.split_last() else {
+        return Err(cx.malformed(format!("operand 0 is {x}, expected at least 1 dim")));
+    };
+    let (rows, results) = (product(lead), product(&cx.values(y)?));
+    if results == 0 {
+        return Ok(Lowered::default());
+    }
+    let tile = cx.op.attrs.int("tile");
+    if tile > 1 << 20 {
+        return Err(cx.unsupported(format!("tiles of {tile}"), "tiles of at most 2^20 elements"));
+    }
+    let ir = cx.ir(&[format!("{}[.., N]", x.dtype)], &[format!("{}[.., N / {tile}]", x.dtype)]);
+    let kernel = Text::new(format!("tile_max_{}_{tile}", x.dtype), ir, include_str!("cuda/tile_max.cu"))
+        .with(Piece::Reduce)
+        .set("type", c_type(x.dtype))
+        .set("tile", tile)
+        .build();
+    let args = vec![operand(0), result(0), Arg::I64(rows), Arg::I64(n), Arg::I64(results / rows)];
+    Ok(single(cx.launch(kernel, blocks(results, 8), 256, args)?))
+}
+
 /// Lowers `reduce`.
 pub fn lower(cx: &Cx) -> Result<Lowered, LowerError> {
     let x = cx.plain(0)?;

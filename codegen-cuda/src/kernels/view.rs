@@ -21,8 +21,32 @@ struct Axis {
 const ZERO: Size = Size::known(0);
 const ONE: Size = Size::known(1);
 
-/// Lowers `reshape`, `permute`, `slice`, `broadcast` and `concat`.
+/// Lowers `split`: a copy a piece.
+fn split(cx: &Cx) -> Result<Lowered, LowerError> {
+    let from = strides(&cx.shape(cx.plain(0)?)?);
+    let mut lowered = Lowered::default();
+    let mut start = ZERO;
+    for (i, width) in cx.op.attrs.ints("sizes").iter().enumerate() {
+        let y = cx.result(i)?;
+        let out = cx.shape(y)?;
+        let axes = pairs(&out, &from, &strides(&out));
+        for (part, bytes) in parts(y) {
+            let mut launch = copy(cx, 0, part, bytes, &axes, start, ZERO)?;
+            if let Some(Arg::Result { index, .. }) = launch.as_mut().and_then(|l| l.args.get_mut(1)) {
+                *index = i;
+            }
+            lowered.launches.extend(launch);
+        }
+        start = plus(start, Size::known(*width));
+    }
+    Ok(lowered)
+}
+
+/// Lowers `reshape`, `permute`, `slice`, `split`, `broadcast` and `concat`.
 pub fn lower(cx: &Cx) -> Result<Lowered, LowerError> {
+    if cx.op.kind == OpKind::Split {
+        return split(cx);
+    }
     let y = cx.result(0)?;
     let mut lowered = Lowered::default();
     let out = in_units(cx, y)?;

@@ -92,6 +92,7 @@ fn colour(class: Class) -> &'static str {
         Class::Indexing => "navajowhite",
         Class::Composite => "lightcyan",
         Class::State => "lightsalmon",
+        Class::Kernel => "lightskyblue",
         Class::Sampling => "pink",
         Class::Call => "lightgoldenrod",
     }

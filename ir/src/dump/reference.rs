@@ -5,7 +5,7 @@ use std::fmt::Write;
 use crate::op::{Arity, Class, OpInfo, OpKind};
 use crate::text::float;
 
-const CLASSES: [(Class, &str); 11] = [
+const CLASSES: [(Class, &str); 12] = [
     (Class::Leaf, "Leaves: parameters, weights and constants."),
     (Class::View, "They change how elements are addressed, not what they are."),
     (Class::Elementwise, "Each result element depends on one element of each operand (after suffix broadcast)."),
@@ -20,6 +20,7 @@ const CLASSES: [(Class, &str); 11] = [
     (Class::State, "They replace state."),
     (Class::Sampling, "They choose tokens."),
     (Class::Call, "Calls of functions."),
+    (Class::Kernel, "What fusion makes."),
 ];
 
 /// Markdown with one section a class and one entry an op, in the order of the table.

@@ -31,7 +31,7 @@ fn cases(kind: OpKind, s: u32) -> Vec<Eval> {
     let word = |name: &'static str, w: &str| (name, Attr::from(w));
     let t = 6;
     match kind {
-        Param | Weight | Call => vec![],
+        Param | Weight | Call | Kernel => vec![],
         Const => [f64::NAN, f64::INFINITY, -1e300]
             .into_iter()
             .flat_map(|v| DType::ALL.into_iter().filter(|d| *d != DType::Mxfp4).map(move |d| (v, d)))
@@ -43,6 +43,8 @@ fn cases(kind: OpKind, s: u32) -> Vec<Eval> {
         Reshape => vec![op().attrs([("dims", dims(&[3, 2]))]).on([odd(&[2, 3], s)])],
         Permute => vec![op().attrs([("perm", Attr::Ints(vec![1, 0]))]).on([odd(&[2, 3], s)])],
         Slice => vec![op().attrs([int("axis", 1), int("len", 1), int("start", 2)]).on([odd(&[2, 3], s)])],
+        Split => vec![op().attrs([("sizes", Attr::Ints(vec![1, 2]))]).on([odd(&[4, 3], s)])],
+        TileMax => vec![op().attrs([int("tile", 3)]).on([odd(&[9, 7], s)])],
         Broadcast => vec![op().attrs([("dims", dims(&[2, 2, 3]))]).on([odd(&[2, 1], s)])],
         Concat => vec![op().attrs([int("axis", 0)]).on([odd(&[0, 3], s), odd(&[2, 3], s)])],
         Neg | Abs | Exp | Log | Sqrt | Rsqrt | Sigmoid | Tanh | Silu | Gelu => vec![op().on([odd(&[4, 9], s)])],

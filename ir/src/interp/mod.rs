@@ -9,6 +9,7 @@ pub mod attention;
 pub mod contraction;
 pub mod elementwise;
 pub mod index;
+pub mod kernel;
 pub mod leaf;
 pub mod moe;
 pub mod norm;

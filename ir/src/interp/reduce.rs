@@ -52,6 +52,23 @@ fn peak(x: &[f32]) -> f32 {
     x.iter().copied().fold(f32::NEG_INFINITY, greater)
 }
 
+/// `tile_max`.
+pub fn tile_max(cx: &mut EvalCx) -> Result<Vec<Datum>, EvalError> {
+    let (x, mut shape, m, n) = rows(cx)?;
+    let tile = usize::try_from(cx.attrs.int("tile")).ok().filter(|t| *t > 0);
+    let Some(tile) = tile else {
+        return Err(cx.bad(0, "a tile of at least one element"));
+    };
+    let tiles = n.div_ceil(tile);
+    let y = par::rows(m, tiles, n, |r, row| {
+        for (y, x) in row.iter_mut().zip(x[r * n..(r + 1) * n].chunks(tile)) {
+            *y = x.iter().copied().filter(|x| !x.is_nan()).fold(f32::NEG_INFINITY, f32::max);
+        }
+    });
+    shape.push(tiles);
+    Ok(vec![cx.float_result(0, shape, y)])
+}
+
 /// `softmax`.
 pub fn softmax(cx: &mut EvalCx) -> Result<Vec<Datum>, EvalError> {
     let (x, mut shape, m, n) = rows(cx)?;

@@ -99,6 +99,27 @@ pub fn reshape(cx: &mut EvalCx) -> Result<Vec<Datum>, EvalError> {
     Ok(vec![Tensor { shape, ..x }.into()])
 }
 
+/// `split`.
+pub fn split(cx: &mut EvalCx) -> Result<Vec<Datum>, EvalError> {
+    let x = cx.tensor(0)?;
+    let sizes: Vec<usize> = cx.attrs.ints("sizes").iter().filter_map(|n| usize::try_from(*n).ok()).collect();
+    if x.shape.last() != Some(&sizes.iter().sum()) || x.dtype == DType::Mxfp4 {
+        return Err(cx.bad(0, format!("rows that can be cut into {sizes:?}")));
+    }
+    let strides = strides(&x.shape);
+    let mut offset = 0;
+    let mut out = Vec::with_capacity(sizes.len());
+    for n in sizes {
+        let mut dims = x.shape.clone();
+        if let Some(last) = dims.last_mut() {
+            *last = n;
+        }
+        out.push(Gather { dims, strides: strides.clone(), offset }.apply(x, false).into());
+        offset += n;
+    }
+    Ok(out)
+}
+
 /// `permute`.
 pub fn permute(cx: &mut EvalCx) -> Result<Vec<Datum>, EvalError> {
     let x = cx.tensor(0)?;

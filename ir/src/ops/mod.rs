@@ -5,6 +5,7 @@ pub mod call;
 pub mod contraction;
 pub mod elementwise;
 pub mod index;
+pub mod kernel;
 pub mod leaf;
 pub mod moe;
 pub mod norm;

@@ -92,6 +92,31 @@ pub static ARGMAX: OpInfo = OpInfo {
     decomposition: None,
 };
 
+/// `tile_max`: the greatest element of each tile of the last axis.
+pub static TILE_MAX: OpInfo = OpInfo {
+    name: "tile_max",
+    class: Class::Reduction,
+    summary: "The greatest element of each tile of the last axis",
+    doc: "Tile i holds elements `i * tile .. (i + 1) * tile`; the last may be shorter. NaN counts as the least value: a tile without numbers gives minus infinity. \
+          The first step of choosing a token: what looks for the greatest logits may skip tiles.",
+    operands: &[one("x", "float [.., N]")],
+    attrs: &[attr("tile", AttrKind::Int, Default::Required, "elements of a tile")],
+    results: &["y"],
+    infer: |cx| {
+        let (x, rest) = last_axis(cx)?;
+        let tile = cx.attrs.int("tile");
+        let n = x.dims[x.rank() - 1].as_const();
+        let Some(n) = n.filter(|_| tile >= 1) else {
+            return Err(format!("operand 0 is {x} and tile is {tile}, expected a constant last dim and a tile from 1"));
+        };
+        let tiles = n.div_euclid(tile) + i64::from(n % tile != 0);
+        Ok(vec![Type::tensor(x.dtype, rest.dims.iter().cloned().chain([tiles.into()]))])
+    },
+    eval: eval::tile_max,
+    tolerance: 0.0,
+    decomposition: None,
+};
+
 /// `topk`: the greatest elements of the last axis.
 pub static TOPK: OpInfo = OpInfo {
     name: "topk",

@@ -106,6 +106,37 @@ pub static SLICE: OpInfo = OpInfo {
     decomposition: None,
 };
 
+/// `split`: cuts the last dim into pieces.
+pub static SPLIT: OpInfo = OpInfo {
+    name: "split",
+    class: Class::View,
+    summary: "Cuts the last dim into pieces",
+    doc: "As many results as `sizes`; the sizes add up to the last dim, which must be a constant.",
+    operands: X,
+    attrs: &[attr("sizes", AttrKind::Ints, Default::Required, "elements of each piece")],
+    results: &[],
+    infer: |cx| {
+        let x = plain(cx, 0)?;
+        let sizes = cx.attrs.ints("sizes");
+        let total = sizes.iter().try_fold(0i64, |sum, n| sum.checked_add(*n).filter(|_| *n > 0));
+        let width = x.dims.last().and_then(|d| d.as_const());
+        if width.is_none() || width != total || x.dtype == DType::Mxfp4 {
+            return Err(format!("{x} cannot be cut into {sizes:?}"));
+        }
+        let piece = |n: &i64| {
+            let mut dims = x.dims.clone();
+            if let Some(last) = dims.last_mut() {
+                *last = Dim::from(*n);
+            }
+            x.with_dims(dims).into()
+        };
+        Ok(sizes.iter().map(piece).collect())
+    },
+    eval: eval::split,
+    tolerance: 0.0,
+    decomposition: None,
+};
+
 /// `broadcast`: repeats axes of size 1 and new leading axes.
 pub static BROADCAST: OpInfo = OpInfo {
     name: "broadcast",

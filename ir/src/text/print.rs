@@ -42,13 +42,37 @@ pub fn print_func(func: &Func) -> String {
     for id in order {
         if !matches!(func.graph.op(id).kind, OpKind::Param | OpKind::Weight) {
             out.push_str("\n  ");
-            out.push_str(&op_line(func, &names, id));
+            out.push_str(&statement(func, &names, id, "  "));
         }
     }
     out.push_str("\n  ");
     out.push_str(&return_line(func, &names));
     out.push_str("\n}\n");
     out
+}
+
+/// A region of a kernel as text, each line after `indent`, with a line break at the end.
+pub(crate) fn print_region(region: &Func, indent: &str) -> String {
+    let order = order(region);
+    let names = Names::new(region, &order);
+    let params: Vec<String> =
+        region.params.iter().enumerate().map(|(i, p)| format!("%{}: {}", names.param(i), p.ty)).collect();
+    let mut out = format!("{indent}{}({}) {{\n", region.name, params.join(", "));
+    for id in order.into_iter().filter(|id| region.graph.op(*id).kind != OpKind::Param) {
+        out.push_str(&format!("{indent}  {}\n", statement(region, &names, id, &format!("{indent}  "))));
+    }
+    let yields: Vec<&str> = region.results.iter().map(|v| names.value(*v)).collect();
+    out.push_str(&format!("{indent}  {}\n{indent}}}\n", format!("yield {}", yields.join(", ")).trim_end()));
+    out
+}
+
+/// An op as a statement; a kernel takes several lines, those after the first behind `indent`.
+fn statement(func: &Func, names: &Names, id: OpId, indent: &str) -> String {
+    let (head, types) = op_parts(func, names, id);
+    match func.graph.get(id).and_then(|op| op.attrs.kernel()) {
+        Some(kernel) => format!("{head}\n{}{types}", kernel.text(&format!("{indent}  "))),
+        None => head + &types,
+    }
 }
 
 /// The first line of a function.
@@ -86,16 +110,22 @@ pub(crate) fn order(func: &Func) -> Vec<OpId> {
 
 /// The line of op `id`; leaves that are never statements print as what they stand for.
 pub(crate) fn op_line(func: &Func, names: &Names, id: OpId) -> String {
+    let (head, types) = op_parts(func, names, id);
+    head + &types
+}
+
+/// The line of an op up to its attributes, and the types with the colon before them. Regions of a kernel stand between the two.
+fn op_parts(func: &Func, names: &Names, id: OpId) -> (String, String) {
     let Some(op) = func.graph.get(id) else {
-        return "a removed op".into();
+        return ("a removed op".into(), String::new());
     };
     let list = |items: Vec<String>| items.join(", ");
     let results =
         list((0..op.results.len()).map(|i| names.value(crate::Value { op: id, result: i as u16 }).into()).collect());
     let types = list(op.results.iter().map(|t| t.to_string()).collect());
     match op.kind {
-        OpKind::Param => return format!("{results}: {types}"),
-        OpKind::Weight => return format!("{results} : {types}"),
+        OpKind::Param => return (results, format!(": {types}")),
+        OpKind::Weight => return (results, format!(" : {types}")),
         _ => {}
     }
     let mut line = match results.is_empty() {
@@ -113,11 +143,8 @@ pub(crate) fn op_line(func: &Func, names: &Names, id: OpId) -> String {
         line.push_str(&list(operands.drain(..).map(str::to_string).collect()));
     }
     line.push_str(&attributes(op.kind, &op.attrs));
-    if !types.is_empty() {
-        line.push_str(" : ");
-        line.push_str(&types);
-    }
-    line
+    let types = if types.is_empty() { types } else { format!(" : {types}") };
+    (line, types)
 }
 
 /// ` {a = 1, b = 2}`, sorted, without defaults; empty if nothing is left.
@@ -126,7 +153,9 @@ fn attributes(kind: OpKind, attrs: &Attrs) -> String {
     for (name, value) in attrs.iter() {
         let info = kind.info().attrs.iter().find(|a| a.name == name);
         let is_default = info.and_then(|i| i.default.value()).is_some_and(|d| same_attr(&d, value));
-        if !is_default && (kind, name) != (OpKind::Call, "callee") {
+        if let Attr::Kernel(kernel) = value {
+            items.push(format!("template = {}", kernel.template()));
+        } else if !is_default && (kind, name) != (OpKind::Call, "callee") {
             items.push(format!("{name} = {}", attribute(info.map(|i| i.kind), value)));
         }
     }

@@ -39,7 +39,7 @@ pub(super) fn check(module: &Module, place: &Place<'_>, stage: Stage, report: &m
             Stage::Planned => {
                 report.op("V13", place, id, "no result depends on the op; remove it before planning".into());
             }
-            Stage::Tensor => report.warn(place, id, "no result depends on the op".into()),
+            Stage::Tensor | Stage::Fused => report.warn(place, id, "no result depends on the op".into()),
         }
     }
 }

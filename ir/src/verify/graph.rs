@@ -124,7 +124,7 @@ fn table(place: &Place<'_>, id: OpId, report: &mut Report) -> bool {
         };
         fail(format!("`{}` has {n} operands, expected {wanted}{list}", info.name));
     }
-    if op.kind != OpKind::Call && op.results.len() != info.results.len() {
+    if !op.kind.any_results() && op.results.len() != info.results.len() {
         let list = info.results.join(", ");
         fail(format!("`{}` has {} results, expected {} ({list})", info.name, op.results.len(), info.results.len()));
     }
@@ -161,6 +161,14 @@ fn types(
     let f = place.func;
     let op = f.graph.op(id);
     if matches!(op.kind, OpKind::Param | OpKind::Weight) {
+        return;
+    }
+    // Flow through a kernel is V11.
+    if op.kind == OpKind::Kernel {
+        let expected = op.attrs.kernel().map(|k| k.result_types());
+        if expected.is_some_and(|types| types != op.results) {
+            report.op("V05", place, id, "the results are not what the last region yields".into());
+        }
         return;
     }
     if op.kind == OpKind::Call {

@@ -15,9 +15,9 @@
 //! | V08 | weights are declared with constant dims, have one leaf op a function, and `weight` parameters receive weight-only values |
 //! | V09 | state is declared with sound sizes and is linear: each state value is replaced, passed on or returned exactly once, and nothing reads what may be replaced already |
 //! | V10 | a function calls only functions before it |
-//! | V11 | reserved: regions of kernels are isolated and well typed |
-//! | V12 | reserved: templates accept their kernels at every bucket |
-//! | V13 | stage rules: a planned module has no `call` and no op without effect on a result |
+//! | V11 | regions of kernels are isolated, well formed and well typed, and values flow through them with the types they declare |
+//! | V12 | the template of a kernel exists and takes what is in it |
+//! | V13 | stage rules: in a fused module every op of a step is in a kernel; a planned module has no `call` and no op without effect on a result |
 //! | V14 | print then parse gives an equal module ([`roundtrip`], on request) |
 //! | V15 | declared names are unique and can be written |
 //!
@@ -36,6 +36,7 @@ mod calls;
 mod decl;
 mod error;
 mod graph;
+mod kernels;
 mod state;
 #[cfg(test)]
 mod tests;
@@ -56,6 +57,8 @@ use crate::text::{Names, op_line, order};
 pub enum Stage {
     /// As written by a model: ops and calls.
     Tensor,
+    /// After fusion: what is left outside kernels runs at load, calls or only renames.
+    Fused,
     /// Ready to be executed op by op: calls are inlined, nothing is dead.
     Planned,
 }
@@ -77,6 +80,7 @@ pub fn verify(module: &Module, stage: Stage) -> Result<Facts, VerifyErrors> {
         decl::func(module, &place, &mut report);
         if graph::check(module, &place, &sound, &bad_states, &mut report) {
             sound.insert(index);
+            kernels::check(module, &place, stage, &bad_states, &mut report);
             calls::check(module, &place, stage, &mut report);
             weights::check(module, &place, &sound, &mut report);
             state::check(&place, &mut report);

@@ -16,13 +16,13 @@ use sampling::{biases, logprobs, samples};
 
 const FLOATS: [DType; 3] = [DType::F32, DType::BF16, DType::F16];
 
-/// Scenarios of an op; none for leaves that are bound by the caller, calls, and ops on state.
+/// Scenarios of an op; none for leaves that are bound by the caller, calls, fused kernels, and ops on state.
 pub fn of(kind: OpKind) -> Vec<Scenario> {
     use OpKind as K;
     match kind {
-        K::Param | K::Weight | K::Call | K::KvWrite | K::Attention | K::CountTokens | K::Penalize => vec![],
+        K::Param | K::Weight | K::Call | K::Kernel | K::KvWrite | K::Attention | K::CountTokens | K::Penalize => vec![],
         K::Const | K::Iota | K::RopeTable => leaves(kind),
-        K::Reshape | K::Permute | K::Slice | K::Broadcast | K::Concat => views(kind),
+        K::Reshape | K::Permute | K::Slice | K::Split | K::Broadcast | K::Concat => views(kind),
         K::Neg | K::Abs | K::Exp | K::Log | K::Sqrt | K::Rsqrt | K::Sigmoid | K::Tanh | K::Silu | K::Gelu => {
             unary(kind)
         }
@@ -32,6 +32,7 @@ pub fn of(kind: OpKind) -> Vec<Scenario> {
         K::Cmp => comparisons(),
         K::Select => selects(),
         K::Reduce => reductions(),
+        K::TileMax => tile_maxima(),
         K::Softmax | K::LogSumExp | K::ArgMax => rows(kind),
         K::TopK => topk(),
         K::MatMul => matmuls(),
@@ -120,6 +121,12 @@ fn views(kind: OpKind) -> Vec<Scenario> {
                 out.push(one(kind, "last", cut(1, 3, 10), x(&[5, 33])));
                 out.push(one(kind, "middle", cut(1, 1, 2), x(&[5, 4, 64])));
                 out.push(one(kind, "all", cut(1, 0, 8), x(&[5, 8])));
+            }
+            OpKind::Split => {
+                let cut = |sizes: &[i64]| attrs([("sizes", Attr::Ints(sizes.to_vec()))]);
+                out.push(one(kind, "even", cut(&[64, 8, 8]), x(&[5, 80])));
+                out.push(one(kind, "odd", cut(&[3, 1, 29]), x(&[5, 33])));
+                out.push(one(kind, "inner", cut(&[2, 4]), x(&[3, 4, 6])));
             }
             OpKind::Broadcast => {
                 out.push(one(kind, "column", attrs([("dims", t_dims(&[20]))]), x(&[7, 1])));
@@ -296,6 +303,19 @@ fn reductions() -> Vec<Scenario> {
         let mut x = vec![1.0f32; 2 * 40];
         x[7] = f32::NAN;
         out.push(one(OpKind::Reduce, &format!("{op} of NaN"), a(1, false), float(DType::F32, &[2, 40], x)));
+    }
+    out
+}
+
+fn tile_maxima() -> Vec<Scenario> {
+    let mut rng = Rng::new("tile_max");
+    let mut out = Vec::new();
+    for dtype in [DType::F32, DType::BF16] {
+        for (tile, width) in [(1, 5), (4, 33), (64, 64), (128, 1000)] {
+            let a = || attrs([("tile", Attr::Int(tile))]);
+            out.push(one(OpKind::TileMax, &format!("tile {tile}"), a(), rng.floats(dtype, &[5, width], 1.0)));
+            out.push(one(OpKind::TileMax, &format!("odd, tile {tile}"), a(), odd_rows(dtype, width as usize)));
+        }
     }
     out
 }

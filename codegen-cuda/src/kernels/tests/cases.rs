@@ -97,6 +97,10 @@ pub fn all() -> Vec<Case> {
         let d = [F32, I32, BF16][i % 3];
         out.push(plain(K::Cmp, vec![t(d, "T 6"), t(d, "6")], [("op", op.into())], "T=5"));
     }
+    out.push(plain(K::Split, vec![t(BF16, "T 24")], [("sizes", Attr::Ints(vec![16, 8]))], "T=5"));
+    out.push(plain(K::Split, vec![t(F32, "T 7")], [("sizes", Attr::Ints(vec![2, 1, 4]))], "T=5"));
+    out.push(plain(K::TileMax, vec![t(F32, "T 33")], [("tile", Attr::Int(8))], "T=5"));
+    out.push(plain(K::TileMax, vec![t(BF16, "T 7")], [("tile", Attr::Int(64))], "T=3"));
     for d in [F32, BF16, F16, I32, U8, Bool] {
         out.push(plain(K::Select, vec![t(Bool, "T 6"), t(d, "T 6"), t(d, "T 6")], [], "T=5"));
         for to in [F32, BF16, F16, I32, U8, Bool] {

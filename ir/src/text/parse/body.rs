@@ -7,6 +7,7 @@ use std::sync::Arc;
 use super::{Failed, Parsed, Parser};
 use crate::attr::{Attr, Attrs};
 use crate::graph::{Op, Value};
+use crate::kernel::{Kernel, REGIONS};
 use crate::module::{Func, Param};
 use crate::op::OpKind;
 use crate::text::lex::Kind;
@@ -29,8 +30,15 @@ struct Body<'a> {
     func: Func,
     values: BTreeMap<&'a str, Slot>,
     weights: BTreeMap<&'a str, Value>,
-    /// Declared result types.
-    types: Vec<Type>,
+    /// Declared result types; `None` in a region, which does not declare them.
+    types: Option<Vec<Type>>,
+}
+
+impl Body<'_> {
+    /// The word before the results.
+    fn last_word(&self) -> &'static str {
+        if self.types.is_some() { "return" } else { "yield" }
+    }
 }
 
 impl<'a> Parser<'a> {
@@ -41,6 +49,27 @@ impl<'a> Parser<'a> {
 
     /// A function after its name.
     pub(super) fn func_rest(&mut self, name: &'a str) -> Parsed<()> {
+        let params = self.params(true)?;
+        self.expect("->")?;
+        let types = match self.eat("(") {
+            false => vec![self.ty()?],
+            true if self.eat(")") => vec![],
+            true => {
+                let types = self.types()?;
+                if !self.eat(")") {
+                    return Err(self.unexpected("`,` or `)`", ""));
+                }
+                types
+            }
+        };
+        let func = self.body_of(name, params, Some(types))?;
+        self.line_end()?;
+        self.module.funcs.push(func);
+        Ok(())
+    }
+
+    /// Parameters in parentheses.
+    fn params(&mut self, weights: bool) -> Parsed<Vec<(Range<usize>, &'a str, Param)>> {
         let mut params: Vec<(Range<usize>, &'a str, Param)> = Vec::new();
         self.expect("(")?;
         self.list(")", |p| {
@@ -57,7 +86,7 @@ impl<'a> Parser<'a> {
                 return Err(p.defined_twice(span, name));
             }
             p.expect(":")?;
-            let weight = p.is_word("weight");
+            let weight = weights && p.is_word("weight");
             if weight {
                 p.bump();
             }
@@ -65,18 +94,16 @@ impl<'a> Parser<'a> {
             params.push((span, name, Param { name: base(name).into(), ty, weight }));
             Ok(())
         })?;
-        self.expect("->")?;
-        let types = match self.eat("(") {
-            false => vec![self.ty()?],
-            true if self.eat(")") => vec![],
-            true => {
-                let types = self.types()?;
-                if !self.eat(")") {
-                    return Err(self.unexpected("`,` or `)`", ""));
-                }
-                types
-            }
-        };
+        Ok(params)
+    }
+
+    /// `{`, statements, results and `}`.
+    fn body_of(
+        &mut self,
+        name: &str,
+        params: Vec<(Range<usize>, &'a str, Param)>,
+        types: Option<Vec<Type>>,
+    ) -> Parsed<Func> {
         self.expect("{")?;
         self.line_end()?;
         let func = Func::new(name, params.iter().map(|(_, _, p)| p.clone()).collect());
@@ -86,8 +113,63 @@ impl<'a> Parser<'a> {
             body.values.insert(name, Slot::Known(Value { op, result: 0 }));
         }
         self.body(&mut body)?;
-        self.module.funcs.push(body.func);
-        Ok(())
+        Ok(body.func)
+    }
+
+    /// The regions of a kernel: `prologue(%x: f32[T, 8]) { .. }` and so on, in order, of which `main` must be there.
+    fn kernel(&mut self, template: &str) -> Parsed<Kernel> {
+        let mut regions: [Option<Func>; 3] = [None, None, None];
+        for (slot, name) in regions.iter_mut().zip(REGIONS) {
+            if self.is_word(name) {
+                self.bump();
+                let params = self.params(false)?;
+                *slot = Some(self.body_of(name, params, None)?);
+            }
+        }
+        let [prologue, main, epilogue] = regions;
+        match main {
+            Some(main) => Ok(Kernel::new(template, prologue, main, epilogue)),
+            None => Err(self.unexpected("`main(`", "a kernel has `prologue(..) {..}`, `main(..) {..}` and `epilogue(..) {..}`, in this order; only `main` is required")),
+        }
+    }
+
+    /// Goes behind the regions that start at token `from`: errors inside have been told.
+    fn skip_regions(&mut self, from: usize) -> Failed {
+        self.at = self.at.max(from);
+        let mut at = from;
+        let mut depth = 0usize;
+        let inside =
+            |p: &Self, at: usize, depth: usize| depth > 0 || REGIONS.contains(&p.text_of(at)) || p.text_of(at) != "}";
+        while at + 1 < self.tokens.len() && !(self.tokens[at].first && self.is_item(at)) && inside(self, at, depth) {
+            match self.text_of(at) {
+                "{" => depth += 1,
+                "}" => depth = depth.saturating_sub(1),
+                _ => {}
+            }
+            at += 1;
+            if depth == 0 && at > self.at && !REGIONS.contains(&self.text_of(at)) {
+                break;
+            }
+        }
+        // The types of the results.
+        while at + 1 < self.tokens.len() && !self.tokens[at].first {
+            at += 1;
+        }
+        self.at = self.at.max(at);
+        Failed
+    }
+
+    /// `{template = stream}`.
+    fn template(&mut self) -> Parsed<&'a str> {
+        let help = "a kernel reads `%y = kernel %x, %w {template = stream} main(%x: .., %w: ..) {..} : type`";
+        if self.token().first || !self.eat("{") || !self.is_word("template") {
+            return Err(self.unexpected("`{template = ..}`", help));
+        }
+        self.bump();
+        self.expect("=")?;
+        let name = self.word("the name of a template")?;
+        self.expect("}")?;
+        Ok(name)
     }
 
     fn defined_twice(&mut self, span: Range<usize>, name: &str) -> Failed {
@@ -100,12 +182,16 @@ impl<'a> Parser<'a> {
         loop {
             self.start = self.at;
             if self.is("}") || self.is_end() || self.is_item(self.at) {
-                let help = "a function ends with `return %x` and `}`";
-                let failed = self.unexpected("a statement or `return`", help);
+                let last = body.last_word();
+                let help = match last {
+                    "return" => "a function ends with `return %x` and `}`",
+                    _ => "a region ends with `yield %x` and `}`",
+                };
+                let failed = self.unexpected(&format!("a statement or `{last}`"), help);
                 self.eat("}");
                 return Err(failed);
             }
-            if self.is_word("return") {
+            if self.is_word(body.last_word()) {
                 self.results(body).map_err(|Failed| self.skip_body())?;
                 break;
             }
@@ -117,11 +203,10 @@ impl<'a> Parser<'a> {
         }
         self.start = self.at;
         if !self.is("}") {
-            self.unexpected("`}` after `return`", "");
+            self.unexpected(&format!("`}}` after `{}`", body.last_word()), "");
             return Err(self.skip_body());
         }
         self.bump();
-        self.line_end()?;
         match self.errors.len() == errors {
             true => Ok(()),
             false => Err(Failed),
@@ -174,11 +259,15 @@ impl<'a> Parser<'a> {
         if !known {
             return Err(Failed);
         }
-        if found.len() != body.types.len() {
-            let message = format!("expected {} results as declared, found {}", body.types.len(), found.len());
+        let Some(types) = body.types.clone() else {
+            body.func.results.extend(found.iter().map(|(_, v)| *v));
+            return Ok(());
+        };
+        if found.len() != types.len() {
+            let message = format!("expected {} results as declared, found {}", types.len(), found.len());
             return Err(self.fail(keyword, message, String::new()));
         }
-        for ((span, value), want) in found.iter().zip(body.types.clone()) {
+        for ((span, value), want) in found.iter().zip(types) {
             let have = body.func.graph.ty(*value).clone();
             if have != want {
                 let message = format!("expected a result of type {want} as declared, found {have}");
@@ -264,8 +353,19 @@ impl<'a> Parser<'a> {
                 }
             }
         }
-        // Named regions (`prologue(%e: bf16) { ... }`) will stand between attributes and types.
-        let mut attrs = self.attrs(kind)?;
+        let mut attrs = match kind {
+            OpKind::Kernel => {
+                if body.types.is_none() {
+                    return Err(self.fail(span, "expected an op, found `kernel`".into(), "kernels do not nest".into()));
+                }
+                let template = self.template()?;
+                let (start, regions) = (self.start, self.at);
+                let kernel = self.kernel(template).map_err(|Failed| self.skip_regions(regions))?;
+                self.start = start;
+                Attrs::from([("body", Attr::Kernel(Arc::new(kernel)))])
+            }
+            _ => self.attrs(kind)?,
+        };
         if let Some(callee) = callee {
             attrs.set("callee", Attr::from(callee));
         }
@@ -307,6 +407,14 @@ impl<'a> Parser<'a> {
             }
             Kind::Global => {
                 let name = &self.bump()[1..];
+                if body.types.is_none() {
+                    let help = "a region is isolated: pass the weight as an operand of the kernel";
+                    return Err(self.fail(
+                        span,
+                        format!("expected a value of the region, found `@{name}`"),
+                        help.into(),
+                    ));
+                }
                 if let Some(value) = body.weights.get(name) {
                     return Ok(Slot::Known(*value));
                 }

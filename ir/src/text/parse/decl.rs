@@ -221,6 +221,7 @@ impl<'a> Parser<'a> {
                     return Err(p.unknown(span, "attribute", guard, &known));
                 };
                 let want = p.attr_value(match have {
+                    Attr::Kernel(_) => crate::attr::AttrKind::Kernel,
                     Attr::Int(_) => AttrKind::Int,
                     Attr::Float(_) => AttrKind::Float,
                     Attr::Bool(_) => AttrKind::Bool,

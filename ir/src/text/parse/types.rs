@@ -261,6 +261,8 @@ impl<'a> Parser<'a> {
                 self.expect("[")?;
                 self.items("dims", |p| p.dim(0)).map(Attr::Dims)
             }
+            // Written as regions; see `kernel` in `body.rs`.
+            AttrKind::Kernel => Err(self.unexpected("an attribute other than the body of a kernel", "")),
         }
     }
 

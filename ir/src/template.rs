@@ -1,0 +1,613 @@
+//! Templates: what kernels there are and what each may hold, as data.
+//!
+//! The contract between fusion and code generation. Rewrite rules ask [`Template::check`] before they make a kernel, the verifier asks it about every kernel (V12),
+//! and code generation takes whatever it accepts. A new template is a row in [`TEMPLATES`] and its text in the crate that makes kernels; the rules follow.
+//! Sizes are checked by [`Template::fits`] once they are known.
+
+use crate::dim::{Bindings, Dim};
+use crate::dtype::DType;
+use crate::graph::{Graph, Value};
+use crate::kernel::Kernel;
+use crate::module::Func;
+use crate::op::{Class, OpKind};
+use crate::ty::TensorType;
+
+/// A slot before the main op: what may be done to one of its operands as it is read.
+#[derive(Clone, Copy, Debug)]
+pub struct Slot {
+    /// Operand of the main op.
+    pub operand: usize,
+    /// Ops that may stand here, each at most once, in this order from the outside in.
+    pub ops: &'static [OpKind],
+    /// True if what the slot computes may also be stored as a result.
+    pub exports: bool,
+}
+
+/// A kind of kernel.
+#[derive(Clone, Copy, Debug)]
+pub struct Template {
+    /// Name in IR text.
+    pub name: &'static str,
+    /// One line: what it is.
+    pub summary: &'static str,
+    /// Ops of which `main` holds exactly one; empty: `main` holds any number of the ops in `free`.
+    pub main: &'static [OpKind],
+    /// Ops of which `main` may hold any number instead.
+    pub free: &'static [OpKind],
+    /// Element types of the main op's first two operands (after the prologue); empty: any.
+    pub dtypes: &'static [DType],
+    /// What may be done to operands.
+    pub prologue: &'static [Slot],
+    /// What may be done to the main op's result.
+    pub epilogue: &'static [OpKind],
+    /// Least and greatest number of rows (all dims of the main op's first result but the last).
+    pub rows: (i64, i64),
+    /// Greatest size of the last dim of the main op's first result.
+    pub width: i64,
+    /// Greatest number of rows if something must see all choices of a token or the prologue keeps rows in shared memory.
+    pub held_rows: i64,
+    /// Greatest number of operands.
+    pub operands: usize,
+    /// Greatest number of ops in the epilogue.
+    pub ops: usize,
+    /// Launches of one kernel at most.
+    pub launches: u32,
+}
+
+const ANY: i64 = i64::MAX;
+
+use OpKind as K;
+
+/// Elementwise ops that any scalar region takes.
+const SCALAR: &[OpKind] = &[
+    K::Neg,
+    K::Abs,
+    K::Exp,
+    K::Log,
+    K::Sqrt,
+    K::Rsqrt,
+    K::Sigmoid,
+    K::Tanh,
+    K::Silu,
+    K::Gelu,
+    K::Cast,
+    K::Clamp,
+    K::Add,
+    K::Sub,
+    K::Mul,
+    K::Div,
+    K::Max,
+    K::Min,
+    K::Cmp,
+    K::Select,
+    K::Const,
+];
+
+/// What a tile of a dense matmul may go through before it is stored.
+const DENSE: &[OpKind] = &[
+    K::Neg,
+    K::Abs,
+    K::Exp,
+    K::Log,
+    K::Sqrt,
+    K::Rsqrt,
+    K::Sigmoid,
+    K::Tanh,
+    K::Silu,
+    K::Gelu,
+    K::Cast,
+    K::Clamp,
+    K::Add,
+    K::Sub,
+    K::Mul,
+    K::Div,
+    K::Max,
+    K::Min,
+    K::Const,
+    K::Swiglu,
+    K::Split,
+    K::Rope,
+    K::KvWrite,
+];
+
+/// The same with the reductions over a row that a head needs.
+const HEAD: &[OpKind] = &[
+    K::Neg,
+    K::Abs,
+    K::Exp,
+    K::Log,
+    K::Sqrt,
+    K::Rsqrt,
+    K::Sigmoid,
+    K::Tanh,
+    K::Silu,
+    K::Gelu,
+    K::Cast,
+    K::Clamp,
+    K::Add,
+    K::Sub,
+    K::Mul,
+    K::Div,
+    K::Max,
+    K::Min,
+    K::Const,
+    K::Swiglu,
+    K::Split,
+    K::Rope,
+    K::KvWrite,
+    K::TileMax,
+];
+
+/// What the rows of experts may go through.
+const EXPERTS: &[OpKind] = &[
+    K::Neg,
+    K::Abs,
+    K::Exp,
+    K::Log,
+    K::Sqrt,
+    K::Rsqrt,
+    K::Sigmoid,
+    K::Tanh,
+    K::Silu,
+    K::Gelu,
+    K::Cast,
+    K::Clamp,
+    K::Add,
+    K::Sub,
+    K::Mul,
+    K::Div,
+    K::Max,
+    K::Min,
+    K::Const,
+    K::GatherRows,
+    K::Swiglu,
+];
+
+/// The same where one block sees all choices of a token.
+const CHOICES: &[OpKind] = &[
+    K::Neg,
+    K::Abs,
+    K::Exp,
+    K::Log,
+    K::Sqrt,
+    K::Rsqrt,
+    K::Sigmoid,
+    K::Tanh,
+    K::Silu,
+    K::Gelu,
+    K::Cast,
+    K::Clamp,
+    K::Add,
+    K::Sub,
+    K::Mul,
+    K::Div,
+    K::Max,
+    K::Min,
+    K::Const,
+    K::GatherRows,
+    K::Swiglu,
+    K::MoeCombine,
+];
+
+const MAPPED: &[OpKind] = &[
+    K::Neg,
+    K::Abs,
+    K::Exp,
+    K::Log,
+    K::Sqrt,
+    K::Rsqrt,
+    K::Sigmoid,
+    K::Tanh,
+    K::Silu,
+    K::Gelu,
+    K::Cast,
+    K::Clamp,
+    K::Add,
+    K::Sub,
+    K::Mul,
+    K::Div,
+    K::Max,
+    K::Min,
+    K::Cmp,
+    K::Select,
+    K::Const,
+    K::GatherRows,
+    K::Swiglu,
+    K::MoeCombine,
+    K::Rope,
+];
+
+const HALF: &[DType] = &[DType::BF16, DType::F16];
+
+/// Every template, by name.
+pub const TEMPLATES: &[Template] = &[
+    Template {
+        name: "stream",
+        summary: "matmul of few rows: weights stream through once, rows stay in shared memory",
+        main: &[K::MatMul],
+        free: &[],
+        dtypes: HALF,
+        prologue: &[Slot { operand: 0, ops: &[K::GatherRows, K::RmsNorm, K::Cast], exports: false }],
+        epilogue: HEAD,
+        rows: (1, 32),
+        width: ANY,
+        held_rows: 32,
+        operands: 24,
+        ops: 24,
+        launches: 1,
+    },
+    Template {
+        name: "tile",
+        summary: "matmul of many rows: tiles of both operands pass through shared memory",
+        main: &[K::MatMul],
+        free: &[],
+        dtypes: HALF,
+        prologue: &[],
+        epilogue: DENSE,
+        rows: (9, ANY),
+        width: ANY,
+        held_rows: ANY,
+        operands: 24,
+        ops: 24,
+        launches: 1,
+    },
+    Template {
+        name: "moe_stream",
+        summary: "matmul with each row's experts, few rows: an expert's weights stream through once for all rows that chose it",
+        main: &[K::MoeMatMul],
+        free: &[],
+        dtypes: HALF,
+        prologue: &[
+            Slot { operand: 0, ops: &[K::RmsNorm, K::Cast], exports: false },
+            Slot { operand: 1, ops: &[K::Dequant], exports: false },
+        ],
+        epilogue: CHOICES,
+        rows: (1, 128),
+        width: ANY,
+        held_rows: 128,
+        operands: 16,
+        ops: 24,
+        launches: 1,
+    },
+    Template {
+        name: "moe_tile",
+        summary: "matmul with each row's experts, many rows: rows are grouped by expert, then tiled",
+        main: &[K::MoeMatMul],
+        free: &[],
+        dtypes: HALF,
+        prologue: &[Slot { operand: 1, ops: &[K::Dequant], exports: false }],
+        epilogue: EXPERTS,
+        rows: (9, ANY),
+        width: ANY,
+        held_rows: ANY,
+        operands: 16,
+        ops: 24,
+        launches: 2,
+    },
+    Template {
+        name: "router",
+        summary: "matmul with few columns whose row fits one block: top-k and softmax without leaving it",
+        main: &[K::MatMul],
+        free: &[],
+        dtypes: HALF,
+        prologue: &[Slot { operand: 0, ops: &[K::RmsNorm, K::Cast], exports: true }],
+        epilogue: &[K::Add, K::TopK, K::Softmax, K::Cast],
+        rows: (1, ANY),
+        width: 256,
+        held_rows: ANY,
+        operands: 8,
+        ops: 8,
+        launches: 1,
+    },
+    Template {
+        name: "attention",
+        summary: "paged attention with sinks and window",
+        main: &[K::Attention],
+        free: &[],
+        dtypes: &[],
+        prologue: &[],
+        epilogue: &[],
+        rows: (1, ANY),
+        width: ANY,
+        held_rows: ANY,
+        operands: 6,
+        ops: 0,
+        launches: 2,
+    },
+    Template {
+        name: "row",
+        summary: "one block a row: a reduction over the row with scalar code around it",
+        main: &[K::RmsNorm, K::LayerNorm, K::Softmax],
+        free: &[],
+        dtypes: &[],
+        prologue: &[Slot { operand: 0, ops: &[K::GatherRows, K::Cast], exports: false }],
+        epilogue: SCALAR,
+        rows: (1, ANY),
+        width: ANY,
+        held_rows: ANY,
+        operands: 12,
+        ops: 16,
+        launches: 1,
+    },
+    Template {
+        name: "map",
+        summary: "scalar code over the elements of the results",
+        main: &[],
+        free: MAPPED,
+        dtypes: &[],
+        prologue: &[],
+        epilogue: &[],
+        rows: (0, ANY),
+        width: ANY,
+        held_rows: ANY,
+        operands: 16,
+        ops: 24,
+        launches: 1,
+    },
+    Template {
+        name: "cublaslt",
+        summary: "matmul by NVIDIA's cuBLASLt",
+        main: &[K::MatMul],
+        free: &[],
+        dtypes: HALF,
+        prologue: &[],
+        epilogue: &[],
+        rows: (64, ANY),
+        width: ANY,
+        held_rows: ANY,
+        operands: 2,
+        ops: 0,
+        launches: 1,
+    },
+    Template {
+        name: "single",
+        summary: "one op by itself",
+        main: OpKind::ALL,
+        free: &[],
+        dtypes: &[],
+        prologue: &[],
+        epilogue: &[],
+        rows: (0, ANY),
+        width: ANY,
+        held_rows: ANY,
+        operands: usize::MAX,
+        ops: 0,
+        launches: 8,
+    },
+];
+
+/// The template `name`.
+pub fn template(name: &str) -> Option<&'static Template> {
+    TEMPLATES.iter().find(|t| t.name == name)
+}
+
+impl Template {
+    /// Checks that code generation can make this kernel, whatever the values of symbols.
+    ///
+    /// # Errors
+    /// What it does not take, and what it would.
+    pub fn check(&self, kernel: &Kernel) -> Result<(), String> {
+        let operands = kernel.operands();
+        if operands > self.operands {
+            return Err(self.no(format!("{operands} operands"), format!("at most {}", self.operands)));
+        }
+        self.main_op(kernel.main())?;
+        if let Some(f) = kernel.prologue() {
+            self.check_prologue(f, kernel.main())?;
+        }
+        if let Some(f) = kernel.epilogue() {
+            self.check_epilogue(f, kernel)?;
+        }
+        Ok(())
+    }
+
+    /// Checks the sizes of a kernel that [`Template::check`] accepts.
+    ///
+    /// # Errors
+    /// The limit that is not kept.
+    pub fn fits(&self, kernel: &Kernel, sizes: &Bindings) -> Result<(), String> {
+        let Some(main) = heavy(kernel.main()) else { return Ok(()) };
+        let op = kernel.main().graph.op(main.op);
+        let Some(t) = op.results.first().and_then(|t| t.as_tensor()) else { return Ok(()) };
+        let shape = t
+            .shape(sizes)
+            .map_err(|s| self.no(format!("symbol `{s}` without a value"), "a bucket that fixes it".into()))?;
+        let (width, rows) = match shape.split_last() {
+            Some((n, rest)) => (*n, rest.iter().product::<i64>()),
+            None => (1, 1),
+        };
+        let (least, most) = self.rows;
+        if rows < least || rows > most {
+            let most = if most == ANY { "more".to_string() } else { most.to_string() };
+            return Err(self.no(format!("{rows} rows"), format!("{least} to {most}")));
+        }
+        if width > self.width {
+            return Err(self.no(format!("{width} columns"), format!("at most {}", self.width)));
+        }
+        let held = kernel.has(OpKind::MoeCombine)
+            || kernel
+                .prologue()
+                .is_some_and(|f| f.graph.ids().iter().any(|id| f.graph.op(*id).kind == OpKind::RmsNorm));
+        match held && rows > self.held_rows {
+            true => Err(self.no(format!("{rows} rows that a block must hold"), format!("at most {}", self.held_rows))),
+            false => Ok(()),
+        }
+    }
+
+    fn no(&self, what: String, instead: String) -> String {
+        format!("template `{}` does not take {what}; it takes {instead}", self.name)
+    }
+
+    fn main_op(&self, main: &Func) -> Result<(), String> {
+        let ops: Vec<_> = main.graph.ids().into_iter().filter(|id| main.graph.op(*id).kind != OpKind::Param).collect();
+        if self.main.is_empty() {
+            return match ops.iter().map(|id| main.graph.op(*id)).find(|op| !self.free.contains(&op.kind)) {
+                Some(op) => Err(self.no(format!("`{}` in main", op.kind.name()), names(self.free))),
+                None if ops.len() > self.ops => {
+                    Err(self.no(format!("{} ops", ops.len()), format!("at most {}", self.ops)))
+                }
+                None => one_space(main).map_err(|e| self.no(e, "results with equal dims".into())),
+            };
+        }
+        let [id] = ops[..] else {
+            return Err(self.no(format!("{} ops in main", ops.len()), "one".into()));
+        };
+        let op = main.graph.op(id);
+        if !self.main.contains(&op.kind) {
+            return Err(self.no(format!("`{}` in main", op.kind.name()), names(self.main)));
+        }
+        if self.dtypes.is_empty() {
+            return Ok(());
+        }
+        let dtype = |i: usize| op.operands.get(i).and_then(|v| main.graph.ty(*v).as_tensor()).map(|t| t.dtype);
+        match (dtype(0), dtype(1)) {
+            (Some(x), Some(w)) if x == w && self.dtypes.contains(&x) => Ok(()),
+            (x, w) => {
+                let text = |d: Option<DType>| d.map_or("nothing".to_string(), |d| d.to_string());
+                let list: Vec<String> = self.dtypes.iter().map(DType::to_string).collect();
+                Err(self
+                    .no(format!("operands of {} and {}", text(x), text(w)), format!("two of {}", list.join(" or "))))
+            }
+        }
+    }
+
+    /// Each yield of the prologue is a parameter or a chain of the slot's ops on one.
+    fn check_prologue(&self, f: &Func, main: &Func) -> Result<(), String> {
+        let heavy = heavy(main);
+        for (i, root) in f.results.iter().enumerate() {
+            let Some(param) = main.param(i) else { continue };
+            let used: Vec<usize> = heavy.map_or(vec![], |h| {
+                main.graph.op(h.op).operands.iter().enumerate().filter(|(_, v)| **v == param).map(|(n, _)| n).collect()
+            });
+            let slot = self.prologue.iter().find(|s| used == [s.operand]);
+            let mut v = *root;
+            let mut allowed = slot.map_or(&[][..], |s| s.ops);
+            // From the main op outward: the ops of a slot in reverse.
+            while f.graph.op(v.op).kind != OpKind::Param {
+                let op = f.graph.op(v.op);
+                let Some(at) = allowed.iter().rposition(|k| *k == op.kind) else {
+                    let takes = slot.map_or("nothing there".to_string(), |s| names(s.ops));
+                    return Err(self.no(format!("`{}` in the prologue of operand {used:?}", op.kind.name()), takes));
+                };
+                allowed = &allowed[..at];
+                v = op.operands[0];
+            }
+            let exported = main.results.contains(&param);
+            if exported && !slot.is_some_and(|s| s.exports) {
+                return Err(self.no("a prologue value as a result".into(), "none".into()));
+            }
+        }
+        Ok(())
+    }
+
+    fn check_epilogue(&self, f: &Func, kernel: &Kernel) -> Result<(), String> {
+        let ops: Vec<_> = f.graph.ids().into_iter().filter(|id| f.graph.op(*id).kind != OpKind::Param).collect();
+        if ops.len() > self.ops {
+            return Err(self.no(format!("{} ops in the epilogue", ops.len()), format!("at most {}", self.ops)));
+        }
+        let Some(acc) = heavy(kernel.main())
+            .and_then(|h| kernel.main().results.iter().position(|r| *r == h))
+            .and_then(|i| f.param(i))
+        else {
+            return Err(self.no(
+                "an epilogue that cannot see the main result".into(),
+                "one whose first parameters are main's yields".into(),
+            ));
+        };
+        for id in &ops {
+            let op = f.graph.op(*id);
+            if !self.epilogue.contains(&op.kind) {
+                return Err(self.no(format!("`{}` in the epilogue", op.kind.name()), names(self.epilogue)));
+            }
+        }
+        for (i, root) in f.results.iter().enumerate() {
+            let mut coupled = Vec::new();
+            path(f, *root, acc, &mut coupled)
+                .map_err(|e| self.no(format!("result {i}: {e}"), "scalar code on the main result".into()))?;
+        }
+        Ok(())
+    }
+}
+
+/// The one op of a main region that is not a parameter, by its first result.
+pub fn heavy(main: &Func) -> Option<Value> {
+    main.graph.ids().into_iter().find(|id| main.graph.op(*id).kind != OpKind::Param).map(|op| Value { op, result: 0 })
+}
+
+/// Follows a result back to `acc`. Values that come from `acc` have its rows; what they are combined with may only be loaded. At most one op on the way may read other
+/// columns than it makes (swiglu, rope), so that one tile holds what it needs.
+fn path(f: &Func, v: Value, acc: Value, coupled: &mut Vec<OpKind>) -> Result<bool, String> {
+    if v == acc {
+        return Ok(true);
+    }
+    let op = f.graph.op(v.op);
+    if op.kind == OpKind::Param || op.kind == OpKind::Const {
+        return Ok(false);
+    }
+    let mut from_acc = Vec::new();
+    for o in &op.operands {
+        from_acc.push(path(f, *o, acc, coupled)?);
+    }
+    let first = from_acc.first().copied().unwrap_or(false);
+    let any = from_acc.iter().any(|x| *x);
+    match op.kind {
+        OpKind::Swiglu | OpKind::Rope if first => {
+            if coupled.contains(&OpKind::Swiglu) || coupled.contains(&op.kind) && op.kind == OpKind::Swiglu {
+                return Err("two ops that pair columns".into());
+            }
+            coupled.push(op.kind);
+            Ok(true)
+        }
+        OpKind::KvWrite => match from_acc[..] {
+            [false, true, true, ..] => Ok(true),
+            _ => Err("`kv_write` of other keys or values than the main result".into()),
+        },
+        OpKind::GatherRows if any => Err("`gather_rows` of the main result".into()),
+        OpKind::MoeCombine | OpKind::Split | OpKind::TileMax | OpKind::TopK if !first => {
+            Err(format!("`{}` of something else than the main result", op.kind.name()))
+        }
+        OpKind::Swiglu | OpKind::Rope => Err(format!("`{}` of something else than the main result", op.kind.name())),
+        kind if kind.class() == Class::Elementwise && any && from_acc.len() > 1 && !first => {
+            // The main result as a later operand: only with equal dims, or it would be repeated over rows.
+            let t = |v: Value| f.graph.ty(v).as_tensor().map(|t| t.dims.clone());
+            match t(op.operands[0]) == t(v)
+                && op.operands[1..].iter().zip(&from_acc[1..]).all(|(o, a)| !a || t(*o) == t(v))
+            {
+                true => Ok(true),
+                false => Err(format!("`{}` that repeats the main result", kind.name())),
+            }
+        }
+        _ => Ok(any),
+    }
+}
+
+/// True if all results have the same dims, so that one loop makes them.
+fn one_space(main: &Func) -> Result<(), String> {
+    let dims = |v: &Value| main.graph.ty(*v).as_tensor().map(|t: &TensorType| t.dims.clone());
+    let first: Option<Vec<Dim>> = main.results.first().and_then(dims);
+    match main.results.iter().all(|v| dims(v) == first && first.is_some()) {
+        true => {
+            // Rows that were computed cannot be gathered: an element depends on few others only.
+            gathers_loads(&main.graph)
+        }
+        false => Err("results of different dims".into()),
+    }
+}
+
+fn gathers_loads(g: &Graph) -> Result<(), String> {
+    for id in g.ids() {
+        let op = g.op(id);
+        if op.kind == OpKind::GatherRows && op.operands.iter().any(|v| g.op(v.op).kind != OpKind::Param) {
+            return Err("`gather_rows` of computed rows".into());
+        }
+    }
+    Ok(())
+}
+
+fn names(kinds: &[OpKind]) -> String {
+    match kinds.len() {
+        0 => "nothing".into(),
+        n if n > 30 => "any op".into(),
+        _ => kinds.iter().map(|k| k.name()).collect::<Vec<_>>().join(", "),
+    }
+}
