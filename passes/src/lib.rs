@@ -19,6 +19,7 @@ pub mod buffers;
 pub mod canonicalise;
 pub mod cse;
 pub mod dce;
+pub mod fuse;
 pub mod inline;
 pub mod layout;
 pub mod manager;
