@@ -84,7 +84,7 @@ fn dequant(cx: &Cx) -> Result<Lowered, LowerError> {
                 .build();
             let mut args = vec![operand(0), result(0)];
             args.extend(tiles(&layout));
-            Ok(single(cx.launch(kernel, records(&layout), 128, args)?))
+            Ok(single(cx.launch(kernel, fours(&layout), 128, args)?))
         }
         Some(other) => {
             Err(cx.unsupported(format!("layout #{other}"), format!("row-major, #{PACKED} and #{PACKED_FAST}")))
@@ -104,11 +104,12 @@ fn relayout(cx: &Cx) -> Result<Lowered, LowerError> {
     let mut args =
         vec![Arg::Operand { index: 0, part: Part::Codes }, Arg::Operand { index: 0, part: Part::Scales }, result(0)];
     args.extend(tiles(&layout));
-    Ok(single(cx.launch(kernel, records(&layout), 128, args)?))
+    Ok(single(cx.launch(kernel, fours(&layout), 128, args)?))
 }
 
-fn records(layout: &Mxfp4Layout) -> i64 {
-    (layout.experts() * layout.row_tiles() * layout.k_tiles()) as i64
+/// Blocks that take four row tiles each.
+fn fours(layout: &Mxfp4Layout) -> i64 {
+    (layout.experts() * layout.row_tiles().div_ceil(4) * layout.k_tiles()) as i64
 }
 
 /// Rows and columns of an expert, then tiles along both.

@@ -2,19 +2,22 @@
 //!
 //! A checkpoint tensor is `blocks [E, N, K/32, 16]` and `scales [E, N, K/32]`, both bytes: row `n` of expert `e` has two codes to a
 //! byte, the even `k` in the low nibble, and one scale per 32 codes. A value is `E2M1(code) * 2^(scale - 127)`. K must be a
-//! multiple of 32; N is free. Packed, rows (in a [`RowOrder`]) and K are padded with zeros to 64 and cut into 64 x 64 tiles:
+//! multiple of 32; N is free. Packed, rows (in a [`RowOrder`]) are padded with zeros to 16, K to 64, and cut into tiles of 16 rows x 64 k:
 //!
 //! ```text
-//! [expert][row tile][k tile] -> record of 2176 bytes = 2048 bytes of codes, 128 bytes of scales
-//! codes  [thread 128][word 4]           u32, little endian: one 16-byte load per thread and tile
-//! scales [warp 4][g 8][4]               bytes: (row g, block 0) (row g, block 1) (row g + 8, block 0) (row g + 8, block 1)
+//! [expert][row tile][k tile] -> record of 544 bytes = 512 bytes of codes, 32 bytes of scales
+//! codes  [thread 32][word 4]   u32, little endian: one 16-byte load per thread and tile
+//! scales [g 8][4]              bytes: (row g, block 0) (row g, block 1) (row g + 8, block 0) (row g + 8, block 1)
 //! ```
 //!
-//! **Codes** lie in the order of the A fragment of `mma.m16n8k16` and `wgmma.m64nNk16`. Thread `t = 32 w + 4 g + c` finds in word `s`
-//! the eight codes of its fragment for `k = 16 s ..`: pair `j` (0..4), half `b` (0, 1) is
+//! The k tiles of a row tile are one run of bytes, a *strip*; any part of it is one bulk copy. A warp multiplies a strip; the warpgroup of `wgmma`
+//! takes four, warp `w` the row tile `4 i + w` of its 64 rows.
+//!
+//! **Codes** lie in the order of the A fragment of `mma.m16n8k16`, which is a warp's part of that of `wgmma.m64nNk16`. Thread `t = 4 g + c` finds in
+//! word `s` the eight codes of its fragment for `k = 16 s ..`: pair `j` (0..4), half `b` (0, 1) is
 //!
 //! ```text
-//! row = 16 w + g + 8 (j & 1)        k = 16 s + 8 (j >> 1) + 2 c + b
+//! row = g + 8 (j & 1)        k = 16 s + 8 (j >> 1) + 2 c + b
 //! ```
 //!
 //! Inside a word the bits are interleaved so that a pair comes out as two bf16 with one shift and one mask. With
@@ -39,14 +42,15 @@ mod pack;
 mod word;
 
 use super::LayoutError;
-use super::rows::{RowOrder, TILE_ROWS};
+use super::rows::RowOrder;
+pub use super::rows::TILE_ROWS;
 pub use word::{CODE_VALUES, decode, unpack_word};
 
 /// CUDA C++ functions that read this layout, to be put in front of a kernel's text; needs no header. Names start with `gs_mxfp4_`,
 /// constants with `GS_MXFP4_`; a template parameter `FAST` picks the [`ScaleMode`].
 ///
 /// - `gs_mxfp4_record(packed, row_tiles, k_tiles, expert, row_tile, k_tile)`: address of a record;
-/// - `gs_mxfp4_load_codes(record, thread)`, `gs_mxfp4_load_scales(record, thread)`: what a thread of 128 needs of it;
+/// - `gs_mxfp4_load_codes(record, thread)`, `gs_mxfp4_load_scales(record, thread)`: what a thread of 32 needs of it;
 /// - `gs_mxfp4_factor<FAST>(scales, i)`: byte `i` as a bf16x2 factor;
 /// - `gs_mxfp4_decode8<FAST>(word, factor_g, factor_g8, a)`: eight codes to the four A registers of one MMA;
 /// - `gs_mxfp4_decode_tile<FAST>(codes, scales, a)`: all four words of a tile;
@@ -55,12 +59,12 @@ pub const DEVICE_DECODE: &str = include_str!("mxfp4/decode.cuh");
 
 /// Codes of one scale.
 pub const BLOCK: usize = 32;
-/// Rows and columns of a tile.
-pub const TILE: usize = TILE_ROWS;
+/// Columns of a tile.
+pub const TILE_K: usize = 64;
 /// Bytes of codes in a record.
-pub const CODE_BYTES: usize = 2048;
+pub const CODE_BYTES: usize = TILE_ROWS * TILE_K / 2;
 /// Bytes of scales in a record.
-pub const SCALE_BYTES: usize = 128;
+pub const SCALE_BYTES: usize = TILE_ROWS * TILE_K / BLOCK;
 /// Bytes of a record.
 pub const RECORD_BYTES: usize = CODE_BYTES + SCALE_BYTES;
 /// Largest scale that [`ScaleMode::Fast`] takes.
@@ -98,7 +102,7 @@ pub struct Mxfp4Layout {
 /// Where an element of a tile lies.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Position {
-    /// Thread of the warpgroup, 0..128.
+    /// Thread of the warp, 0..32.
     pub thread: usize,
     /// Word of the thread, 0..4.
     pub word: usize,
@@ -106,16 +110,15 @@ pub struct Position {
     pub pair: usize,
     /// Half of the pair: 0 low, 1 high.
     pub half: usize,
-    /// Scale byte of the record, 0..128.
+    /// Scale byte of the record, 0..32.
     pub scale: usize,
 }
 
-/// Position of the element at `row`, `k` of a tile, both below 64.
+/// Position of the element at `row` (below 16), `k` (below 64) of a tile.
 pub fn position(row: usize, k: usize) -> Position {
-    let (warp, second, g) = (row / 16, row / 8 % 2, row % 8);
+    let (second, g) = (row / 8, row % 8);
     let (word, high, c, half) = (k / 16, k / 8 % 2, k % 8 / 2, k % 2);
-    let scale = 4 * (8 * warp + g) + 2 * second + k / BLOCK;
-    Position { thread: 32 * warp + 4 * g + c, word, pair: second + 2 * high, half, scale }
+    Position { thread: 4 * g + c, word, pair: second + 2 * high, half, scale: 4 * g + 2 * second + k / BLOCK }
 }
 
 impl Mxfp4Layout {
@@ -139,8 +142,8 @@ impl Mxfp4Layout {
         }
         row_order.check(n)?;
         let limit = isize::MAX as u128;
-        let records = experts as u128 * n.div_ceil(TILE) as u128;
-        let bytes = records.checked_mul(k.div_ceil(TILE) as u128 * RECORD_BYTES as u128);
+        let records = experts as u128 * n.div_ceil(TILE_ROWS) as u128;
+        let bytes = records.checked_mul(k.div_ceil(TILE_K) as u128 * RECORD_BYTES as u128);
         if bytes.is_none_or(|b| b > limit) {
             return wrong("n", n, "a packed size that fits memory");
         }
@@ -174,12 +177,12 @@ impl Mxfp4Layout {
 
     /// Tiles along the rows.
     pub fn row_tiles(&self) -> usize {
-        self.n.div_ceil(TILE)
+        self.n.div_ceil(TILE_ROWS)
     }
 
     /// Tiles along K; the last is half zero when K is an odd multiple of 32.
     pub fn k_tiles(&self) -> usize {
-        self.k.div_ceil(TILE)
+        self.k.div_ceil(TILE_K)
     }
 
     /// Packed bytes of all K tiles of one row tile, which lie together.
@@ -219,8 +222,8 @@ impl Mxfp4Layout {
             return None;
         }
         let row = self.row_order.packed_row(self.n, row);
-        let record = packed.get(self.record_offset(expert, row / TILE, k / TILE)..)?.get(..RECORD_BYTES)?;
-        let at = position(row % TILE, k % TILE);
+        let record = packed.get(self.record_offset(expert, row / TILE_ROWS, k / TILE_K)..)?.get(..RECORD_BYTES)?;
+        let at = position(row % TILE_ROWS, k % TILE_K);
         let word = 16 * at.thread + 4 * at.word;
         let word = u32::from_le_bytes(record[word..word + 4].try_into().ok()?);
         let byte = unpack_word(word)[at.pair];

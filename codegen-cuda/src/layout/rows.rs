@@ -1,4 +1,4 @@
-//! Row orders: which row of a weight lies in which row of its 64-row tiles.
+//! Row orders: which row of a weight lies in which row of its tiles of 16.
 //!
 //! In an accumulator fragment one thread holds rows `g` and `g + 8` of each 16-row block. Putting two related features there
 //! makes their combination a register operation:
@@ -14,7 +14,7 @@
 use super::LayoutError;
 
 /// Rows of a tile; packed tensors have a multiple of this.
-pub const TILE_ROWS: usize = 64;
+pub const TILE_ROWS: usize = 16;
 
 /// Where the two rows of a feature lie in the checkpoint.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -30,7 +30,7 @@ pub enum PairSource {
 pub enum RowOrder {
     /// As in the checkpoint.
     Identity,
-    /// Gate and up of a feature eight rows apart; `n` must be even. A 64-row tile gives 32 features, in order.
+    /// Gate and up of a feature eight rows apart; `n` must be even. 64 rows give 32 features, in order.
     PairedRows(PairSource),
     /// Dimensions `i` and `i + head_dim/2` of a head eight rows apart; `n` must be whole heads, `head_dim` a multiple of 16.
     RopePairs {
@@ -158,7 +158,7 @@ mod tests {
             let dim = i / 32 * 64 + i % 32;
             assert_eq!(rope.packed_row(n, dim) + 8, rope.packed_row(n, dim + 32));
         }
-        // A 64-row tile holds 32 consecutive features.
+        // 64 rows hold 32 consecutive features.
         let order = RowOrder::PairedRows(PairSource::Interleaved);
         assert_eq!(order.source_row(5760, 64), Some(64));
         assert_eq!(order.source_row(5760, 72), Some(65));
@@ -170,11 +170,11 @@ mod tests {
     fn gather_moves_rows_and_pads() {
         let bias: Vec<i32> = (1..=20).collect();
         let packed = RowOrder::PairedRows(PairSource::Interleaved).gather(&bias, 1).unwrap();
-        assert_eq!(packed.len(), 64);
+        assert_eq!(packed.len(), 32);
         assert_eq!(packed[..16], [1, 3, 5, 7, 9, 11, 13, 15, 2, 4, 6, 8, 10, 12, 14, 16]);
         assert_eq!(packed[16..32], [17, 19, 0, 0, 0, 0, 0, 0, 18, 20, 0, 0, 0, 0, 0, 0]);
         let rows = RowOrder::Identity.gather(&[1, 2, 3, 4, 5, 6], 3).unwrap();
-        assert_eq!((rows.len(), &rows[..7]), (192, &[1, 2, 3, 4, 5, 6, 0][..]));
+        assert_eq!((rows.len(), &rows[..7]), (48, &[1, 2, 3, 4, 5, 6, 0][..]));
     }
 
     #[test]

@@ -1,16 +1,18 @@
 // ${ir}
-// One block a record of 64 x 64; the tile turns from fragment order to rows in shared memory.
+// One block four tiles of 16 x 64, one above the other; they turn from fragment order to rows in shared memory.
 extern "C" __global__ void __launch_bounds__(128)
 ${entry}(const u8* __restrict__ packed, ${type}* __restrict__ y, i64 rows, i64 columns, u32 row_tiles, u32 k_tiles) {
   alignas(16) __shared__ u16 tile[64][72];
   constexpr bool FAST = ${fast};  // scales are stored as scale + 126
   const u32 t = threadIdx.x;
   const u32 k_tile = blockIdx.x % k_tiles;
-  const u32 row_tile = blockIdx.x / k_tiles % row_tiles;
-  const u32 expert = blockIdx.x / k_tiles / row_tiles;
+  const u32 fours = (row_tiles + 3) / 4;
+  const u32 first = blockIdx.x / k_tiles % fours * 4;
+  const u32 expert = blockIdx.x / k_tiles / fours;
+  const u32 row_tile = first + (t >> 5) < row_tiles ? first + (t >> 5) : first;  // of the last four, some may not exist
   const u8* record = gs_mxfp4_record(packed, row_tiles, k_tiles, expert, row_tile, k_tile);
-  const uint4 codes = gs_mxfp4_load_codes(record, t);
-  const u32 scales = gs_mxfp4_load_scales(record, t);
+  const uint4 codes = gs_mxfp4_load_codes(record, t & 31);
+  const u32 scales = gs_mxfp4_load_scales(record, t & 31);
   u32 a[4][4];
   gs_mxfp4_decode_tile<FAST>(codes, scales, a);
   const u32 row = 16 * (t >> 5) + ((t >> 2) & 7);
@@ -26,7 +28,7 @@ ${entry}(const u8* __restrict__ packed, ${type}* __restrict__ y, i64 rows, i64 c
   }
   __syncthreads();
   for (u32 i = t; i < 64 * 8; i += 128) {
-    const i64 n = (i64)row_tile * 64 + (i >> 3);
+    const i64 n = (i64)first * 16 + (i >> 3);
     const i64 k = (i64)k_tile * 64 + (i & 7) * 8;
     if (n >= rows || k >= columns) continue;
     const uint4 v = *(const uint4*)&tile[i >> 3][(i & 7) * 8];

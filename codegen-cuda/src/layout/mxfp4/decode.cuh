@@ -1,6 +1,6 @@
 // Reading the packed MXFP4 layout. Types and formulas: the module documentation of layout/mxfp4.rs.
-#define GS_MXFP4_RECORD_BYTES 2176u
-#define GS_MXFP4_CODE_BYTES 2048u
+#define GS_MXFP4_RECORD_BYTES 544u
+#define GS_MXFP4_CODE_BYTES 512u
 
 // Two bf16 products. Subnormals are kept: the PTX instruction has no flushing form.
 __device__ __forceinline__ unsigned gs_mxfp4_mul2(unsigned a, unsigned b) {
@@ -16,7 +16,7 @@ __device__ __forceinline__ const unsigned char* gs_mxfp4_record(const void* pack
   return (const unsigned char*)packed + index * GS_MXFP4_RECORD_BYTES;
 }
 
-// The four words of thread t of 128 (global or shared memory).
+// The four words of thread t of 32 (global or shared memory).
 __device__ __forceinline__ uint4 gs_mxfp4_load_codes(const unsigned char* record, unsigned t) {
   return *(const uint4*)(record + 16u * t);
 }
@@ -65,16 +65,16 @@ __device__ __forceinline__ void gs_mxfp4_decode_tile(uint4 codes, unsigned scale
   }
 }
 
-// Element (row, k) of a tile, both below 64, as float.
+// Element (row < 16, k < 64) of a tile, as float.
 template <bool FAST>
 __device__ __forceinline__ float gs_mxfp4_value(const unsigned char* record, unsigned row, unsigned k) {
-  const unsigned thread = 32u * (row >> 4) + 4u * (row & 7u) + ((k & 7u) >> 1);
-  const unsigned pair = ((row >> 3) & 1u) + 2u * ((k >> 3) & 1u);
+  const unsigned thread = 4u * (row & 7u) + ((k & 7u) >> 1);
+  const unsigned pair = (row >> 3) + 2u * ((k >> 3) & 1u);
   unsigned a[4];
   gs_mxfp4_unpack8(*(const unsigned*)(record + 16u * thread + 4u * (k >> 4)), a);
   const unsigned both = pair == 0u ? a[0] : pair == 1u ? a[1] : pair == 2u ? a[2] : a[3];
   const unsigned code = k & 1u ? both & 0xFFFF0000u : both << 16;  // a bf16 is the upper half of a float
-  const unsigned byte = record[GS_MXFP4_CODE_BYTES + 4u * (8u * (row >> 4) + (row & 7u)) + 2u * ((row >> 3) & 1u) + (k >> 5)];
+  const unsigned byte = record[GS_MXFP4_CODE_BYTES + 4u * (row & 7u) + 2u * (row >> 3) + (k >> 5)];
   const unsigned factor = FAST || byte ? byte << 23 : 0x00400000u;
   // Scaling up first keeps the general product exact; in the fast one 2^126 is part of the factor.
   const float up = FAST ? 1.0f : __uint_as_float(0x7E800000u);

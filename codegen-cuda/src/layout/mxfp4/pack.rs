@@ -3,11 +3,16 @@
 use rayon::prelude::*;
 
 use super::word::{pack_word, unpack_word};
-use super::{BLOCK, CODE_BYTES, LayoutError, MAX_FAST_SCALE, Mxfp4Layout, RECORD_BYTES, SCALE_BYTES, ScaleMode, TILE};
+use super::{
+    BLOCK, CODE_BYTES, LayoutError, MAX_FAST_SCALE, Mxfp4Layout, RECORD_BYTES, SCALE_BYTES, ScaleMode, TILE_K,
+    TILE_ROWS,
+};
 
 /// Bytes of codes one row has in one tile, and of scales.
-const ROW_CODES: usize = TILE / 2;
-const ROW_SCALES: usize = TILE / BLOCK;
+const ROW_CODES: usize = TILE_K / 2;
+const ROW_SCALES: usize = TILE_K / BLOCK;
+/// Pairs of rows, `g` and `g + 8`, in a tile.
+const GROUPS: usize = TILE_ROWS / 2;
 
 impl Mxfp4Layout {
     /// Packs a whole tensor: `blocks [E, N, K/32, 16]`, `scales [E, N, K/32]`, `out` of [`Mxfp4Layout::bytes`].
@@ -46,8 +51,8 @@ impl Mxfp4Layout {
         let rows = blocks.par_chunks_exact_mut(self.k / 2).zip(scales.par_chunks_exact_mut(self.k / BLOCK));
         rows.enumerate().for_each(|(row, (codes, scales))| {
             let row = self.row_order.packed_row(self.n, row);
-            let (group, second) = (row % TILE / 16 * 8 + row % 8, row / 8 % 2);
-            let records = packed[row / TILE * self.strip_bytes()..].chunks_exact(RECORD_BYTES);
+            let (group, second) = (row % 8, row / 8 % 2);
+            let records = packed[row / TILE_ROWS * self.strip_bytes()..].chunks_exact(RECORD_BYTES);
             let tiles = codes.chunks_mut(ROW_CODES).zip(scales.chunks_mut(ROW_SCALES));
             for ((codes, scales), record) in tiles.zip(records) {
                 for (i, code) in codes.iter_mut().enumerate() {
@@ -83,26 +88,26 @@ impl Mxfp4Layout {
         }
     }
 
-    fn source_rows(&self, row_tile: usize) -> [Option<usize>; TILE] {
-        std::array::from_fn(|i| self.row_order.source_row(self.n, row_tile * TILE + i))
+    fn source_rows(&self, row_tile: usize) -> [Option<usize>; TILE_ROWS] {
+        std::array::from_fn(|i| self.row_order.source_row(self.n, row_tile * TILE_ROWS + i))
     }
 
     fn pack_record(
         &self,
-        rows: &[Option<usize>; TILE],
+        rows: &[Option<usize>; TILE_ROWS],
         k_tile: usize,
         blocks: &[u8],
         scales: &[u8],
         record: &mut [u8],
     ) {
         let (codes_out, scales_out) = record.split_at_mut(CODE_BYTES);
-        let groups = codes_out.chunks_exact_mut(CODE_BYTES / 32).zip(scales_out.chunks_exact_mut(SCALE_BYTES / 32));
+        let groups =
+            codes_out.chunks_exact_mut(CODE_BYTES / GROUPS).zip(scales_out.chunks_exact_mut(SCALE_BYTES / GROUPS));
         for (group, (codes_out, scales_out)) in groups.enumerate() {
-            let first = group / 8 * 16 + group % 8;
-            let pair = [rows[first], rows[first + 8]];
+            let pair = [rows[group], rows[group + 8]];
             let [low, high] = pair.map(|row| self.row_codes(row, k_tile, blocks));
             // A quad of threads, each with four words, shares the two rows. Constant bounds let the compiler unroll all of it.
-            let mut words = [0; CODE_BYTES / 32];
+            let mut words = [0; CODE_BYTES / GROUPS];
             for quarter in 0..4 {
                 for step in 0..4 {
                     let (a, b) = (8 * step + quarter, 8 * step + 4 + quarter);
