@@ -22,7 +22,11 @@ pub fn run(module: &mut Module, _: &Options) -> Result<bool, InferError> {
             if matches!(op.kind.class(), Class::State | Class::Call) || op.kind == gossamer_ir::OpKind::Param {
                 continue;
             }
-            let attrs: Vec<String> = op.attrs.iter().map(|(k, v)| format!("{k}={v}")).collect();
+            let text = |v: &gossamer_ir::Attr| match v {
+                gossamer_ir::Attr::Kernel(k) => k.key().to_string(),
+                other => other.to_string(),
+            };
+            let attrs: Vec<String> = op.attrs.iter().map(|(k, v)| format!("{k}={}", text(v))).collect();
             let key = (op.kind.name(), attrs.join(","), op.operands.clone());
             let results = op.results.len() as u16;
             let Some(&first) = seen.get(&key) else {

@@ -17,6 +17,7 @@
 pub mod bucket;
 pub mod buffers;
 pub mod canonicalise;
+pub mod cost;
 pub mod cse;
 pub mod dce;
 pub mod fuse;

@@ -6,6 +6,8 @@ use std::time::Instant;
 use gossamer_ir::verify::{Stage, VerifyErrors, verify};
 use gossamer_ir::{Bindings, InferError, LayoutName, Module};
 
+use crate::cost::Machine;
+use crate::fuse::{self, FuseError};
 use crate::{canonicalise, cse, dce, layout, rule};
 
 /// What passes may ask about the target, and how the manager behaves.
@@ -16,6 +18,10 @@ pub struct Options {
     /// Sizes for which passes choose between forms that are equal in meaning: a value for every symbol, as in a [bucket](crate::bucket). Empty: passes that
     /// choose do nothing.
     pub sizes: Bindings,
+    /// What fusion has worked out before: clones of these options share it.
+    pub spaces: fuse::Spaces,
+    /// The machine that costs are for.
+    pub machine: Machine,
     /// Names of rewrite rules that are not applied, see [`rule::RULES`].
     pub disabled_rules: Vec<String>,
     /// Verify the module before the first pass and after each.
@@ -24,7 +30,14 @@ pub struct Options {
 
 impl Default for Options {
     fn default() -> Options {
-        Options { mxfp4_layout: None, sizes: Bindings::new(), disabled_rules: vec![], verify: true }
+        Options {
+            mxfp4_layout: None,
+            sizes: Bindings::new(),
+            spaces: fuse::Spaces::default(),
+            machine: Machine::default(),
+            disabled_rules: vec![],
+            verify: true,
+        }
     }
 }
 
@@ -35,8 +48,34 @@ pub struct Pass {
     pub name: &'static str,
     /// One line: what it does.
     pub summary: &'static str,
-    /// Rewrites the module; true if anything changed.
-    pub run: fn(&mut Module, &Options) -> Result<bool, InferError>,
+    /// Rewrites the module.
+    pub run: fn(&mut Module, &Options) -> Result<Done, Failure>,
+}
+
+/// What a pass did.
+#[derive(Clone, Debug, Default)]
+pub struct Done {
+    /// True if anything changed.
+    pub changed: bool,
+    /// What fusion did.
+    pub fusion: Option<fuse::Report>,
+}
+
+impl From<bool> for Done {
+    fn from(changed: bool) -> Done {
+        Done { changed, fusion: None }
+    }
+}
+
+/// Why a pass failed.
+#[derive(Debug, thiserror::Error)]
+pub enum Failure {
+    /// An op that its type rule refuses.
+    #[error(transparent)]
+    Infer(#[from] InferError),
+    /// Fusion.
+    #[error(transparent)]
+    Fuse(#[from] FuseError),
 }
 
 /// Every pass, by name.
@@ -44,16 +83,32 @@ pub const PASSES: &[Pass] = &[
     Pass {
         name: "canonicalise",
         summary: "removes ops that do nothing and merges chains of views",
-        run: canonicalise::run,
+        run: |m, o| Ok(canonicalise::run(m, o)?.into()),
     },
-    Pass { name: "cse", summary: "merges ops that compute the same value", run: cse::run },
-    Pass { name: "layout", summary: "gives packed weights the layout the target wants", run: layout::run },
-    Pass { name: "dce", summary: "removes ops, functions and weights that nothing uses", run: dce::run },
+    Pass { name: "cse", summary: "merges ops that compute the same value", run: |m, o| Ok(cse::run(m, o)?.into()) },
+    Pass {
+        name: "layout",
+        summary: "gives packed weights the layout the target wants",
+        run: |m, o| Ok(layout::run(m, o)?.into()),
+    },
+    Pass {
+        name: "fuse",
+        summary: "gives every op a kernel and fuses kernels by rewrite rules and cost; needs sizes",
+        run: |m, o| {
+            let fusion = fuse::run(m, o)?;
+            Ok(Done { changed: fusion.is_some(), fusion })
+        },
+    },
+    Pass {
+        name: "dce",
+        summary: "removes ops, functions and weights that nothing uses",
+        run: |m, o| Ok(dce::run(m, o)?.into()),
+    },
 ];
 
 /// The passes that `--passes default` runs, in order.
 pub fn default_pipeline() -> Vec<Pass> {
-    ["canonicalise", "cse", "layout", "dce"].iter().filter_map(|n| pass(n)).collect()
+    ["canonicalise", "cse", "layout", "fuse", "dce"].iter().filter_map(|n| pass(n)).collect()
 }
 
 /// The pass `name`.
@@ -91,6 +146,8 @@ pub struct PassTrace {
     pub ops_after: usize,
     /// True if it changed anything.
     pub changed: bool,
+    /// What fusion did, if this was the pass that fuses.
+    pub fusion: Option<fuse::Report>,
 }
 
 /// What a pipeline did.
@@ -154,6 +211,12 @@ pub enum PassError {
         /// What the type rule says.
         source: InferError,
     },
+    /// Fusion stopped.
+    #[error("pass fuse: {source}")]
+    Fuse {
+        /// Why.
+        source: FuseError,
+    },
     /// The module does not verify.
     #[error("{when}: {errors}")]
     Verify {
@@ -182,22 +245,28 @@ pub fn compile_with(
     options: &Options,
     observe: &mut dyn FnMut(usize, &str, &Module),
 ) -> Result<(Module, Trace), PassError> {
-    let check = |module: &Module, when: &dyn Fn() -> String| match options.verify {
-        true => verify(module, Stage::Tensor).map(drop).map_err(|errors| PassError::Verify { when: when(), errors }),
+    let check = |module: &Module, stage: Stage, when: &dyn Fn() -> String| match options.verify {
+        true => verify(module, stage).map(drop).map_err(|errors| PassError::Verify { when: when(), errors }),
         false => Ok(()),
     };
     rule::check_names(&options.disabled_rules)?;
-    check(&module, &|| "input".to_string())?;
+    let mut stage = Stage::Tensor;
+    check(&module, stage, &|| "input".to_string())?;
     observe(0, "input", &module);
     let mut trace = Trace::default();
     for (i, pass) in passes.iter().enumerate() {
         let ops_before = count(&module);
         let start = Instant::now();
-        let changed =
-            (pass.run)(&mut module, options).map_err(|source| PassError::Infer { pass: pass.name, source })?;
+        let Done { changed, fusion } = (pass.run)(&mut module, options).map_err(|failure| match failure {
+            Failure::Infer(source) => PassError::Infer { pass: pass.name, source },
+            Failure::Fuse(source) => PassError::Fuse { source },
+        })?;
+        if fusion.is_some() {
+            stage = Stage::Fused;
+        }
         let microseconds = start.elapsed().as_micros() as u64;
         let start = Instant::now();
-        check(&module, &|| format!("after pass {}", pass.name))?;
+        check(&module, stage, &|| format!("after pass {}", pass.name))?;
         let verify_microseconds = start.elapsed().as_micros() as u64;
         if changed {
             observe(i + 1, pass.name, &module);
@@ -210,6 +279,7 @@ pub fn compile_with(
             ops_before,
             ops_after,
             changed,
+            fusion,
         });
     }
     Ok((module, trace))

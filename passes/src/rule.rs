@@ -41,13 +41,14 @@ pub struct RuleInfo {
 }
 
 /// Every rule, by family and name.
-pub const RULES: &[RuleInfo] = &[];
+pub static RULES: std::sync::LazyLock<Vec<RuleInfo>> =
+    std::sync::LazyLock::new(|| crate::fuse::rules::RULES.iter().map(|r| r.info).collect());
 
 /// The rules as a table: name, family, meaning.
 pub fn list() -> String {
     let width = RULES.iter().map(|r| r.name.len()).max().unwrap_or(4).max(4);
     let mut out = format!("{:<width$}  {:<7} meaning\n", "name", "family");
-    for r in RULES {
+    for r in RULES.iter() {
         // Writing to a string cannot fail.
         let _ = writeln!(out, "{:<width$}  {:<7} {}", r.name, r.family.name(), r.meaning);
     }

@@ -1,5 +1,246 @@
 //! Fusion: from a graph of ops to a graph of kernels.
 //!
-//! Owns the e-graph bridge, the rules and the extraction. Must never know devices (costs come in as numbers) or models.
+//! Owns the e-graph bridge, the rules and the extraction. Must never know devices (costs come in as numbers) or models. One function at a time: a layer's body is rewritten
+//! once, however many layers call it. The steps: [`concat`] (one rule that is applied once), [`bridge::enter`], saturation with the [`rules`], [`extract`] by cost,
+//! [`bridge::leave`].
+//!
+//! Precondition: a verified module. Postcondition: an equal module in which every op of a step is in a kernel. Never changes a rounding.
 
+pub mod body;
+pub mod bridge;
+pub mod concat;
+pub mod error;
 pub mod extract;
+pub mod facts;
+pub mod report;
+pub mod rules;
+pub mod saturate;
+pub mod term;
+
+#[cfg(test)]
+mod tests;
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use egg::Id;
+use gossamer_ir::{Bindings, Func, Module};
+
+use bridge::Bridged;
+pub use error::FuseError;
+use extract::{Choice, Choices, ExtractError, Extraction};
+use facts::Graph;
+pub use report::{FuncReport, KernelReport, Report};
+use saturate::Saturation;
+use term::Term;
+
+use crate::Options;
+use crate::cost::{Machine, Terms};
+
+/// A function in a saturated e-graph, ready for extraction at any sizes.
+pub struct Space {
+    /// The e-graph.
+    pub bridged: Bridged,
+    /// How it grew.
+    pub saturation: Saturation,
+    /// The function it was made from, after [`concat`].
+    pub func: Func,
+}
+
+/// Builds and saturates the e-graph of a function. Sizes do not matter here: one space serves every bucket.
+///
+/// # Errors
+/// A contradiction between types, or a limit: both are bugs in rules, with the numbers to find them.
+pub fn space(module: &Arc<Module>, func: &Func, disabled: &[String]) -> Result<Space, FuseError> {
+    let mut func = func.clone();
+    if !disabled.iter().any(|d| d == "fold/concat-weights") {
+        concat::run(module, &mut func)?;
+    }
+    let mut bridged = bridge::enter(module.clone(), &func);
+    let enabled: Vec<&'static rules::Rule> =
+        rules::RULES.iter().filter(|r| !disabled.iter().any(|d| d == r.info.name)).collect();
+    let saturation = saturate::run(&mut bridged, &func.name, &enabled)?;
+    Ok(Space { bridged, saturation, func })
+}
+
+/// The alternatives of every class the root may reach, with what they stand for.
+pub struct Priced {
+    /// For extraction.
+    pub choices: Choices,
+    /// Class of each index.
+    pub classes: Vec<Id>,
+    /// Node of each alternative.
+    pub nodes: Vec<Vec<Term>>,
+}
+
+/// Prices every node at `sizes`: kernels by the cost model, work at load and renaming nothing, everything else infinite.
+pub fn price(space: &Space, sizes: &Bindings, machine: &Machine) -> Priced {
+    let eg = &space.bridged.graph;
+    let mut classes: Vec<Id> = eg.classes().map(|c| c.id).collect();
+    classes.sort_unstable();
+    let index: BTreeMap<Id, usize> = classes.iter().enumerate().map(|(i, id)| (*id, i)).collect();
+    let mut nodes = Vec::with_capacity(classes.len());
+    let mut alternatives = Vec::with_capacity(classes.len());
+    for id in &classes {
+        let mut here: Vec<Term> = eg[*id].nodes.clone();
+        here.sort_unstable();
+        let choices = here
+            .iter()
+            .map(|n| Choice {
+                cost: own_cost(eg, *id, n, sizes, machine),
+                children: egg::Language::children(n).iter().map(|c| index[&eg.find(*c)]).collect(),
+            })
+            .collect();
+        nodes.push(here);
+        alternatives.push(choices);
+    }
+    let root = index[&eg.find(space.bridged.root)];
+    Priced { choices: Choices { classes: alternatives, root }, classes, nodes }
+}
+
+fn own_cost(eg: &Graph, class: Id, node: &Term, sizes: &Bindings, machine: &Machine) -> f64 {
+    match node {
+        Term::Leaf(_) | Term::Attrs(_) | Term::Proj(..) | Term::Outputs(_) | Term::Opaque(..) => 0.0,
+        Term::Kernel(k, _) => kernel_cost(eg, *k, sizes, machine).map_or(f64::INFINITY, |t| t.total_us),
+        Term::Op(gossamer_ir::OpKind::Reshape, _) => 0.0,
+        Term::Op(..) if rules::at_load(eg, class, node) => 0.0,
+        Term::Op(..) => f64::INFINITY,
+    }
+}
+
+/// The cost of a kernel at `sizes`; `None` if its template does not take it there.
+pub fn kernel_cost(eg: &Graph, kernel: u32, sizes: &Bindings, machine: &Machine) -> Option<Terms> {
+    let kernel = &eg.analysis.kernels[kernel as usize];
+    let template = gossamer_ir::template::template(kernel.template())?;
+    template.fits(kernel, sizes).ok()?;
+    crate::cost::kernel(kernel, &eg.analysis.module, sizes, machine).ok()
+}
+
+/// Fuses one function at `sizes`.
+///
+/// # Errors
+/// No template takes an op: which op, and which rule would give it a kernel.
+pub fn choose(
+    module: &Module,
+    space: &Space,
+    sizes: &Bindings,
+    machine: &Machine,
+) -> Result<(Func, FuncReport), FuseError> {
+    let priced = price(space, sizes, machine);
+    let found = extract::extract(&priced.choices).map_err(|e| unsatisfiable(space, &priced, e))?;
+    build(module, space, &priced, &found, sizes, machine)
+}
+
+/// The function that an extraction stands for.
+///
+/// # Errors
+/// None for a valid extraction.
+pub fn build(
+    module: &Module,
+    space: &Space,
+    priced: &Priced,
+    found: &Extraction,
+    sizes: &Bindings,
+    machine: &Machine,
+) -> Result<(Func, FuncReport), FuseError> {
+    let eg = &space.bridged.graph;
+    let index: BTreeMap<Id, usize> = priced.classes.iter().enumerate().map(|(i, id)| (*id, i)).collect();
+    let chosen = |id: Id| {
+        let class = index.get(&eg.find(id))?;
+        found.chosen.get(class).map(|n| priced.nodes[*class][*n].clone())
+    };
+    let (func, kernels) = bridge::leave(module, &space.func, &space.bridged, &chosen)?;
+    let kernels = kernels
+        .into_iter()
+        .map(|k| KernelReport {
+            kernel: eg.analysis.kernels[k as usize].clone(),
+            history: eg.analysis.history(k),
+            terms: kernel_cost(eg, k, sizes, machine),
+        })
+        .collect();
+    let report = FuncReport {
+        name: func.name.clone(),
+        saturation: space.saturation.clone(),
+        predicted_us: found.total,
+        exact: found.exact,
+        kernels,
+    };
+    Ok((func, report))
+}
+
+fn unsatisfiable(space: &Space, priced: &Priced, error: ExtractError) -> FuseError {
+    let ExtractError::Unsatisfiable { classes, .. } = &error else {
+        return FuseError::Extract { func: space.func.name.to_string(), source: error };
+    };
+    let eg = &space.bridged.graph;
+    let op = classes.iter().find_map(|c| {
+        priced.nodes[*c]
+            .iter()
+            .find_map(|n| if let Term::Op(kind, _) = n { Some((*kind, priced.classes[*c])) } else { None })
+    });
+    match op {
+        Some((kind, class)) => {
+            let rules: Vec<&str> = rules::RULES
+                .iter()
+                .filter(|r| matches!(r.how, rules::How::Seed(_)) && r.kinds.contains(&kind))
+                .map(|r| r.info.name)
+                .collect();
+            FuseError::NoKernel {
+                func: space.func.name.to_string(),
+                op: kind.name(),
+                value: eg[class].data.name.as_deref().unwrap_or("v").to_string(),
+                rules: rules.join(", "),
+            }
+        }
+        None => FuseError::Extract { func: space.func.name.to_string(), source: error },
+    }
+}
+
+/// Runs the pass: every function of the module at the sizes of the options; without sizes it does nothing.
+///
+/// # Errors
+/// See [`FuseError`].
+pub fn run(module: &mut Module, options: &Options) -> Result<Option<Report>, FuseError> {
+    if options.sizes.is_empty() {
+        return Ok(None);
+    }
+    let decls = Arc::new(module.clone());
+    let mut report = Report::default();
+    for f in &mut module.funcs {
+        let space = options.spaces.space(&decls, f, &options.disabled_rules)?;
+        let (fused, part) = choose(&decls, &space, &options.sizes, &options.machine)?;
+        *f = fused;
+        report.funcs.push(part);
+    }
+    Ok(Some(report))
+}
+
+/// Spaces made before, shared between the buckets of a model: equal functions are saturated once. Clones share what they hold.
+#[derive(Clone, Default)]
+pub struct Spaces {
+    made: Arc<Mutex<BTreeMap<String, Arc<Space>>>>,
+}
+
+impl Spaces {
+    /// The space of `func`, made at its first use.
+    ///
+    /// # Errors
+    /// As [`space`].
+    pub fn space(&self, module: &Arc<Module>, func: &Func, disabled: &[String]) -> Result<Arc<Space>, FuseError> {
+        let states: Vec<String> = module.states.iter().map(ToString::to_string).collect();
+        let key = format!("{}\n{}\n{func}", disabled.join(","), states.join("\n"));
+        // A poisoned lock holds a map that is whole: entries are added in one step.
+        if let Some(space) = self.made.lock().unwrap_or_else(PoisonError::into_inner).get(&key) {
+            return Ok(space.clone());
+        }
+        let made = Arc::new(space(module, func, disabled)?);
+        self.made.lock().unwrap_or_else(PoisonError::into_inner).insert(key, made.clone());
+        Ok(made)
+    }
+}
+
+impl std::fmt::Debug for Spaces {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{} spaces", self.made.lock().unwrap_or_else(PoisonError::into_inner).len())
+    }
+}

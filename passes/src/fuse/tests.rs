@@ -1,0 +1,72 @@
+use super::*;
+use crate::{bucket, compile, manager};
+use gossamer_models::{gpt_oss, presets, step};
+
+fn options(spaces: &Spaces, t: usize, s: usize) -> Options {
+    Options {
+        mxfp4_layout: Some("mx64".into()),
+        sizes: bucket::sizes(t, s, s, 1024, 16),
+        spaces: spaces.clone(),
+        ..Options::default()
+    }
+}
+
+fn program(head: step::Head) -> Module {
+    let o = step::StepOptions { head, max_tokens: 8192, max_seqs: 256, context: 1024, page: 64 };
+    gpt_oss::build(&presets::gpt_oss_120b(), &o).unwrap().module
+}
+
+fn templates(report: &Report, func: &str) -> Vec<String> {
+    let f = report.funcs.iter().find(|f| &*f.name == func).unwrap();
+    f.kernels.iter().map(|k| k.kernel.summary()).collect()
+}
+
+fn fused(module: Module, options: &Options) -> (Module, Report) {
+    let (m, trace) = compile(module, &manager::default_pipeline(), options).unwrap_or_else(|e| panic!("{e}"));
+    (m, trace.passes.into_iter().find_map(|p| p.fusion).unwrap())
+}
+
+#[test]
+fn decode_is_six_kernels_a_layer() {
+    let (module, report) = fused(program(step::Head::Sample), &options(&Spaces::default(), 1, 1));
+    for layer in ["layer_window", "layer_full"] {
+        assert_eq!(
+            templates(&report, layer),
+            [
+                "stream[rms_norm cast | matmul | add split rope cast rope cast cast kv_write]",
+                "attention[attention]",
+                "stream[matmul | add add]",
+                "router[rms_norm cast | matmul | add topk softmax]",
+                "moe_stream[dequant | moe_matmul | gather_rows add swiglu cast]",
+                "moe_stream[dequant | moe_matmul | gather_rows add moe_combine add]",
+            ]
+        );
+    }
+    assert!(templates(&report, "step").len() <= 4, "{:?}", templates(&report, "step"));
+    gossamer_ir::verify::roundtrip(&module).unwrap();
+}
+
+#[test]
+fn prefill_is_at_most_nine_launches_a_layer() {
+    let (_, report) = fused(program(step::Head::Sample), &options(&Spaces::default(), 2048, 1));
+    for layer in ["layer_window", "layer_full"] {
+        let f = report.funcs.iter().find(|f| &*f.name == layer).unwrap();
+        let launches: u32 = f.kernels.iter().map(|k| if &**k.kernel.template() == "moe_tile" { 2 } else { 1 }).sum();
+        assert!(launches <= 10, "{:?}", templates(&report, layer));
+        assert!(f.exact);
+    }
+}
+
+#[test]
+fn one_space_serves_every_bucket_and_the_same_text_comes_out() {
+    let module = program(step::Head::Sample);
+    let shared = Spaces::default();
+    for (t, s) in [(1, 1), (4, 4), (256, 256), (512, 1), (8192, 8)] {
+        let start = std::time::Instant::now();
+        let (a, _) = fused(module.clone(), &options(&shared, t, s));
+        let first = start.elapsed();
+        let (b, _) = fused(module.clone(), &options(&Spaces::default(), t, s));
+        println!("{t} {s}: {first:?}, alone {:?}", start.elapsed() - first);
+        assert_eq!(a.to_string(), b.to_string());
+    }
+}
