@@ -26,7 +26,7 @@ pub fn lower(cx: &Cx) -> Result<Lowered, LowerError> {
 }
 
 /// `value` as an element of `dtype`.
-fn constant(dtype: DType, value: f64) -> String {
+pub(super) fn constant(dtype: DType, value: f64) -> String {
     match dtype {
         DType::F32 => f32_literal(value),
         DType::BF16 => format!("bf16{{0x{:04x}}}", half::bf16::from_f64(value).to_bits()),

@@ -14,6 +14,7 @@ pub mod logits;
 pub mod moe;
 pub mod quant;
 pub mod reduce;
+pub(crate) mod region;
 pub mod rope;
 pub mod rows;
 pub mod sample;
