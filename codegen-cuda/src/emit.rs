@@ -36,6 +36,8 @@ pub(crate) enum Piece {
     Infinity,
     /// Matrix multiplies of a warp and 16-byte copies.
     Mma,
+    /// Launching before the predecessor has ended.
+    Dependent,
     /// Counter-based random numbers.
     Philox,
     /// Readers of the packed MXFP4 layout.
@@ -52,6 +54,7 @@ impl Piece {
             Piece::Group => include_str!("kernels/cuda/group.cuh"),
             Piece::Infinity => "#define INF __uint_as_float(0x7f800000u)\n",
             Piece::Mma => include_str!("kernels/cuda/mma.cuh"),
+            Piece::Dependent => include_str!("kernels/cuda/dependent.cuh"),
             Piece::Philox => include_str!("kernels/cuda/philox.cuh"),
             Piece::Mxfp4 => crate::layout::mxfp4::DEVICE_DECODE,
         }

@@ -50,6 +50,9 @@ pub struct Launch {
     pub block: u32,
     /// Bytes of dynamic shared memory of a block; above 48 KiB the launcher must raise the kernel's limit.
     pub shared: u32,
+    /// True if it may start before the launch before it has ended (programmatic dependent launch): until it waits for that by itself it
+    /// reads nothing but weights. Launching it after the end is correct too.
+    pub dependent: bool,
     /// Arguments in the order of the kernel's parameters.
     pub args: Vec<Arg>,
 }
@@ -190,7 +193,7 @@ pub fn lower(instance: &OpInstance) -> Result<Lowered, LowerError> {
         | K::Min
         | K::Cmp
         | K::Select => kernels::elementwise::lower(&cx),
-        K::Kernel => Err(cx.unsupported("fused kernels", "the ops they are made of")),
+        K::Kernel => kernels::fused::lower(&cx),
         K::Reduce => kernels::reduce::lower(&cx),
         K::TileMax => kernels::reduce::tile_max(&cx),
         K::Softmax | K::LogSumExp | K::RmsNorm | K::LayerNorm | K::ArgMax | K::TokenLogprob => {

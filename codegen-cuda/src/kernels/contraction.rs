@@ -11,13 +11,13 @@ use crate::emit::{Piece, Text, c_type};
 use crate::lower::{Arg, Launch, LowerError, Lowered};
 
 /// Columns that one step of a warp takes.
-const UNIT: i64 = 64;
+pub(super) const UNIT: i64 = 64;
 /// Pieces of K whose size depends on symbols.
 const PIECES: i64 = 8;
 /// Columns beyond which an offset within a tile of rows would not fit 32 bits.
-const MAX_K: i64 = 1 << 24;
+pub(super) const MAX_K: i64 = 1 << 24;
 /// Multiprocessors that a launch should keep busy.
-const PROCESSORS: i64 = 132;
+pub(super) const PROCESSORS: i64 = 132;
 /// Rows of `moe_matmul` up to which each is a tile of its own: fewer launches, and few rows share an expert.
 const UNGROUPED: i64 = 8;
 
@@ -173,8 +173,7 @@ fn family(shape: &Shape, rows: i64, shared: i64) -> Family {
         9..=16 => 2,
         17..=32 => 4,
         _ => {
-            let wide = blocks(shape.n.value, 128) * blocks(rows, 64) >= PROCESSORS;
-            return Family::Tile { height: if wide { 128 } else { 64 } };
+            return Family::Tile { height: tile_height(shape.n.value, rows) };
         }
     };
     // Two tiles of w share the fragments of x where there are blocks enough.
@@ -182,8 +181,20 @@ fn family(shape: &Shape, rows: i64, shared: i64) -> Family {
     Family::Stream { slot_tiles, row_tiles }
 }
 
+/// Stages, warps along w and bytes of dynamic shared memory of the tile template.
+pub(super) fn tile_geometry(height: i64) -> (i64, i64, i64) {
+    let (stages, warps_n) = if height == 128 { (3, 4) } else { (4, 2) };
+    (stages, warps_n, stages * 2 * (height * 64 + 64 + 64 * 64 + 64))
+}
+
+/// Rows of w in a tile of the tile template: as many as leave blocks enough.
+pub(super) fn tile_height(n: i64, rows: i64) -> i64 {
+    let wide = blocks(n, 128) * blocks(rows, 64) >= PROCESSORS;
+    if wide { 128 } else { 64 }
+}
+
 /// How many pieces K is cut into, each summed on its own: what divides its units most evenly among at most 9 warps.
-fn pieces(k: Size) -> i64 {
+pub(super) fn pieces(k: Size) -> i64 {
     if !k.constant {
         return PIECES;
     }
@@ -274,7 +285,22 @@ fn launch(
         .set("epilogue", format!("y[(i64)({}) * N + n] = from_f32<Out>(sum);", locate.y_row))
         .set("pieces", pieces)
         .set("slots", family.slots())
-        .set("height", family.height());
+        .set("height", family.height())
+        .set("out", format!("typedef {} Out;", c_type(shape.out)))
+        .set("pointers", "const In* __restrict__ x, const In* __restrict__ w, Out* __restrict__ y")
+        .set("start", "")
+        .set("w_base", "n0 * K")
+        .set("w_row", "w_row[i] = (u32)(n0 + n < N ? n : N - 1 - n0) * (u32)K;")
+        .set(
+            "finish",
+            format!(
+                "const i64 n = n0 + i % HEIGHT;\n\
+                 if (n >= N) continue;\n\
+                 const f32 sum = out[slot * (HEIGHT + 4) + i % HEIGHT];\n\
+                 y[(i64)({}) * N + n] = from_f32<Out>(sum);",
+                locate.y_row
+            ),
+        );
     if locate.name == GROUPED.name {
         source = source.with(Piece::Group);
     }
@@ -303,10 +329,9 @@ fn launch(
             (pieces * 32, 0)
         }
         Family::Tile { height } => {
-            let (stages, warps_n) = if height == 128 { (3, 4) } else { (4, 2) };
-            let stage = 2 * (height * 64 + 64 + 64 * 64 + 64);
+            let (stages, warps_n, shared) = tile_geometry(height);
             source = source.with(Piece::Mma).set("stages", stages).set("warps_n", warps_n).set("blocks", 2);
-            (256, stages * stage)
+            (256, shared)
         }
         Family::Ffma => (256, 0),
     };

@@ -8,6 +8,7 @@ pub mod attention;
 pub mod contraction;
 pub mod elementwise;
 pub mod fill;
+pub mod fused;
 pub mod gather;
 pub mod kv;
 pub mod logits;
@@ -68,6 +69,24 @@ impl<'a> Cx<'a> {
 
     pub(crate) fn name(&self) -> &'static str {
         self.op.kind.name()
+    }
+
+    pub(crate) fn module(&self) -> &'a gossamer_ir::Module {
+        self.module
+    }
+
+    pub(crate) fn sizes(&self) -> &'a Bindings {
+        self.sizes
+    }
+
+    /// The type of operand `i`.
+    pub(crate) fn operand_type(&self, i: usize) -> Result<Type, LowerError> {
+        self.operands.get(i).cloned().ok_or_else(|| self.malformed(format!("operand {i} is missing")))
+    }
+
+    /// True if operand `i` is a state.
+    pub(crate) fn is_state(&self, i: usize) -> bool {
+        self.operands.get(i).is_some_and(Type::is_state)
     }
 
     pub(crate) fn operand_count(&self) -> usize {
@@ -163,7 +182,7 @@ impl<'a> Cx<'a> {
                 self.unsupported(format!("{blocks} blocks"), format!("tensors that need at most {MAX_GRID} blocks"))
             );
         }
-        Ok(Launch { kernel, grid: [blocks as u32, 1, 1], block, shared: 0, args })
+        Ok(Launch { kernel, grid: [blocks as u32, 1, 1], block, shared: 0, dependent: false, args })
     }
 }
 

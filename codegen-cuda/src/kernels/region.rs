@@ -15,7 +15,7 @@ mod ops;
 pub(crate) use coupling::{Columns, Need, Sink, Target, sinks};
 pub(crate) use index::Index;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use gossamer_ir::{Attr, DType, Dim, Func, Module, OpId, OpKind, TensorType, Type, Value};
 
@@ -38,9 +38,10 @@ pub(crate) enum Source<'a> {
         /// Values, alike.
         values: String,
     },
-    /// Not to be read by this region's ops as elements (weights that the template multiplies by).
-    Absent,
 }
+
+/// What the names of symbolic dims start with unless a region is tagged.
+const DEFAULT_TAG: &str = "d";
 
 /// Prints the code of one region.
 pub(crate) struct Region<'a> {
@@ -54,8 +55,55 @@ pub(crate) struct Region<'a> {
     elements: BTreeMap<(Value, Vec<Index>), String>,
     expressions: BTreeMap<String, String>,
     used: BTreeMap<String, usize>,
-    lines: Vec<String>,
+    /// Variables that depend on a [`Source::Given`].
+    late: BTreeSet<String>,
+    lines: Vec<Line>,
+    tag: &'static str,
     sizes: Vec<Dim>,
+}
+
+/// A printed line.
+#[derive(Clone, Debug)]
+pub(crate) struct Line {
+    comment: Option<String>,
+    text: String,
+    /// Type, name and expression, if it declares a variable.
+    variable: Option<(String, String, String)>,
+    late: bool,
+}
+
+/// Lines in two parts: what can be computed before the template has its values, and the rest.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Split {
+    /// Declarations of the variables that the early part sets, with a value of no meaning.
+    pub declarations: Vec<String>,
+    /// Assignments, in order.
+    pub early: Vec<String>,
+    /// Everything else, in order.
+    pub late: Vec<String>,
+}
+
+/// Lines as text.
+pub(crate) fn text(lines: &[Line]) -> Vec<String> {
+    lines.iter().flat_map(|l| l.comment.iter().chain([&l.text]).cloned()).collect()
+}
+
+/// Cuts the lines of a scope in two, so that the loads of an epilogue can be under way while the main loop runs. The early part must run with
+/// indices that are inside the tensors.
+pub(crate) fn split(lines: &[Line]) -> Split {
+    let mut out = Split::default();
+    for line in lines {
+        match &line.variable {
+            Some((c_type, name, expression)) if !line.late => {
+                let zero = if c_type == "bool" { "false" } else { "0" };
+                out.declarations.push(format!("{c_type} {name} = {zero};"));
+                out.early.extend(line.comment.clone());
+                out.early.push(format!("{name} = {expression};"));
+            }
+            _ => out.late.extend(line.comment.iter().chain([&line.text]).cloned()),
+        }
+    }
+    out
 }
 
 impl<'a> Region<'a> {
@@ -72,14 +120,22 @@ impl<'a> Region<'a> {
             elements: BTreeMap::new(),
             expressions: BTreeMap::new(),
             used: BTreeMap::new(),
+            late: BTreeSet::new(),
             lines: Vec::new(),
+            tag: DEFAULT_TAG,
             sizes: Vec::new(),
         }
     }
 
-    /// The region.
-    pub fn func(&self) -> &'a Func {
-        self.func
+    /// Names symbolic dims `{tag}0`, ... and puts the tag in front of variables, for kernels with the text of several regions.
+    pub fn tagged(mut self, tag: &'static str) -> Region<'a> {
+        self.tag = tag;
+        self
+    }
+
+    /// What the names of symbolic dims start with.
+    pub fn tag(&self) -> &'static str {
+        self.tag
     }
 
     /// Names the variables that hold what a row op needs of its whole row: `rms_norm`: 1 / rms; `layer_norm`: mean, 1 / deviation;
@@ -92,7 +148,7 @@ impl<'a> Region<'a> {
     pub fn take(&mut self) -> Vec<String> {
         self.elements.clear();
         self.expressions.clear();
-        std::mem::take(&mut self.lines)
+        text(&std::mem::take(&mut self.lines))
     }
 
     /// What `f` prints, kept apart: what it computes is not visible afterwards, what was computed before is visible to it. For the bodies
@@ -100,7 +156,7 @@ impl<'a> Region<'a> {
     pub fn scope<R>(
         &mut self,
         f: impl FnOnce(&mut Self) -> Result<R, LowerError>,
-    ) -> Result<(Vec<String>, R), LowerError> {
+    ) -> Result<(Vec<Line>, R), LowerError> {
         let (elements, expressions) = (self.elements.clone(), self.expressions.clone());
         let outer = std::mem::take(&mut self.lines);
         let result = f(self);
@@ -109,17 +165,24 @@ impl<'a> Region<'a> {
         result.map(|r| (inner, r))
     }
 
-    /// Adds a line.
-    pub fn line(&mut self, line: impl Into<String>) {
-        self.lines.push(line.into());
+    /// Adds a statement.
+    fn statement(&mut self, text: String) {
+        self.lines.push(Line { comment: None, text, variable: None, late: true });
     }
 
-    /// Adds lines, indented by one step.
-    pub fn block(&mut self, lines: impl IntoIterator<Item = String>) {
-        self.lines.extend(lines.into_iter().map(|l| format!("  {l}")));
+    /// Adds the declaration of a variable.
+    fn variable(&mut self, c_type: &str, name: &str, expression: &str, given: bool, comment: Option<String>) {
+        let word = |c: char| !c.is_ascii_alphanumeric() && c != '_';
+        let late = given || expression.split(word).any(|w| self.late.contains(w));
+        if late {
+            self.late.insert(name.to_string());
+        }
+        let text = format!("const {c_type} {name} = {expression};");
+        let variable = Some((c_type.to_string(), name.to_string(), expression.to_string()));
+        self.lines.push(Line { comment, text, variable, late });
     }
 
-    /// The symbolic dims that the text refers to as `d0`, `d1`, ...: 64-bit integer parameters of the kernel.
+    /// The symbolic dims that the text refers to as `d0`, `d1`, ... (see [`Region::tagged`]): 64-bit integer parameters of the kernel.
     pub fn sizes(&self) -> &[Dim] {
         &self.sizes
     }
@@ -133,7 +196,7 @@ impl<'a> Region<'a> {
             self.sizes.push(dim.clone());
             self.sizes.len() - 1
         });
-        format!("d{at}")
+        format!("{}{at}", self.tag)
     }
 
     /// A variable that holds element `index` of `value` (or a literal). Floats of any dtype are f32 and already rounded to it.
@@ -158,7 +221,7 @@ impl<'a> Region<'a> {
         let ty = self.tensor(value)?;
         let element = self.element(value, index)?;
         let at = self.offset(&ty.dims, index);
-        self.lines.push(format!("{pointer}[{at}] = {};", scalar::store(ty.dtype, &element)));
+        self.statement(format!("{pointer}[{at}] = {};", scalar::store(ty.dtype, &element)));
         Ok(())
     }
 
@@ -177,7 +240,7 @@ impl<'a> Region<'a> {
     }
 
     /// The variable of `value`: `v3`, further ones `v3_1`, ...; the op's line stands above the first.
-    fn declare(&mut self, value: Value, expression: &str) -> Result<String, LowerError> {
+    fn declare(&mut self, value: Value, expression: &str, given: bool) -> Result<String, LowerError> {
         let kind = self.scalar(value)?;
         let number = self.numbers.get(&value.op).copied().unwrap_or(0);
         let base = match value.result {
@@ -185,11 +248,9 @@ impl<'a> Region<'a> {
             r => format!("v{number}r{r}"),
         };
         let name = self.fresh(&base);
-        if name == base {
-            let line = self.ir(value.op);
-            self.lines.push(format!("// {line}"));
-        }
-        self.lines.push(format!("const {} {name} = {expression};", kind.c_type()));
+        let first = self.used.get(&base) == Some(&1);
+        let comment = first.then(|| format!("// {}", self.ir(value.op)));
+        self.variable(kind.c_type(), &name, expression, given, comment);
         Ok(name)
     }
 
@@ -199,7 +260,7 @@ impl<'a> Region<'a> {
             return name.clone();
         }
         let name = self.fresh(base);
-        self.lines.push(format!("const {c_type} {name} = {expression};"));
+        self.variable(c_type, &name, &expression, false, None);
         self.expressions.insert(expression, name.clone());
         name
     }
@@ -208,9 +269,10 @@ impl<'a> Region<'a> {
     fn fresh(&mut self, base: &str) -> String {
         let count = self.used.entry(base.to_string()).or_insert(0);
         *count += 1;
+        let tag = if self.tag == DEFAULT_TAG { "" } else { self.tag };
         match *count {
-            1 => base.to_string(),
-            n => format!("{base}_{}", n - 1),
+            1 => format!("{tag}{base}"),
+            n => format!("{tag}{base}_{}", n - 1),
         }
     }
 

@@ -6,6 +6,16 @@ use super::{Cx, operand, product, result, rows_of, single};
 use crate::emit::{Piece, Text, c_type, f32_literal};
 use crate::lower::{Arg, LowerError, Lowered};
 
+/// Threads that share a row of `n` elements. They decide the order of a sum: whatever reduces such a row elsewhere must have as many partial
+/// sums. Short rows leave most of a large block idle; the choice must not depend on symbols.
+pub(super) fn threads(n: Option<i64>) -> u32 {
+    match n {
+        Some(n) if n <= 1024 => 128,
+        Some(n) if n > 16384 => 1024,
+        _ => 256,
+    }
+}
+
 /// Lowers `rms_norm`, `layer_norm`, `softmax`, `logsumexp`, `argmax` and `token_logprob`.
 pub fn lower(cx: &Cx) -> Result<Lowered, LowerError> {
     let x = cx.plain(0)?;
@@ -21,12 +31,7 @@ pub fn lower(cx: &Cx) -> Result<Lowered, LowerError> {
     if n == 0 || n > i64::from(i32::MAX) {
         return Err(cx.unsupported(format!("rows of {n} elements"), "rows of 1 to 2^31 - 1 elements"));
     }
-    // Short rows leave most of a large block idle; the choice must not depend on symbols.
-    let threads: u32 = match x.dims.last().and_then(|d| d.as_const()) {
-        Some(n) if n <= 1024 => 128,
-        Some(n) if n > 16384 => 1024,
-        _ => 256,
-    };
+    let threads = threads(x.dims.last().and_then(|d| d.as_const()));
     let body = match cx.op.kind {
         OpKind::RmsNorm => include_str!("cuda/rms_norm.cu"),
         OpKind::LayerNorm => include_str!("cuda/layer_norm.cu"),

@@ -2,7 +2,7 @@
 // Many rows of x. A block makes ${slots} of them (slots) times ${height} rows of w; tiles of both pass through shared memory, ${stages} units of K
 // deep. Pieces of K are summed apart and added up in order, as the kernels for few rows do, so results are the same bits.
 typedef ${in_type} In;
-typedef ${out_type} Out;
+${out}
 ${constants}
 constexpr int PIECES = ${pieces};
 constexpr int HEIGHT = ${height};
@@ -17,7 +17,8 @@ constexpr int X_HALF = SLOTS * 64 + 64;
 constexpr int STAGE = 2 * (W_HALF + X_HALF);
 
 extern "C" __global__ void __launch_bounds__(256, ${blocks})
-${entry}(const In* __restrict__ x, const In* __restrict__ w, Out* __restrict__ y, u32 tiles${params}) {
+${entry}(${pointers}, u32 tiles${params}) {
+  ${start}
   extern __shared__ uint4 shared[];
   u8* const stages = (u8*)shared;
   const int lane = threadIdx.x & 31;
@@ -30,13 +31,13 @@ ${entry}(const In* __restrict__ x, const In* __restrict__ w, Out* __restrict__ y
   // A thread copies the same 8 columns of some rows of each tile: row, row + 32, ...
   const int copy_row = threadIdx.x >> 3;
   const int copy_k = threadIdx.x & 7;
-  const In* const w_tile = w + n0 * K;
+  const In* const w_tile = w + ${w_base};
   u32 w_row[HEIGHT / 32];
   const In* x_row[SLOTS / 32];
 #pragma unroll
   for (int i = 0; i < HEIGHT / 32; i++) {
     const int n = copy_row + 32 * i;
-    w_row[i] = (u32)(n0 + n < N ? n : N - 1 - n0) * (u32)K;
+    ${w_row}
   }
 #pragma unroll
   for (int i = 0; i < SLOTS / 32; i++) {
@@ -133,9 +134,6 @@ ${entry}(const In* __restrict__ x, const In* __restrict__ w, Out* __restrict__ y
   __syncthreads();
   for (int i = threadIdx.x; i < count * HEIGHT; i += 256) {
     const int slot = i / HEIGHT;
-    const i64 n = n0 + i % HEIGHT;
-    if (n >= N) continue;
-    const f32 sum = out[slot * (HEIGHT + 4) + i % HEIGHT];
-    ${epilogue}
+    ${finish}
   }
 }

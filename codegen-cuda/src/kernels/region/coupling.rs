@@ -116,7 +116,7 @@ pub(crate) fn sinks(func: &Func, product: usize) -> Result<Vec<Sink>> {
                 add(Target::Values(value.op), op.operands[2])?;
             }
             OpKind::ArgMax => add(Target::ArgMax, op.operands[0])?,
-            _ if op.kind.name() == "tile_max" => add(Target::TileMax { tile: op.attrs.int("tile") }, op.operands[0])?,
+            OpKind::TileMax => add(Target::TileMax { tile: op.attrs.int("tile") }, op.operands[0])?,
             _ => add(Target::Tensor, *value)?,
         }
     }
@@ -154,7 +154,7 @@ fn need(func: &Func, value: Value, product: usize) -> Result<Need> {
                 _ => bad(),
             }
         }
-        _ if op.kind.name() == "split" => {
+        OpKind::Split => {
             let before = op.attrs.ints("sizes").iter().take(value.result as usize).sum();
             moved(op, operands[0], before)
         }

@@ -40,7 +40,7 @@ impl Region<'_> {
         };
         // `cast` rounds by itself.
         let expression = if op.kind == OpKind::Cast { expression } else { rounded(ty.dtype, expression) };
-        self.declare(value, &expression)
+        self.declare(value, &expression, false)
     }
 
     fn parameter(&mut self, value: Value, i: usize, dtype: DType, index: &[Index]) -> Result<String> {
@@ -48,7 +48,7 @@ impl Region<'_> {
         let pointer = match self.sources.get(i) {
             Some(Source::Given(give)) => {
                 let expression = rounded(dtype, give(index));
-                return self.declare(value, &expression);
+                return self.declare(value, &expression, true);
             }
             Some(Source::Memory(pointer)) => pointer.clone(),
             _ => {
@@ -61,7 +61,7 @@ impl Region<'_> {
         };
         let dims = &self.tensor(value)?.dims;
         let at = self.offset(dims, index);
-        self.declare(value, &scalar::load(dtype, &format!("{pointer}[{at}]")))
+        self.declare(value, &scalar::load(dtype, &format!("{pointer}[{at}]")), false)
     }
 
     /// The element that a view refers to: whose, and at which index.
@@ -73,7 +73,7 @@ impl Region<'_> {
                 let axis = op.attrs.int("axis") as usize;
                 at[axis] = at[axis].plus(op.attrs.int("start"));
             }
-            _ if op.kind.name() == "split" => {
+            OpKind::Split => {
                 let sizes = op.attrs.ints("sizes");
                 if let Some(last) = at.last_mut() {
                     *last = last.plus(sizes.iter().take(value.result as usize).sum());
@@ -198,11 +198,11 @@ impl Region<'_> {
             let pointer = pointer.clone();
             let offset = self.offset(&xt.dims, &at);
             let load = scalar::load(xt.dtype, &format!("{pointer}[{offset}]"));
-            return self.declare(value, &format!("{known} ? {load} : {zero}"));
+            return self.declare(value, &format!("{known} ? {load} : {zero}"), false);
         }
         at[0] = Index::var(self.bind("i32", "row", format!("{known} ? {id} : 0")));
         let element = self.element(x, &at)?;
-        self.declare(value, &format!("{known} ? {element} : {zero}"))
+        self.declare(value, &format!("{known} ? {element} : {zero}"), false)
     }
 
     fn swiglu(&mut self, op: &Op, index: &[Index]) -> Result<String> {
@@ -334,7 +334,7 @@ impl Region<'_> {
         let (head, d) = (self.quotient(column, *head_dim), self.remainder(column, *head_dim));
         let row = format!("((i64){id} * {heads} + {}) * {page} + {p} % {page}", head.operand());
         let stored = scalar::store(*dtype, &element);
-        self.line(format!("if ({id} >= 0) {pointer}[({row}) * {head_dim} + {}] = {stored};", d.text()));
+        self.statement(format!("if ({id} >= 0) {pointer}[({row}) * {head_dim} + {}] = {stored};", d.text()));
         Ok(())
     }
 }

@@ -70,6 +70,20 @@ y1[(i64)t * 2880 + n] = from_f32<bf16>(v5);";
 }
 
 #[test]
+fn what_does_not_need_the_product_can_go_first() {
+    let b = attention();
+    let found = sinks(&b.func, 0).unwrap();
+    let mut r = Region::new(&b.func, &b.module, attention_sources());
+    let (lines, ()) = r.scope(|r| r.emit(&found[0], "y0", &[Index::var("t")], &Index::var("n"))).unwrap();
+    let parts = super::split(&lines);
+    let (early, late) = (parts.early.join("\n"), parts.late.join("\n"));
+    for load in ["pos[t]", "table[", "b[n]"] {
+        assert!(early.contains(load) && !late.contains(load), "{load}: {early}\n--\n{late}");
+    }
+    assert!(late.contains("acc(t, n)") && late.contains("y0[") && !early.contains("acc("), "{early}\n--\n{late}");
+}
+
+#[test]
 fn swiglu_asks_for_both_columns() {
     for (layout, need, columns) in [
         ("interleaved", Need::Interleaved { offset: 0 }, ["acc(t, n * 2)", "acc(t, n * 2 + 1)"]),
@@ -111,6 +125,11 @@ fn attention() -> Build {
     b
 }
 
+fn attention_sources<'a>() -> Vec<Source<'a>> {
+    let cache = Source::Cache { keys: "keys".into(), values: "values".into() };
+    vec![acc(), memory("b"), memory("pos"), memory("table"), cache, memory("seq"), memory("pages")]
+}
+
 #[test]
 fn projections_are_stored_by_segment_and_rows_are_looked_up_once() {
     let b = attention();
@@ -123,16 +142,7 @@ fn projections_are_stored_by_segment_and_rows_are_looked_up_once() {
     ];
     assert_eq!(needs, expected);
     assert!(matches!(found[1].target, Target::Keys(_)) && matches!(found[2].target, Target::Values(_)));
-    let sources = vec![
-        acc(),
-        memory("b"),
-        memory("pos"),
-        memory("table"),
-        Source::Cache { keys: "keys".into(), values: "values".into() },
-        memory("seq"),
-        memory("pages"),
-    ];
-    let mut r = Region::new(&b.func, &b.module, sources);
+    let mut r = Region::new(&b.func, &b.module, attention_sources());
     let n = Index::var("n");
     for sink in &found[1..] {
         r.emit(sink, "", &[Index::var("t")], &sink.column(&n)).unwrap();
@@ -212,6 +222,7 @@ fn rows_outside_are_zero_and_scopes_do_not_leak() {
     let mut r = Region::new(&b.func, &b.module, vec![memory("x"), memory("ids")]);
     let at = [Index::var("t"), Index::constant(2), Index::var("n")];
     let (inner, _) = r.scope(|r| r.element(y, &at)).unwrap();
+    let inner = super::text(&inner);
     assert!(inner.last().unwrap().ends_with("? to_f32(x[(i64)v1 * 8 + n]) : 0.0f;"), "{inner:?}");
     assert!(r.take().is_empty());
     let outer = r.element(y, &at).unwrap();

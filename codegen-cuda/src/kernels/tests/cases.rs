@@ -120,6 +120,7 @@ pub fn all() -> Vec<Case> {
     out.extend(quant());
     out.extend(positions());
     out.extend(sampling());
+    out.extend(super::fused::cases());
     out
 }
 
@@ -334,5 +335,6 @@ pub fn full_size() -> Vec<Case> {
         out.push(plain(K::TopK, vec![row(F32, 32)], [("k", Attr::Int(4))], &sizes));
         out.push(plain(K::TopK, vec![t(F32, "R 201088")], [("k", Attr::Int(20))], &sizes));
     }
+    out.extend(super::fused::full_size());
     out
 }

@@ -94,9 +94,9 @@ fn step(tokens: i64, sequences: i64, capacity: i64) -> (Vec<i32>, Vec<i32>) {
 pub fn inputs(case: &Case) -> Inputs {
     let mut r = Random::new(case.name.bytes().fold(7u64, |h, b| h.wrapping_mul(31).wrapping_add(b.into())));
     let mut out = Inputs { operands: vec![], stores: vec![], buffers: BTreeMap::new() };
-    let kind = case.op.kind;
     let size = |name: &str| case.sizes.get(name).copied().unwrap_or(0);
     for (i, ty) in case.operands.iter().enumerate() {
+        let (kind, role) = role(case, i);
         let t = match ty {
             Type::Tensor(t) => t,
             Type::State(_, name) => {
@@ -109,10 +109,10 @@ pub fn inputs(case: &Case) -> Inputs {
         let n: usize = shape.iter().product();
         let ints =
             |f: &mut dyn FnMut(usize) -> i64| Tensor::i32(&shape, (0..n).map(|i| f(i) as i32).collect()).unwrap();
-        let tensor = match (kind, i) {
+        let tensor = match (kind, role) {
             (OpKind::KvWrite, 3 | 4) | (OpKind::Attention, 2 | 3) => {
                 let (pos, seq) = step(size("T"), size("S"), capacity(case));
-                Tensor::i32(&shape, if i == 3 && kind == OpKind::KvWrite || i == 2 { pos } else { seq }).unwrap()
+                Tensor::i32(&shape, if role == 3 && kind == OpKind::KvWrite || role == 2 { pos } else { seq }).unwrap()
             }
             (OpKind::KvWrite, 5) | (OpKind::Attention, 4) => {
                 let (s, p) = (size("S"), size("P"));
@@ -186,6 +186,32 @@ pub fn inputs(case: &Case) -> Inputs {
     out
 }
 
+/// The op that an operand is for, and which of its operands it is: inside a kernel, the first op that reads it.
+fn role(case: &Case, i: usize) -> (OpKind, usize) {
+    let Some(kernel) = case.op.attrs.kernel() else { return (case.op.kind, i) };
+    let mut first = 0;
+    for (number, f) in kernel.regions().enumerate() {
+        // Without a prologue `main` is the first region that is there, but takes what region 1 takes.
+        let number = if kernel.prologue().is_none() { number + 1 } else { number };
+        let count = kernel.operands_of(number);
+        if i < first + count {
+            let param = f.param(f.params.len() - count + i - first).unwrap();
+            let users = f.graph.users(param);
+            // Integers have a meaning; prefer the user that gives it one.
+            let telling = |u: &&(gossamer_ir::OpId, u16)| f.graph.op(u.0).kind == OpKind::KvWrite;
+            let (user, operand) = users.iter().find(telling).or(users.first()).copied().unwrap();
+            return (f.graph.op(user).kind, operand as usize);
+        }
+        first += count;
+    }
+    (case.op.kind, i)
+}
+
+/// True if the case writes the cache.
+fn writes(case: &Case) -> bool {
+    case.op.kind == OpKind::KvWrite || case.op.attrs.kernel().is_some_and(|k| k.has(OpKind::KvWrite))
+}
+
 fn capacity(case: &Case) -> i64 {
     match case.module.states.first() {
         Some(StateDecl::Kv { page, .. }) => page * case.sizes["P"],
@@ -235,7 +261,7 @@ fn state(case: &Case, i: usize, decl: &StateDecl, r: &mut Random, out: &mut Inpu
             for sequence in 0..s {
                 let last = pos.iter().zip(&seq).filter(|(_, q)| i64::from(**q) == sequence).map(|(p, _)| *p).max();
                 for position in 0..=i64::from(last.unwrap_or(-1)) {
-                    if case.op.kind == OpKind::KvWrite {
+                    if writes(case) {
                         break;
                     }
                     let id = page_of(sequence, position / page, p, s);
@@ -251,7 +277,7 @@ fn state(case: &Case, i: usize, decl: &StateDecl, r: &mut Random, out: &mut Inpu
                     }
                 }
             }
-            if case.op.kind == OpKind::KvWrite {
+            if writes(case) {
                 keys.fill(0.0);
                 values.fill(0.0);
             }

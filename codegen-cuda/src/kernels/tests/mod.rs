@@ -3,5 +3,6 @@
 mod cases;
 mod compile;
 mod emulate;
+mod fused;
 mod inputs;
 mod text;

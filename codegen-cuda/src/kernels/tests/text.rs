@@ -34,6 +34,10 @@ fn symbols_are_arguments_not_text() {
     for case in cases::all().iter_mut() {
         // One more token stays within the same template everywhere.
         let Some(tokens) = case.sizes.get("T").copied().filter(|t| ![8, 16, 32, 64].contains(t)) else { continue };
+        // One row has a kernel of its own.
+        if tokens == 1 && case.op.kind == OpKind::Kernel {
+            continue;
+        }
         let before = case.lower().unwrap();
         case.sizes.insert("T".into(), tokens + 1);
         let after = case.lower().unwrap();
@@ -62,7 +66,9 @@ fn no_rows_no_launches() {
             .operands
             .iter()
             .any(|t| t.as_tensor().is_some_and(|t| t.dims.first().is_some_and(|d| d.to_string() == "T")));
-        if first_dim_is_tokens && case.op.kind != OpKind::Concat && case.op.kind != OpKind::MatMul {
+        let rows = case.op.results.first().and_then(|t| t.as_tensor()).and_then(|t| t.dims.first().cloned());
+        let picked = case.op.kind == OpKind::Kernel && rows.is_some_and(|d| d.to_string() != "T");
+        if first_dim_is_tokens && !picked && case.op.kind != OpKind::Concat && case.op.kind != OpKind::MatMul {
             case.sizes.insert("T".into(), 0);
             assert!(case.lower().unwrap().launches.is_empty(), "{}", case.name);
         }

@@ -61,7 +61,10 @@ fn host_text(text: &str, shared: u32) -> String {
         } else if trimmed.starts_with("asm volatile(\"cp.async.cg") {
             out.push_str("if (bytes) memcpy(shared, global, 16); else memset(shared, 0, 16);");
         } else if trimmed.starts_with("const u32 to = (u32)__cvta") {
-        } else if trimmed.contains("asm volatile(\"cp.async") {
+        } else if ["cp.async", "griddepcontrol", "prefetch"]
+            .iter()
+            .any(|i| trimmed.contains(&format!("asm volatile(\"{i}")))
+        {
             out.push_str(&line[..line.find("asm").unwrap()]);
             if trimmed.ends_with('}') {
                 out.push('}');

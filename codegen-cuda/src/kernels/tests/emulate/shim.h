@@ -36,7 +36,7 @@ struct Warp {
 };
 static Fiber* current;
 static ucontext_t scheduler;
-static Dim3 blockIdx, blockDim;
+static Dim3 blockIdx, blockDim, gridDim;
 static std::vector<Warp> warps;
 #define threadIdx (current->thread)
 
@@ -206,6 +206,7 @@ template <class... A> static Kernel kernel(void (*f)(A...)) {
     for (unsigned b = 0; b < grid; b++) {
       blockIdx = {b, 0, 0};
       blockDim = {block, 1, 1};
+      gridDim = {grid, 1, 1};
       run_block(block, [&] { call(f, args, std::index_sequence_for<A...>()); });
     }
   };

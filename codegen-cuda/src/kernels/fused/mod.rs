@@ -1,0 +1,230 @@
+//! Fused kernels: one file a template of [`gossamer_ir::template`].
+//!
+//! Owns what the templates share: which operand a region's value comes from ([`Body`]) and the parameters of a kernel ([`Params`]). The scalar code of
+//! regions is [`super::region`]'s. Kernels here may be launched before their predecessor has ended ([`crate::lower::Launch::dependent`]): before
+//! `wait_for_predecessors()` they touch nothing that a step computes.
+
+mod finish;
+mod map;
+mod row;
+mod single;
+mod stream;
+mod tile;
+
+use std::borrow::Cow;
+use std::collections::BTreeSet;
+
+use gossamer_ir::{Func, Kernel, OpKind, StateDecl, Type, Value};
+
+use super::region::{Region, Source, malformed, unsupported};
+use super::{Cx, kv};
+use crate::emit::c_type;
+use crate::lower::{Arg, LowerError, Lowered, Part};
+
+/// Lowers `kernel`.
+pub fn lower(cx: &Cx) -> Result<Lowered, LowerError> {
+    let kernel = cx.op.attrs.kernel().ok_or_else(|| cx.malformed("a kernel without a body"))?;
+    let body = Body::new(kernel);
+    match &**kernel.template() {
+        "stream" => stream::lower(cx, &body),
+        "tile" => tile::lower(cx, &body),
+        "row" => row::lower(cx, &body),
+        "map" => map::lower(cx, &body),
+        "single" => single::lower(cx, &body),
+        other => Err(cx.unsupported(format!("template `{other}`"), "stream, tile, row, map, single")),
+    }
+}
+
+/// Where a value of a region comes from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Origin {
+    /// It is an operand of the kernel.
+    Operand(usize),
+    /// The prologue computes it.
+    Prologue(Value),
+    /// The main region computes it.
+    Main(Value),
+}
+
+/// The regions of a kernel and how values pass between them.
+pub(crate) struct Body<'a> {
+    /// The kernel.
+    pub kernel: &'a Kernel,
+    epilogue: Cow<'a, Func>,
+}
+
+impl<'a> Body<'a> {
+    /// The regions of `kernel`; without an epilogue, main's results are stored as they are.
+    pub fn new(kernel: &'a Kernel) -> Body<'a> {
+        let epilogue = kernel.epilogue().map_or_else(|| Cow::Owned(store_all(kernel.main())), Cow::Borrowed);
+        Body { kernel, epilogue }
+    }
+
+    /// The last region, whose results are the kernel's.
+    pub fn epilogue(&self) -> &Func {
+        &self.epilogue
+    }
+
+    /// The op of the main region, by its first result, if it is the only one.
+    pub fn heavy(&self) -> Result<Value, LowerError> {
+        gossamer_ir::template::heavy(self.kernel.main()).ok_or_else(|| malformed("a kernel whose main region is empty"))
+    }
+
+    /// Where parameter `i` of the main region comes from.
+    pub fn main_param(&self, i: usize) -> Origin {
+        let Some(prologue) = self.kernel.prologue() else { return Origin::Operand(i) };
+        match prologue.results.get(i) {
+            Some(v) => match parameter(prologue, *v) {
+                Some(p) => Origin::Operand(p),
+                None => Origin::Prologue(*v),
+            },
+            None => Origin::Operand(prologue.params.len() + i - prologue.results.len()),
+        }
+    }
+
+    /// Where a value of the main region comes from.
+    pub fn main_value(&self, v: Value) -> Origin {
+        match parameter(self.kernel.main(), v) {
+            Some(p) => self.main_param(p),
+            None => Origin::Main(v),
+        }
+    }
+
+    /// Where parameter `i` of the epilogue comes from.
+    pub fn epilogue_param(&self, i: usize) -> Origin {
+        let main = self.kernel.main();
+        match main.results.get(i) {
+            Some(v) => self.main_value(*v),
+            None => {
+                let before = self.kernel.operands_of(0) + self.kernel.operands_of(1);
+                Origin::Operand(before + i - main.results.len())
+            }
+        }
+    }
+
+    /// Sources of the prologue's parameters, all of which are operands.
+    pub fn prologue_sources(&self, cx: &Cx, params: &mut Params) -> Result<Vec<Source<'static>>, LowerError> {
+        let n = self.kernel.prologue().map_or(0, |f| f.params.len());
+        (0..n).map(|i| params.source(cx, i)).collect()
+    }
+
+    /// Sources of the epilogue's parameters; `computed` gives those that the main region computes.
+    pub fn epilogue_sources<'s>(
+        &self,
+        cx: &Cx,
+        params: &mut Params,
+        computed: impl Fn(Value) -> Option<Source<'s>>,
+    ) -> Result<Vec<Source<'s>>, LowerError> {
+        (0..self.epilogue.params.len())
+            .map(|i| match self.epilogue_param(i) {
+                Origin::Operand(o) => params.source(cx, o),
+                Origin::Main(v) => {
+                    computed(v).ok_or_else(|| unsupported("this result of main in an epilogue", "its first"))
+                }
+                Origin::Prologue(_) => {
+                    Err(unsupported("a prologue's value in the epilogue", "main's results and operands"))
+                }
+            })
+            .collect()
+    }
+}
+
+/// A region that yields what it takes.
+fn store_all(main: &Func) -> Func {
+    let params = main.results.iter().map(|v| gossamer_ir::Param {
+        name: "x".into(),
+        ty: main.graph.ty(*v).clone(),
+        weight: false,
+    });
+    let mut f = Func::new("epilogue", params.collect());
+    f.results = (0..f.params.len()).filter_map(|i| f.param(i)).collect();
+    f
+}
+
+/// The number of the parameter that a value is, if it is one.
+pub(crate) fn parameter(f: &Func, v: Value) -> Option<usize> {
+    let op = f.graph.op(v.op);
+    (op.kind == OpKind::Param).then(|| op.attrs.int("index") as usize)
+}
+
+/// Parameters of a kernel and what they are bound to.
+#[derive(Default)]
+pub(crate) struct Params {
+    text: Vec<String>,
+    args: Vec<Arg>,
+    operands: BTreeSet<usize>,
+}
+
+impl Params {
+    /// The pointer to operand `i`, a row-major tensor.
+    pub fn operand(&mut self, cx: &Cx, i: usize) -> Result<String, LowerError> {
+        let t = cx.plain(i)?;
+        let name = format!("x{i}");
+        if self.operands.insert(i) {
+            self.text.push(format!("const {}* {name}", c_type(t.dtype)));
+            self.args.push(super::operand(i));
+        }
+        Ok(name)
+    }
+
+    /// Operand `i` as the source of a region's parameter.
+    pub fn source(&mut self, cx: &Cx, i: usize) -> Result<Source<'static>, LowerError> {
+        if !cx.is_state(i) {
+            return self.operand(cx, i).map(Source::Memory);
+        }
+        let StateDecl::Kv { .. } = cx.state(i)? else {
+            return Err(unsupported("token counts in a fused kernel", "kv caches"));
+        };
+        let (keys, values) = (format!("keys{i}"), format!("values{i}"));
+        if self.operands.insert(i) {
+            let element = c_type(kv::declaration(cx, i)?.dtype);
+            for (name, part) in [(&keys, Part::Keys), (&values, Part::Values)] {
+                self.text.push(format!("{element}* {name}"));
+                self.args.push(Arg::Operand { index: i, part });
+            }
+        }
+        Ok(Source::Cache { keys, values })
+    }
+
+    /// The pointer to result `r`; of a state, which lives in its operand's memory, none.
+    pub fn result(&mut self, cx: &Cx, r: usize) -> Result<String, LowerError> {
+        let name = format!("y{r}");
+        if let Some(Type::Tensor(t)) = cx.op.results.get(r) {
+            self.text.push(format!("{}* {name}", c_type(t.dtype)));
+            self.args.push(super::result(r));
+        }
+        Ok(name)
+    }
+
+    /// An 8-byte integer.
+    pub fn long(&mut self, name: &str, value: i64) {
+        self.text.push(format!("i64 {name}"));
+        self.args.push(Arg::I64(value));
+    }
+
+    /// Any other pointer.
+    pub fn pointer(&mut self, c_type: &str, name: &str, arg: Arg) {
+        self.text.push(format!("{c_type} {name}"));
+        self.args.push(arg);
+    }
+
+    /// A 4-byte integer.
+    pub fn int(&mut self, name: &str, value: i64) {
+        self.text.push(format!("i32 {name}"));
+        self.args.push(Arg::I32(value as i32));
+    }
+
+    /// The symbolic dims that a region's text refers to.
+    pub fn sizes(&mut self, cx: &Cx, region: &Region) -> Result<(), LowerError> {
+        for (i, dim) in region.sizes().iter().enumerate() {
+            self.text.push(format!("i64 {}{i}", region.tag()));
+            self.args.push(Arg::I64(cx.size(dim)?.value));
+        }
+        Ok(())
+    }
+
+    /// The parameter list and the arguments.
+    pub fn finish(self) -> (String, Vec<Arg>) {
+        (self.text.join(", "), self.args)
+    }
+}

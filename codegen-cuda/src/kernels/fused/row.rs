@@ -1,0 +1,170 @@
+//! `row`: a norm or softmax of each row, with scalar code in front and behind. One block a row.
+
+use gossamer_ir::{OpKind, Value};
+
+use super::super::region::{Index, Region, Source, malformed, text, unsupported};
+use super::super::{Cx, product, rows, single};
+use super::{Body, Origin, Params};
+use crate::emit::{Piece, Text, f32_literal};
+use crate::lower::{LowerError, Lowered};
+
+type Result<T> = std::result::Result<T, LowerError>;
+
+/// Lowers a kernel of template `row`.
+pub fn lower(cx: &Cx, body: &Body) -> Result<Lowered> {
+    let main = body.kernel.main();
+    let heavy = body.heavy()?;
+    let op = main.graph.op(heavy.op);
+    let ty = main.graph.ty(heavy).as_tensor().ok_or_else(|| malformed("a norm of a state"))?;
+    let Some(n) = ty.dims.last().and_then(|d| d.as_const()).filter(|n| *n > 0 && *n < i64::from(i32::MAX)) else {
+        return Err(unsupported(format!("rows of {ty}"), "rows of a constant number of elements"));
+    };
+    let lead = &ty.dims[..ty.rank() - 1];
+    let mut sizes = Vec::new();
+    for dim in lead {
+        sizes.push(cx.size(dim)?.value);
+    }
+    let count = product(&sizes);
+    if count == 0 {
+        return Ok(Lowered::default());
+    }
+    let threads = rows::threads(Some(n));
+    let mut params = Params::default();
+    let mut index: Vec<Index> = (0..lead.len()).map(|i| Index::var(format!("i{i}"))).collect();
+    index.push(Index::var("k"));
+
+    // What goes into the op, in front of it.
+    let empty = gossamer_ir::Func::new("prologue", vec![]);
+    let sources = body.prologue_sources(cx, &mut params)?;
+    let prologue = body.kernel.prologue();
+    let mut before = Region::new(prologue.unwrap_or(&empty), cx.module(), sources).tagged("e");
+    let input = op.operands[0];
+    let first_of = |before: &mut Region, params: &mut Params| -> Result<(Vec<String>, String)> {
+        match body.main_value(input) {
+            Origin::Prologue(v) => {
+                let (lines, element) = before.scope(|r| r.element(v, &index))?;
+                Ok((text(&lines), element))
+            }
+            Origin::Operand(o) => {
+                // A region of its own would print one load.
+                let pointer = params.operand(cx, o)?;
+                let t = cx.plain(o)?;
+                let mut f = gossamer_ir::Func::new(
+                    "input",
+                    vec![gossamer_ir::Param { name: "x".into(), ty: t.clone().into(), weight: false }],
+                );
+                f.results = f.param(0).into_iter().collect();
+                let value = f.results[0];
+                let mut r = Region::new(&f, cx.module(), vec![Source::Memory(pointer)]).tagged("e");
+                let element = r.element(value, &index)?;
+                if !r.sizes().is_empty() {
+                    return Err(unsupported(format!("rows of {t}"), "constant dims inside the first"));
+                }
+                Ok((r.take(), element))
+            }
+            Origin::Main(_) => Err(malformed("an op on its own result")),
+        }
+    };
+    let (load, x) = first_of(&mut before, &mut params)?;
+
+    // The op itself, and what follows it.
+    let sources = (0..main.params.len())
+        .map(|i| match main.param(i) {
+            Some(v) if v == input => {
+                let x = x.clone();
+                Ok(Source::Given(Box::new(move |_: &[Index]| x.clone())))
+            }
+            _ => match body.main_param(i) {
+                Origin::Operand(o) => params.source(cx, o),
+                _ => Err(unsupported("two operands from the prologue", "one")),
+            },
+        })
+        .collect::<Result<Vec<_>>>()?;
+    let mut middle = Region::new(main, cx.module(), sources).tagged("m");
+    let (statistics, names) = statistics(op.kind, threads, &load, &x, || f32_literal(op.attrs.float("eps")))?;
+    middle.set_statistics(heavy.op, names);
+    let (body_lines, y) = middle.scope(|r| r.element(heavy, &index))?;
+    let given = |v: Value| {
+        let y = y.clone();
+        let source: Source = Source::Given(Box::new(move |_: &[Index]| y.clone()));
+        (v == heavy).then_some(source)
+    };
+    let sources = body.epilogue_sources(cx, &mut params, given)?;
+    let mut after = Region::new(body.epilogue(), cx.module(), sources);
+    let mut row = Vec::new();
+    for i in (1..lead.len()).rev() {
+        let size = after.size(&lead[i]);
+        row.push(format!("const i32 i{i} = (i32)take_dim(row, {size});"));
+    }
+    if !lead.is_empty() {
+        row.insert(0, "i64 row = blockIdx.x;".to_string());
+        row.push("const i32 i0 = (i32)row;".to_string());
+    }
+    for (r, value) in body.epilogue().results.iter().enumerate() {
+        let pointer = params.result(cx, r)?;
+        after.store(*value, &pointer, &index)?;
+    }
+    let store = [load, text(&body_lines), after.take()].concat();
+    for region in [&before, &middle, &after] {
+        params.sizes(cx, region)?;
+    }
+    let (params, args) = params.finish();
+    let source =
+        Text::new(format!("row_{}_n{n}", op.kind.name()), body.kernel.summary(), include_str!("../cuda/row.cu"))
+            .with(Piece::Reduce)
+            .with(Piece::Dependent)
+            .set("threads", threads)
+            .set("params", params)
+            .set("n", n)
+            .set("row", row.join("\n"))
+            .set("statistics", statistics.join("\n"))
+            .set("store", store.join("\n"))
+            .build();
+    let mut launch = cx.launch(source, count, threads, args)?;
+    launch.dependent = true;
+    Ok(single(launch))
+}
+
+/// Code that reduces a row, and the variables it leaves, as [`Region::set_statistics`] wants them.
+fn statistics(
+    kind: OpKind,
+    threads: u32,
+    load: &[String],
+    x: &str,
+    eps: impl Fn() -> String,
+) -> Result<(Vec<String>, Vec<String>)> {
+    let warps = threads / 32;
+    let mut code = Vec::new();
+    let mut over_row = |start: &str, step: &str, finish: String| {
+        code.push(start.to_string());
+        code.push(format!("for (int k = threadIdx.x; k < N; k += {threads}) {{"));
+        code.extend(load.iter().map(|l| format!("  {l}")));
+        code.push(format!("  {step}"));
+        code.push("}".to_string());
+        code.push(finish);
+    };
+    let scale =
+        |eps: String| format!("const f32 scale = 1.0f / sqrtf(block_sum<{warps}>(squares) / (f32)(i64)N + {eps});");
+    let names: &[&str] = match kind {
+        OpKind::RmsNorm => {
+            over_row("f32 squares = 0.0f;", &format!("squares += {x} * {x};"), scale(eps()));
+            &["scale"]
+        }
+        OpKind::LayerNorm => {
+            let mean = format!("const f32 mean = block_sum<{warps}>(total) / (f32)(i64)N;");
+            over_row("f32 total = 0.0f;", &format!("total += {x};"), mean);
+            let step = format!("squares += ({x} - mean) * ({x} - mean);");
+            over_row("f32 squares = 0.0f;", &step, scale(eps()));
+            &["mean", "scale"]
+        }
+        OpKind::Softmax => {
+            let least = "f32 most = __uint_as_float(0xff800000u);";
+            over_row(least, &format!("most = max_nan(most, {x});"), format!("most = block_max<{warps}>(most);"));
+            let total = format!("total = block_sum<{warps}>(total);");
+            over_row("f32 total = 0.0f;", &format!("total += expf({x} - most);"), total);
+            &["most", "total"]
+        }
+        other => return Err(unsupported(format!("{} of rows", other.name()), "rms_norm, layer_norm, softmax")),
+    };
+    Ok((code, names.iter().map(ToString::to_string).collect()))
+}
