@@ -57,7 +57,8 @@ pub fn lower(cx: &Cx, body: &Body) -> Result<Lowered, LowerError> {
         "const int local = i % HEIGHT;".to_string(),
         format!("const i32 n = {};", columns.global("(i32)(blockIdx.x / tiles)", "local", height)),
         "if (n >= N) continue;".to_string(),
-        "const i32 t = (i32)row0 + slot;".to_string(),
+        // Not from row0: what lives through the main loop costs registers.
+        "const i32 t = (i32)(blockIdx.x % tiles) * SLOTS + slot;".to_string(),
     ];
     for part in parts(&mut region, &found, &pointers)? {
         branch(&mut finish, part.range, n, text(&part.lines));
