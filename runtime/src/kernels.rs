@@ -6,11 +6,11 @@ use std::sync::Arc;
 use gossamer_codegen_cuda::lower::{KernelSource, LowerError, OpInstance, lower};
 use gossamer_ir::{OpId, Type};
 use gossamer_models::config::ModelConfig;
-use gossamer_models::step::{ENTRY, Head};
+use gossamer_models::step::Head;
 use gossamer_passes::bucket::StepSize;
-use gossamer_passes::{Plan, compile, plan};
+use gossamer_passes::Plan;
 
-use crate::engine::{EngineError, EngineOptions, program};
+use crate::engine::{EngineError, EngineOptions, plan_step, program};
 
 /// The kernels of a plan by entry name: those of its steps, and of the load ops that run on the device.
 ///
@@ -45,10 +45,8 @@ pub fn of_model(
     let mut all = BTreeMap::new();
     for head in [Head::Greedy, Head::Sample, Head::Full, Head::Logits { hidden: false }] {
         let program = program(config, options, head)?;
-        let (module, _) = compile(program.module, &options.passes, &options.pass_options)?;
         for size in sizes(options) {
-            let sizes = size.bindings(options.context, options.context.div_ceil(options.page));
-            let p = plan::plan(&module, ENTRY, &sizes)?;
+            let p = plan_step(&program.module, options, size)?;
             match of_plan(&p) {
                 Ok(kernels) => all.extend(kernels),
                 Err(e) => return Ok(Err(e)),

@@ -7,15 +7,13 @@ use std::fmt;
 
 use gossamer_ir::StateDecl;
 use gossamer_models::config::ModelConfig;
-use gossamer_models::step::{ENTRY, Head};
+use gossamer_models::step::Head;
 use gossamer_passes::bucket::StepSize;
-use gossamer_passes::compile;
-use gossamer_passes::plan::plan;
 use serde::Serialize;
 
 use crate::cuda::{MemoryInfo, bytes};
 use crate::engine::kv::Group;
-use crate::engine::{EngineError, EngineOptions, program, state_specs};
+use crate::engine::{EngineError, EngineOptions, plan_step, program, state_specs};
 use crate::exec::StateSpec;
 use crate::exec::cuda::resident::resident_bytes;
 use crate::exec::cuda::state::buffer_bytes;
@@ -111,9 +109,7 @@ pub fn request(
     let mut weights: BTreeMap<String, u64> = BTreeMap::new();
     let mut workspace = Needs::default();
     for (head, size) in steps {
-        let (module, _) = compile(program(config, options, *head)?.module, &options.passes, &options.pass_options)?;
-        let sizes = size.bindings(options.context, options.context.div_ceil(options.page));
-        let plan = plan(&module, ENTRY, &sizes)?;
+        let plan = plan_step(&program(config, options, *head)?.module, options, *size)?;
         weights.extend(resident_bytes(&plan)?);
         workspace = workspace.max(Needs::of(&plan)?);
     }
@@ -369,6 +365,7 @@ GPU memory:
             kv_tokens: None,
             passes: manager::default_pipeline(),
             pass_options: Options { mxfp4_layout: Some("mx64".into()), ..Options::default() },
+            fuse: false,
         };
         let steps = [StepSize { tokens: 4, seqs: 4, rows: 4 }, StepSize { tokens: 512, seqs: 1, rows: 1 }];
         let request = request(&config, &options, &steps.map(|s| (Head::Full, s))).unwrap();

@@ -50,6 +50,8 @@ pub struct SessionOptions {
     pub max_seqs: usize,
     /// Module passes.
     pub passes: Vec<Pass>,
+    /// Fuse ops into kernels; `None`: on a GPU yes, on the CPU no (the interpreter runs op by op either way, and would compile each step size anew).
+    pub fuse: Option<bool>,
     /// Head that the memory plan counts with.
     pub head: Head,
     /// Numerics of the CPU executor.
@@ -69,6 +71,7 @@ impl SessionOptions {
             chunk: None,
             max_seqs: 1,
             passes: manager::default_pipeline(),
+            fuse: None,
             head: Head::Sample,
             rounding: Rounding::Exact,
             tokenizer: None,
@@ -173,7 +176,7 @@ pub fn open_with(options: &SessionOptions, hooks: &Hooks) -> Result<Session, Ses
     let engine = match gpu(options.device, &mut notes)? {
         Some(device) => cuda_engine(options, hooks, config, source, device)?,
         None => {
-            let limits = limits(options, &config, CPU_CONTEXT, CPU_CHUNK, Options::default());
+            let limits = limits(options, &config, CPU_CONTEXT, CPU_CHUNK, Options::default(), options.fuse.unwrap_or(false));
             let (rounding, observer) = (options.rounding, hooks.load.clone());
             Engine::new(config, limits, |states| {
                 Ok(Box::new(CpuExecutor::new(source, states, rounding, observer)) as Box<_>)
@@ -205,7 +208,7 @@ fn gpu(choice: DeviceChoice, notes: &mut Vec<String>) -> Result<Option<Device>, 
     }
 }
 
-fn limits(o: &SessionOptions, config: &ModelConfig, context: usize, chunk: usize, passes: Options) -> EngineOptions {
+fn limits(o: &SessionOptions, config: &ModelConfig, context: usize, chunk: usize, passes: Options, fuse: bool) -> EngineOptions {
     EngineOptions {
         context: o.context.unwrap_or(config.context().min(context)),
         chunk: o.chunk.unwrap_or(chunk).min(config.context()).max(o.max_seqs),
@@ -214,6 +217,7 @@ fn limits(o: &SessionOptions, config: &ModelConfig, context: usize, chunk: usize
         kv_tokens: None,
         passes: o.passes.clone(),
         pass_options: passes,
+        fuse,
     }
 }
 
@@ -226,7 +230,7 @@ fn cuda_engine(
     device: Device,
 ) -> Result<Engine, SessionError> {
     let passes = Options { mxfp4_layout: Some(MXFP4_LAYOUT.into()), ..Options::default() };
-    let mut limits = limits(options, &config, usize::MAX, GPU_CHUNK, passes);
+    let mut limits = limits(options, &config, usize::MAX, GPU_CHUNK, passes, options.fuse.unwrap_or(true));
     let plan = memory_plan(&config, &limits, options.head, &device)?;
     let plan = match (plan.missing > 0, options.context, plan.fits_context) {
         (true, None, Some(context)) => {

@@ -76,13 +76,13 @@ fn the_fixture_agrees_with_transformers() {
         .chunks_exact(4)
         .map(|b| u32::from_le_bytes([b[0], b[1], b[2], b[3]]))
         .collect();
-    for passes in ["none", "default"] {
+    for (passes, fuse) in [("none", false), ("default", false), ("default", true)] {
         for chunk in [None, Some(7)] {
             let passes_list = parse_pipeline(passes).unwrap();
-            let o = SessionOptions { passes: passes_list, chunk, ..options("tests/fixtures/tiny") };
+            let o = SessionOptions { passes: passes_list, chunk, fuse: Some(fuse), ..options("tests/fixtures/tiny") };
             let mut engine = open(&o).unwrap().engine;
             let (got, got_hidden) = feed(&mut engine, &tokens);
-            let what = format!("passes {passes}, chunk {chunk:?}");
+            let what = format!("passes {passes}, fused {fuse}, chunk {chunk:?}");
             assert!(worst(&logits, &got, 512) < 1e-5, "{what}");
             let flat: Vec<f32> = got_hidden.into_iter().flatten().collect();
             assert!(worst(&hidden, &flat, 128) < 1e-5, "{what}");

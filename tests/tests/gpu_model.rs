@@ -63,6 +63,7 @@ fn options(setup: &Setup) -> EngineOptions {
         kv_tokens: None,
         passes: if setup.layout.is_some() { manager::default_pipeline() } else { vec![] },
         pass_options: Options { mxfp4_layout: setup.layout.map(Into::into), ..Options::default() },
+        fuse: setup.layout.is_some(),
     }
 }
 

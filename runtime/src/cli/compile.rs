@@ -24,6 +24,7 @@ pub fn compile(args: &CompileArgs) -> Result<(), Failure> {
         kv_tokens: None,
         passes: manager::parse_pipeline(&args.passes).map_err(|e| Failure::Usage(e.to_string()))?,
         pass_options: Options { mxfp4_layout: Some(MXFP4_LAYOUT.into()), ..Options::default() },
+        fuse: true,
     };
     let kernels = crate::kernels::of_model(&config, &options)?.map_err(Failure::from_error)?;
     if let Some(dir) = &args.emit {

@@ -16,11 +16,25 @@ use gossamer_models::step::{ENTRY, Head, Output, Program, StepOptions};
 use gossamer_passes::bucket::{StepSize, choose};
 use gossamer_passes::manager::Pass;
 use gossamer_passes::plan::{PlanError, plan};
-use gossamer_passes::{Options, PassError, compile};
+use gossamer_passes::{Options, PassError, Plan, compile};
 
 use crate::exec::{ExecError, Executor, HostData, PlanId, StateSpec};
 use kv::{Group, PageTable};
 pub use sampling::{SamplingError, SamplingParams};
+
+/// The plan of a step of `size`: `program` through the passes and then laid out.
+///
+/// # Errors
+/// A program that does not compile or plan.
+pub fn plan_step(program: &Module, options: &EngineOptions, size: StepSize) -> Result<Plan, EngineError> {
+    let sizes = size.bindings(options.context, options.context.div_ceil(options.page));
+    let mut pass_options = options.pass_options.clone();
+    if options.fuse {
+        pass_options.sizes = sizes.clone();
+    }
+    let (module, _) = compile(program.clone(), &options.passes, &pass_options)?;
+    Ok(plan(&module, ENTRY, &sizes)?)
+}
 
 /// Limits of an engine. Memory for state follows from them.
 #[derive(Clone, Debug)]
@@ -37,8 +51,10 @@ pub struct EngineOptions {
     pub kv_tokens: Option<usize>,
     /// Module passes to run.
     pub passes: Vec<Pass>,
-    /// What the passes are told about the target.
+    /// What the passes are told about the target; sizes are filled in per bucket if `fuse` is set.
     pub pass_options: Options,
+    /// Compile every bucket for its own sizes, so that ops are fused into kernels. Otherwise one module serves all buckets, op by op.
+    pub fuse: bool,
 }
 
 /// Names a sequence of an engine.
@@ -94,8 +110,8 @@ pub struct StepLogits {
     pub routing: Vec<Vec<i32>>,
 }
 
-/// A program after passes.
-struct Compiled {
+/// A program before passes.
+struct Source {
     module: Module,
     outputs: Vec<Output>,
 }
@@ -105,7 +121,7 @@ pub struct Engine {
     config: ModelConfig,
     options: EngineOptions,
     executor: Box<dyn Executor>,
-    compiled: BTreeMap<Head, Arc<Compiled>>,
+    sources: BTreeMap<Head, Arc<Source>>,
     plans: BTreeMap<(Head, StepSize), PlanId>,
     groups: Vec<Group>,
     seqs: Vec<Option<Sequence>>,
@@ -250,7 +266,7 @@ impl Engine {
         }
         let executor = executor(&specs)?;
         let seqs = (0..options.max_seqs).map(|_| None).collect();
-        Ok(Engine { config, options, executor, compiled: BTreeMap::new(), plans: BTreeMap::new(), groups, seqs })
+        Ok(Engine { config, options, executor, sources: BTreeMap::new(), plans: BTreeMap::new(), groups, seqs })
     }
 
     /// The model.
@@ -313,7 +329,7 @@ impl Engine {
         let size = self.check(work)?;
         let head = work.iter().filter_map(|w| w.params.map(SamplingParams::head)).max().unwrap_or(Head::Greedy);
         let (results, bucket) = self.run(work, head, size)?;
-        let outputs = self.compiled[&head].outputs.clone();
+        let outputs = self.sources[&head].outputs.clone();
         let find = |want: Output| outputs.iter().position(|o| *o == want).and_then(|i| results.get(i));
         let tokens = find(Output::Token).map(HostData::i32).unwrap_or_default();
         let logprob = find(Output::Logprob).map(HostData::f32).unwrap_or_default();
@@ -347,7 +363,7 @@ impl Engine {
         let (results, bucket) = self.run(&work, head, size)?;
         let mut out = StepLogits::default();
         // Rows behind the tokens are padding.
-        for (output, data) in self.compiled[&head].outputs.iter().zip(results) {
+        for (output, data) in self.sources[&head].outputs.iter().zip(results) {
             match (output, data) {
                 (Output::Logits, HostData::F32(mut v)) => {
                     v.truncate(v.len() / bucket.rows * tokens.len());
@@ -456,18 +472,16 @@ impl Engine {
         if let Some(id) = self.plans.get(&(head, bucket)) {
             return Ok((*id, bucket));
         }
-        let compiled = match self.compiled.get(&head) {
-            Some(c) => c.clone(),
+        let source = match self.sources.get(&head) {
+            Some(s) => s.clone(),
             None => {
                 let program = program(&self.config, o, head)?;
-                let (module, _) = compile(program.module, &o.passes, &o.pass_options)?;
-                let c = Arc::new(Compiled { module, outputs: program.outputs });
-                self.compiled.insert(head, c.clone());
-                c
+                let s = Arc::new(Source { module: program.module, outputs: program.outputs });
+                self.sources.insert(head, s.clone());
+                s
             }
         };
-        let sizes = bucket.bindings(o.context, o.context.div_ceil(o.page));
-        let plan = plan(&compiled.module, ENTRY, &sizes)?;
+        let plan = plan_step(&source.module, o, bucket)?;
         let id = self.executor.prepare(Arc::new(plan))?;
         self.plans.insert((head, bucket), id);
         Ok((id, bucket))
