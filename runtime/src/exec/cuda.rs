@@ -407,7 +407,7 @@ impl Executor for CudaExecutor {
                 kernel_error(format!("kernel {} was not loaded; please report it", bound.kernel.entry))
             })?;
             let block = [bound.block, 1, 1];
-            let config = LaunchConfig { grid: bound.grid, block, shared: bound.shared, cluster: None, pdl: false };
+            let config = LaunchConfig { grid: bound.grid, block, shared: bound.shared, cluster: None, pdl: bound.dependent };
             launches.push(Launch { bound, function, config });
         }
         let results = self.results(&plan, &homes, &residents)?;

@@ -57,6 +57,8 @@ pub struct BoundLaunch {
     pub block: u32,
     /// Bytes of dynamic shared memory of a block.
     pub shared: u32,
+    /// True if it may start before the launch before it has ended.
+    pub dependent: bool,
     /// Arguments in order.
     pub args: Vec<BoundArg>,
     /// The op it belongs to.
@@ -159,6 +161,7 @@ pub fn bind_step(plan: &Plan, id: OpId, lowered: &Lowered, homes: &Homes) -> Res
             grid: launch.grid,
             block: launch.block,
             shared: launch.shared,
+            dependent: launch.dependent,
             args,
             op: id,
         });

@@ -48,7 +48,10 @@ impl Kernels {
             let compiled = self.cache.get_or_compile(&source, &self.nvrtc).map_err(|e| kernel_error(e.to_string()))?;
             let module = Module::load(device, &kernel.entry, &compiled.cubin)?;
             let params = compiled.kernel(&kernel.entry).map(|k| k.params);
-            self.loaded.insert((*kernel).clone(), module.function_of(&kernel.entry, params)?);
+            let mut function = module.function_of(&kernel.entry, params)?;
+            // One split of L1 and shared memory for all: changing it between kernels drains the multiprocessor, and dependent kernels must fit side by side.
+            function.configure(needed[*kernel], Carveout::Max)?;
+            self.loaded.insert((*kernel).clone(), function);
         }
         if !missing.is_empty() {
             progress(missing.len(), missing.len(), "");
@@ -57,7 +60,7 @@ impl Kernels {
             if let Some(function) = self.loaded.get_mut(kernel)
                 && *shared > function.limits().max_dynamic_shared
             {
-                function.configure(*shared, Carveout::Auto)?;
+                function.configure(*shared, Carveout::Max)?;
             }
         }
         Ok(())
