@@ -6,6 +6,9 @@
 use gossamer_ir::verify::weight_only;
 use gossamer_ir::{Attr, Attrs, Class, Func, InferError, Module, OpId, OpKind, Value};
 
+/// The rule's name.
+pub const NAME: &str = "fold/concat-weights";
+
 /// A matmul by weights and the bias that alone reads it.
 struct Member {
     matmul: OpId,

@@ -18,6 +18,8 @@ pub mod saturate;
 pub mod term;
 
 #[cfg(test)]
+mod proofs;
+#[cfg(test)]
 mod tests;
 
 use std::collections::BTreeMap;
@@ -52,14 +54,22 @@ pub struct Space {
 /// # Errors
 /// A contradiction between types, or a limit: both are bugs in rules, with the numbers to find them.
 pub fn space(module: &Arc<Module>, func: &Func, disabled: &[String]) -> Result<Space, FuseError> {
+    let enabled: Vec<&'static rules::Rule> =
+        rules::RULES.iter().filter(|r| !disabled.iter().any(|d| d == r.info.name)).collect();
+    space_with(module, func, &enabled)
+}
+
+/// [`space`] with any rules.
+///
+/// # Errors
+/// As [`space`].
+pub fn space_with(module: &Arc<Module>, func: &Func, rules: &[&'static rules::Rule]) -> Result<Space, FuseError> {
     let mut func = func.clone();
-    if !disabled.iter().any(|d| d == "fold/concat-weights") {
+    if rules.iter().any(|r| r.info.name == concat::NAME) {
         concat::run(module, &mut func)?;
     }
     let mut bridged = bridge::enter(module.clone(), &func);
-    let enabled: Vec<&'static rules::Rule> =
-        rules::RULES.iter().filter(|r| !disabled.iter().any(|d| d == r.info.name)).collect();
-    let saturation = saturate::run(&mut bridged, &func.name, &enabled)?;
+    let saturation = saturate::run(&mut bridged, &func.name, rules)?;
     Ok(Space { bridged, saturation, func })
 }
 

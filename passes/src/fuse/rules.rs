@@ -49,6 +49,8 @@ pub enum How {
     },
     /// Rewrites the function before the e-graph is made; see [`super::concat`].
     Before,
+    /// Anything else.
+    Custom(fn(&Graph, Id, &Term) -> Vec<Proposal>),
 }
 
 /// Elementwise ops but `add` and `cast`, which have rules of their own.
@@ -98,6 +100,12 @@ const MAPPED: &[OpKind] = &[
     K::Swiglu,
     K::MoeCombine,
     K::Rope,
+];
+
+/// The same without `cast`, which `absorb/cast` takes.
+const ABSORBED: &[OpKind] = &[
+    K::Neg, K::Abs, K::Exp, K::Log, K::Sqrt, K::Rsqrt, K::Sigmoid, K::Tanh, K::Silu, K::Gelu, K::Clamp, K::Add, K::Sub, K::Mul, K::Div, K::Max,
+    K::Min, K::Cmp, K::Select, K::GatherRows, K::Swiglu, K::MoeCombine, K::Rope,
 ];
 
 const fn info(name: &'static str, family: Family, meaning: &'static str) -> RuleInfo {
@@ -198,7 +206,7 @@ pub static RULES: &[Rule] = &[
         "dequant of the weights moves into the main loop: no expanded copy is written",
     ),
     absorb("absorb/expert-bias", &[K::GatherRows], 2, "the gathered bias of each row's expert is read in the epilogue"),
-    absorb("absorb/map", MAPPED, 1, "the scalar op that makes an operand of a scalar kernel joins it"),
+    absorb("absorb/map", ABSORBED, 1, "the scalar op that makes an operand of a scalar kernel joins it"),
     Rule {
         info: info(
             "absorb/share",
@@ -210,7 +218,7 @@ pub static RULES: &[Rule] = &[
     },
     Rule {
         info: info(
-            "fold/concat-weights",
+            super::concat::NAME,
             Family::Fold,
             "matmuls of one operand by several weights become one by their concatenation, made at load, and a split",
         ),
@@ -291,6 +299,7 @@ impl Rule {
             (How::Absorb { region, export }, Term::Kernel(k, operands)) => {
                 absorbed(eg, class, *k, operands, self.kinds, region, export, &mut |op| first((class, node, op)))
             }
+            (How::Custom(propose), _) if first((class, node, node)) => propose(eg, class, node),
             _ => vec![],
         }
     }
