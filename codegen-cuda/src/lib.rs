@@ -22,5 +22,6 @@ mod emit;
 mod kernels;
 pub mod layout;
 pub mod lower;
+pub mod machines;
 pub mod nvrtc;
 pub mod resources;

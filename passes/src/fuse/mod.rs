@@ -26,7 +26,7 @@ use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use egg::Id;
-use gossamer_ir::{Bindings, Func, Module};
+use gossamer_ir::{Bindings, Func, Module, OpKind};
 
 use bridge::Bridged;
 pub use error::FuseError;
@@ -37,7 +37,7 @@ use saturate::Saturation;
 use term::Term;
 
 use crate::Options;
-use crate::cost::{Machine, Terms};
+use crate::cost::{self, Machine, Terms};
 
 /// A function in a saturated e-graph, ready for extraction at any sizes.
 pub struct Space {
@@ -111,19 +111,24 @@ pub fn price(space: &Space, sizes: &Bindings, machine: &Machine) -> Priced {
 fn own_cost(eg: &Graph, class: Id, node: &Term, sizes: &Bindings, machine: &Machine) -> f64 {
     match node {
         Term::Leaf(_) | Term::Attrs(_) | Term::Proj(..) | Term::Outputs(_) | Term::Opaque(..) => 0.0,
-        Term::Kernel(k, _) => kernel_cost(eg, *k, sizes, machine).map_or(f64::INFINITY, |t| t.total_us),
+        Term::Kernel(k, operands) => {
+            kernel_cost(eg, *k, operands, sizes, machine).map_or(f64::INFINITY, |t| t.total_us)
+        }
         Term::Op(gossamer_ir::OpKind::Reshape, _) => 0.0,
         Term::Op(..) if rules::at_load(eg, class, node) => 0.0,
         Term::Op(..) => f64::INFINITY,
     }
 }
 
-/// The cost of a kernel at `sizes`; `None` if its template does not take it there.
-pub fn kernel_cost(eg: &Graph, kernel: u32, sizes: &Bindings, machine: &Machine) -> Option<Terms> {
+/// The cost of a kernel with these operands at `sizes`; `None` if its template does not take it there.
+pub fn kernel_cost(eg: &Graph, kernel: u32, operands: &[Id], sizes: &Bindings, machine: &Machine) -> Option<Terms> {
     let kernel = &eg.analysis.kernels[kernel as usize];
     let template = gossamer_ir::template::template(kernel.template())?;
     template.fits(kernel, sizes).ok()?;
-    crate::cost::kernel(kernel, &eg.analysis.module, sizes, machine).ok()
+    let operand = |id: &Id| cost::Operand { value: usize::from(eg.find(*id)), weight: eg[*id].data.weight_only };
+    let operands: Vec<cost::Operand> = operands.iter().map(operand).collect();
+    let shape = cost::shape(&eg.analysis.module, kernel, &operands, sizes).ok()?;
+    cost::cost(&shape, machine).ok()
 }
 
 /// Fuses one function at `sizes`.
@@ -160,12 +165,17 @@ pub fn build(
         found.chosen.get(class).map(|n| priced.nodes[*class][*n].clone())
     };
     let (func, kernels) = bridge::leave(module, &space.func, &space.bridged, &chosen)?;
+    let weights = gossamer_ir::verify::weight_only(&func);
+    let ops = func.graph.ids().into_iter().filter(|id| func.graph.op(*id).kind == OpKind::Kernel);
     let kernels = kernels
         .into_iter()
-        .map(|k| KernelReport {
+        .zip(ops)
+        .map(|(k, op)| KernelReport {
             kernel: eg.analysis.kernels[k as usize].clone(),
             history: eg.analysis.history(k),
-            terms: kernel_cost(eg, k, sizes, machine),
+            terms: cost::of_op(module, &func, op, &|v| weights.contains(&v), sizes)
+                .and_then(|shape| cost::cost(&shape, machine))
+                .ok(),
         })
         .collect();
     let report = FuncReport {

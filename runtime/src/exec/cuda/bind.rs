@@ -248,7 +248,10 @@ mod tests {
 
     fn kernel(args: Vec<Arg>, scratch: Vec<u64>) -> Lowered {
         let kernel = Arc::new(KernelSource { entry: "k".into(), text: "text".into() });
-        Lowered { launches: vec![Launch { kernel, grid: [1, 1, 1], block: 32, shared: 0, dependent: false, args }], scratch }
+        Lowered {
+            launches: vec![Launch { kernel, grid: [1, 1, 1], block: 32, shared: 0, dependent: false, args }],
+            scratch,
+        }
     }
 
     fn arg(index: usize, part: Part) -> Arg {
