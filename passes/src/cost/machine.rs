@@ -61,6 +61,8 @@ pub struct TemplateFigures {
     pub row_step: u32,
     /// Blocks an SM holds.
     pub units_per_sm: u32,
+    /// True if columns are cut into units only as far as multiprocessors would be idle otherwise.
+    pub spread: bool,
     /// True if there are no more blocks than the device holds, each keeping its rows for all of its units.
     pub persistent: bool,
 }

@@ -4,7 +4,8 @@
 //! no model; reads no files. Every term can be printed, because a cost that cannot be read cannot be corrected.
 //!
 //! ```text
-//! units    = groups * ceil(rows / unit_rows) * ceil(columns / unit_columns)       blocks of work; whole rows where a reduction needs them
+//! units    = groups * ceil(rows / unit_rows) * ceil(columns / unit_columns)       blocks of work; whole rows where a reduction needs them;
+//!            where columns spread, no more of them than fill the machine
 //! rounds   = ceil(units / sms): units of the busiest SM;  fill = units / (rounds * sms)
 //! launch   = launches * launch_us;  ramp = ramp_us
 //! prologue = rows held by a block / SM rate, or by all blocks / L2 rate, whichever is longer, + repeated operations + prologue_us
@@ -171,6 +172,9 @@ pub enum CostError {
     },
 }
 
+/// Columns of the smallest matrix multiply.
+const COLUMN_STEP: f64 = 8.0;
+
 /// The cost of a kernel on a machine.
 ///
 /// # Errors
@@ -190,9 +194,12 @@ pub fn cost(kernel: &KernelShape, machine: &Machine) -> Result<Terms, CostError>
     let unit_rows = if grid.whole_rows { 1.0 } else { f64::from(figures.unit_rows) };
     let unit_columns = if grid.whole_rows { grid.columns } else { f64::from(figures.unit_columns) };
     let row_units = (grid.rows / unit_rows).ceil().max(1.0);
-    let column_units = (grid.columns / unit_columns).ceil().max(1.0);
-    let units = grid.groups * row_units * column_units;
     let sms = f64::from(device.sms);
+    let column_units = match (grid.columns / unit_columns).ceil().max(1.0) {
+        most if figures.spread => most.min((sms / (grid.groups * row_units)).floor()).max(1.0),
+        most => most,
+    };
+    let units = grid.groups * row_units * column_units;
     let rounds = (units / sms).ceil();
     let fill = units / (rounds * sms);
 
@@ -221,13 +228,17 @@ pub fn cost(kernel: &KernelShape, machine: &Machine) -> Result<Terms, CostError>
     let unit_bytes = bytes.weights / readers + (bytes.state + activations) / units;
     let memory_us = shared_us.max(rounds * unit_bytes / sm_rate);
 
-    // Arithmetic: whole units.
+    // Arithmetic: whole units, or whole steps of a matrix multiply if one unit is not full.
     let step = f64::from(figures.row_step);
     let full_rows = match row_units > 1.0 || grid.whole_rows {
         true => row_units * unit_rows,
         false => (grid.rows / step).ceil() * step,
     };
-    let padding = full_rows * column_units * unit_columns / (grid.rows * grid.columns);
+    let full_columns = match (column_units > 1.0 || grid.whole_rows) && !figures.spread {
+        true => column_units * unit_columns,
+        false => (grid.columns / COLUMN_STEP).ceil() * COLUMN_STEP,
+    };
+    let padding = full_rows * full_columns / (grid.rows * grid.columns);
     let scalar_ops = kernel.scalar_ops + kernel.weight_ops * row_units;
     let tensor_us = kernel.tensor_flops * padding / (device.tensor_tflops * 1e6 * figures.compute_efficiency * fill);
     let scalar_us = scalar_ops / (device.scalar_tops * 1e6 * fill);

@@ -33,6 +33,7 @@ fn round() -> Machine {
             unit_columns: 10,
             row_step: 8,
             units_per_sm: 1,
+            spread: false,
             persistent: true,
         },
     );
@@ -91,6 +92,13 @@ fn terms_by_hand() {
     let t = cost(&narrow, &round()).unwrap();
     near(t.memory_us, 10.1e6 / 0.1e6);
     near(t.fill, 0.01);
+    // Spread columns: 5 groups of 4 rows leave room for 20 units of columns each, not 150.
+    let mut spread = round();
+    spread.templates.get_mut("stream").unwrap().spread = true;
+    let grouped = KernelShape { grid: Grid { groups: 5.0, ..kernel.grid }, ..kernel.clone() };
+    let t = cost(&grouped, &spread).unwrap();
+    assert_eq!((t.units, t.fill), (100.0, 1.0));
+    near(t.compute_us, 40.0 * (8.0 / 4.0) * (1504.0 / 1500.0) / 50.0);
     // No rows: nothing to do.
     let empty = KernelShape { grid: Grid { rows: 0.0, ..kernel.grid }, ..kernel.clone() };
     assert_eq!(cost(&empty, &round()).unwrap().total_us, 0.0);

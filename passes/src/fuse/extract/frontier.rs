@@ -70,7 +70,9 @@ pub(super) fn search(core: &Core, known: f64, limit: usize) -> Found {
     table.put(start, 0.0, None, 0, |_| 0.0);
     for (turn, component) in core.components.iter().enumerate() {
         let mut states = std::mem::take(&mut table.turns[turn]);
-        let width = (limit.saturating_sub(found.spent) / (core.components.len() - turn)).max(4);
+        let left = limit.saturating_sub(found.spent);
+        // Most turns need few; one may take an eighth of what is left.
+        let width = (left / 8).max(left / (core.components.len() - turn)).max(4);
         // Most promising first; frontiers break ties.
         let rank = |s: &u32| {
             let s = &table.states[*s as usize];

@@ -50,7 +50,7 @@ pub(super) fn improve(core: &Core, alone: &[f64], picks: Vec<usize>) -> Vec<usiz
 /// [`improve`], and for each class the choices that look best as if it were paid for: finds what several classes would have to change together.
 /// Slower; large inputs are left as they are.
 pub(super) fn improve_more(core: &Core, start: &Greedy, picks: Vec<usize>) -> Vec<usize> {
-    const WORK: usize = 100_000;
+    const WORK: usize = 3_000;
     let mut best = improve(core, &start.alone, picks);
     let alternatives: usize = core.classes.iter().map(|c| c.alternatives.len()).sum();
     if core.classes.len() * alternatives > WORK {
