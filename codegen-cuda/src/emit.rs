@@ -40,6 +40,12 @@ pub(crate) enum Piece {
     Dependent,
     /// Counter-based random numbers.
     Philox,
+    /// Ordered loads, and blocks that share a result.
+    Grid,
+    /// Blocks that read each other's shared memory.
+    Cluster,
+    /// The greatest element by the maxima of tiles.
+    Tiles,
     /// Readers of the packed MXFP4 layout.
     Mxfp4,
 }
@@ -56,6 +62,9 @@ impl Piece {
             Piece::Mma => include_str!("kernels/cuda/mma.cuh"),
             Piece::Dependent => include_str!("kernels/cuda/dependent.cuh"),
             Piece::Philox => include_str!("kernels/cuda/philox.cuh"),
+            Piece::Cluster => include_str!("kernels/cuda/cluster.cuh"),
+            Piece::Tiles => include_str!("kernels/cuda/tiles.cuh"),
+            Piece::Grid => include_str!("kernels/cuda/grid.cuh"),
             Piece::Mxfp4 => crate::layout::mxfp4::DEVICE_DECODE,
         }
     }

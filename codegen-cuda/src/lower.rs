@@ -28,6 +28,9 @@ pub struct OpInstance<'a> {
     pub module: &'a Module,
     /// Values of all symbols in the types.
     pub sizes: &'a Bindings,
+    /// Operands that are whole before the step starts: its inputs and values kept from loading, not state. Kernels may read them before the kernels
+    /// in front of them have ended. Missing entries count as false.
+    pub early: &'a [bool],
 }
 
 /// What runs an op.
@@ -37,7 +40,12 @@ pub struct Lowered {
     pub launches: Vec<Launch>,
     /// Bytes of each scratch buffer; contents need not be kept or cleared.
     pub scratch: Vec<u64>,
+    /// Words of [`Arg::Counters`] that are used, at most [`MAX_COUNTERS`].
+    pub counters: u32,
 }
+
+/// Most words of [`Arg::Counters`].
+pub const MAX_COUNTERS: u32 = 1 << 15;
 
 /// One kernel launch.
 #[derive(Clone, Debug)]
@@ -51,7 +59,7 @@ pub struct Launch {
     /// Bytes of dynamic shared memory of a block; above 48 KiB the launcher must raise the kernel's limit.
     pub shared: u32,
     /// True if it may start before the launch before it has ended (programmatic dependent launch): until it waits for that by itself it
-    /// reads nothing but weights. Launching it after the end is correct too.
+    /// reads nothing but weights and operands that are [`OpInstance::early`]. Launching it after the end is correct too.
     pub dependent: bool,
     /// Arguments in the order of the kernel's parameters.
     pub args: Vec<Arg>,
@@ -76,6 +84,8 @@ pub enum Arg {
     },
     /// Address of a scratch buffer, by its number in [`Lowered::scratch`].
     Scratch(usize),
+    /// Address of u32 words that are 0 when the launch starts. Every launch leaves them so, which lets all kernels of a device share them.
+    Counters,
     /// A 4-byte integer.
     I32(i32),
     /// An 8-byte integer.

@@ -29,7 +29,7 @@ pub fn of_plan(p: &Plan) -> Result<BTreeMap<String, Arc<KernelSource>>, LowerErr
 fn launches(p: &Plan, id: OpId) -> Result<Vec<Arc<KernelSource>>, LowerError> {
     let op = p.func.graph.op(id);
     let operands: Vec<Type> = op.operands.iter().map(|v| p.func.graph.ty(*v).clone()).collect();
-    let instance = OpInstance { op, operands: &operands, module: &p.decls, sizes: &p.sizes };
+    let instance = OpInstance { op, operands: &operands, module: &p.decls, sizes: &p.sizes, early: &[] };
     Ok(lower(&instance)?.launches.into_iter().map(|l| l.kernel).collect())
 }
 

@@ -1,8 +1,8 @@
 //! Attention over the paged cache: tensor cores where queries and cache are both bf16 or both f16, else f32 arithmetic.
 //!
-//! Two shapes of one template make the same bits: for few tokens a block is one token and its warps split the keys; for many each warp has
-//! rows of its own, so that the warps of a block share keys in the cache of the processor. Keys are cut into blocks at fixed positions and
-//! folded in an order that depends on the position alone, which keeps a row independent of the step it is in.
+//! Two kernels make the same bits: for few tokens each has keys of its own, which all blocks share out; for many a warp has several tokens, so
+//! that they share keys in the cache of the processor. Keys are cut at fixed positions and folded in an order that depends on the position
+//! alone, which keeps a row independent of the step it is in.
 
 use gossamer_ir::DType;
 
@@ -10,8 +10,16 @@ use super::{Cx, blocks, kv, operand, result, rows_of, single};
 use crate::emit::{Piece, Text, c_type, f32_literal};
 use crate::lower::{Arg, LowerError, Lowered, Part};
 
-/// Tokens of a step up to which each has a block of its own.
+/// Tokens of a step up to which each is on its own even where they are of one sequence.
 const FEW: i64 = 64;
+/// Tokens that the kernel for few lists in shared memory.
+const MAX_FEW: i64 = 1024;
+/// Parts of results that fit the scratch memory of the kernel for few tokens; two counters each.
+const PARTS: i64 = 8192;
+/// Keys of a part.
+const PART_KEYS: i64 = 256;
+/// Blocks of the kernel for few tokens: two on each multiprocessor.
+const BLOCKS: i64 = 264;
 /// Head dims the templates hold in registers.
 const MAX_DIM: i64 = 256;
 
@@ -97,38 +105,95 @@ pub fn lower(cx: &Cx) -> Result<Lowered, LowerError> {
             .set("sink", sink("head"));
         return Ok(single(cx.launch(fill(text).build(), tokens * kv.heads * group, 128, args)?));
     }
-    let split = tokens <= FEW;
+    // Steps that decode have a sequence for each token; steps with prompts have few.
+    if tokens <= FEW || tokens <= sequences.min(MAX_FEW) {
+        return few(
+            cx,
+            fill,
+            Few { name, ir, args, kv, group, tokens, keys: row_pages * kv.page, window, sinks: sinks.is_some() },
+        );
+    }
     // Registers bound the rows of a warp: 32 sums a row tile for every 64 elements of a head.
-    let (warps, row_tiles) = match (split, kv.dim) {
-        (true, _) => (8, 1),
-        (false, ..=64) => (4, 2),
-        (false, _) => (4, 1),
-    };
-    let capacity = if split { 16 } else { warps * row_tiles * 16 };
+    let (warps, row_tiles) = if kv.dim <= 64 { (4, 2) } else { (4, 1) };
+    let capacity = warps * row_tiles * 16;
     let heads = group.min(capacity);
-    let tile_tokens = if split { 1 } else { capacity / heads };
+    let tile_tokens = capacity / heads;
     let chunks = blocks(group, heads);
-    let how = match split {
-        true => "Warps split the classes.",
-        false => "Each warp takes all classes of its own rows.",
-    };
-    let text =
-        Text::new(format!("{name}_{}", if split { "few" } else { "many" }), ir, include_str!("cuda/attention_mma.cu"))
-            .with(Piece::Mma)
-            .set("type", c_type(q.dtype))
-            .set("warp_rows", row_tiles * 16)
-            .set("how", how)
-            .set("heads", heads)
-            .set("tokens", tile_tokens)
-            .set("warps", warps)
-            .set("row_tiles", row_tiles)
-            .set("split", split)
-            .set("sink", sink("head[r][h]"));
+    let text = Text::new(format!("{name}_many"), ir, include_str!("cuda/attention_mma.cu"))
+        .with(Piece::Mma)
+        .set("type", c_type(q.dtype))
+        .set("warp_rows", row_tiles * 16)
+        .set("heads", heads)
+        .set("tokens", tile_tokens)
+        .set("warps", warps)
+        .set("row_tiles", row_tiles)
+        .set("sink", sink("head[r][h]"));
     // Values of large heads are shared by two blocks.
     let parts = if kv.dim > 128 { 2 } else { 1 };
     let count = blocks(tokens, tile_tokens) * kv.heads * chunks * parts;
     let mut launch = cx.launch(fill(text).build(), count, warps as u32 * 32, args)?;
     let state = row_tiles * blocks(kv.dim / parts, 64) * 32 + row_tiles * 4;
-    launch.shared = (warps * state * 32 * 4) as u32;
+    launch.shared = (warps * 2 * state * 32 * 4) as u32;
     Ok(single(launch))
+}
+
+/// What the kernel for few tokens depends on.
+struct Few {
+    name: String,
+    ir: String,
+    args: Vec<Arg>,
+    kv: kv::Kv,
+    group: i64,
+    tokens: i64,
+    /// Keys that the page table of a sequence holds.
+    keys: i64,
+    window: i64,
+    sinks: bool,
+}
+
+fn few(cx: &Cx, fill: impl Fn(Text) -> Text, few: Few) -> Result<Lowered, LowerError> {
+    let Few { name, ir, mut args, kv, group, tokens, keys, window, sinks } = few;
+    let heads = group.min(8);
+    let units = kv.heads * blocks(group, heads);
+    // Keys that a token can see, from any position on.
+    let seen = if window > 0 { keys.min(window + PART_KEYS - 1) } else { keys };
+    let works = tokens.saturating_mul(units).saturating_mul(blocks(seen, PART_KEYS).max(1));
+    let early = (2..5).all(|i| cx.early(i));
+    let (sink_early, sink) = match sinks {
+        true => (
+            "f32 sink_held[PAIRS];\n\
+             #pragma unroll\n\
+             for (int i = 0; i < PAIRS; i++) {\n\
+             \x20 const int head = (done.unit % SETS) * HEADS + ((int)threadIdx.x + 256 * i) / (DIM / 2);\n\
+             \x20 sink_held[i] = head < GROUP ? to_f32(sinks[done.unit / SETS * GROUP + head]) * 1.44269504f : 0.0f;\n\
+             }",
+            "const f32 sink = sink_held[i];\n\
+             const f32 top = fmaxf(most, sink);\n\
+             const f32 base = top == -INF ? 0.0f : top;\n\
+             factor = exp2_fast(most - base);\n\
+             sum = fmaf(sum, factor, exp2_fast(sink - base));",
+        ),
+        false => ("", ""),
+    };
+    let text = Text::new(
+        format!("{name}_few{}", if early { "_early" } else { "" }),
+        ir,
+        include_str!("cuda/attention_split.cu"),
+    )
+    .with(Piece::Mma)
+    .with(Piece::Dependent)
+    .with(Piece::Grid)
+    .set("type", cx.plain(0).map(|q| c_type(q.dtype))?)
+    .set("early", early)
+    .set("limit", PARTS)
+    .set("sink_early", sink_early)
+    .set("sink", sink);
+    let at = args.iter().position(|a| matches!(a, Arg::Result { .. })).map_or(args.len(), |i| i + 1);
+    args.splice(at..at, [Arg::Scratch(0), Arg::Counters]);
+    let mut launch = cx.launch(fill(text).build(), works.min(BLOCKS), 256, args)?;
+    let part = blocks(heads * (kv.dim + 2), 4) * 16;
+    launch.dependent = true;
+    launch.shared = ((2 * 8 * heads * (kv.dim + 4) * 4).max(16 * part) + (MAX_FEW + 4) * 4) as u32;
+    let scratch = vec![(works.min(PARTS) * part) as u64];
+    Ok(Lowered { launches: vec![launch], scratch, counters: 2 * PARTS as u32 })
 }

@@ -229,7 +229,8 @@ fn moe(cx: &Cx, shape: &Shape, rows: i64, experts: i64) -> Result<Lowered, Lower
     let tiles = rows / family.slots() + rows.min(experts + 1);
     let args = vec![Arg::Scratch(0), Arg::Scratch(1), Arg::I32(experts as i32), Arg::I32(choices as i32)];
     let multiply = launch(cx, shape, family, &GROUPED, tiles, args)?;
-    Ok(Lowered { launches: vec![group, multiply], scratch: vec![4 * (experts as u64 + 2), 4 * rows as u64] })
+    let scratch = vec![4 * (experts as u64 + 2), 4 * rows as u64];
+    Ok(Lowered { launches: vec![group, multiply], scratch, ..Lowered::default() })
 }
 
 fn launch(

@@ -60,11 +60,13 @@ pub struct Cx<'a> {
     operands: &'a [Type],
     module: &'a gossamer_ir::Module,
     sizes: &'a Bindings,
+    early: &'a [bool],
 }
 
 impl<'a> Cx<'a> {
     pub(crate) fn new(instance: OpInstance<'a>) -> Cx<'a> {
-        Cx { op: instance.op, operands: instance.operands, module: instance.module, sizes: instance.sizes }
+        let OpInstance { op, operands, module, sizes, early } = instance;
+        Cx { op, operands, module, sizes, early }
     }
 
     pub(crate) fn name(&self) -> &'static str {
@@ -99,6 +101,11 @@ impl<'a> Cx<'a> {
 
     pub(crate) fn malformed(&self, what: impl Into<String>) -> LowerError {
         LowerError::Malformed { op: self.name(), what: what.into() }
+    }
+
+    /// True if operand `i` is whole before the step starts.
+    pub(crate) fn early(&self, i: usize) -> bool {
+        self.early.get(i).copied().unwrap_or(false)
     }
 
     /// Operand `i` as a tensor.
@@ -198,7 +205,7 @@ pub(crate) fn result(index: usize) -> Arg {
 
 /// One launch and no scratch.
 pub(crate) fn single(launch: Launch) -> Lowered {
-    Lowered { launches: vec![launch], scratch: Vec::new() }
+    Lowered { launches: vec![launch], ..Lowered::default() }
 }
 
 /// Number of elements of a shape.

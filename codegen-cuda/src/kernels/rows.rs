@@ -55,6 +55,9 @@ pub fn lower(cx: &Cx) -> Result<Lowered, LowerError> {
         .set("x_type", c_type(x.dtype))
         .set("y_type", c_type(y.dtype))
         .set("tokens", "");
+    if cx.op.kind == OpKind::ArgMax && cx.operand_count() > 1 {
+        return argmax_by_tile(cx, rows, n);
+    }
     let mut args: Vec<Arg> = (0..cx.operand_count()).map(operand).collect();
     args.extend([result(0), Arg::I64(n)]);
     match cx.op.kind {
@@ -77,4 +80,21 @@ pub fn lower(cx: &Cx) -> Result<Lowered, LowerError> {
         _ => {}
     }
     Ok(single(cx.launch(text.build(), rows, threads, args)?))
+}
+
+/// `argmax` with the maxima of tiles.
+fn argmax_by_tile(cx: &Cx, rows: i64, n: i64) -> Result<Lowered, LowerError> {
+    let (x, tile) = (cx.plain(0)?.dtype, cx.op.attrs.int("tile"));
+    let ir = cx.ir(&[rows_of(x, "N"), rows_of(x, "tiles")], &["i32[..]".into()]);
+    let text = Text::new(format!("argmax_{x}_t{tile}"), ir, include_str!("cuda/argmax_tiles.cu"))
+        .with(Piece::Reduce)
+        .with(Piece::Order)
+        .with(Piece::Dependent)
+        .with(Piece::Tiles)
+        .set("tile", tile)
+        .set("x_type", c_type(x));
+    let args = vec![operand(0), operand(1), result(0), Arg::I64(n)];
+    let mut launch = cx.launch(text.build(), rows, 256, args)?;
+    launch.dependent = true;
+    Ok(single(launch))
 }

@@ -3,7 +3,7 @@
 use crate::attr::AttrKind;
 use crate::dtype::DType;
 use crate::interp::reduce as eval;
-use crate::op::{Class, Default, InferCx, OpInfo, attr, one};
+use crate::op::{Class, Default, InferCx, OpInfo, attr, one, optional};
 use crate::ty::{TensorType, Type};
 
 /// A float tensor with at least one dim, and its type without the last.
@@ -12,6 +12,28 @@ fn last_axis(cx: &InferCx) -> Result<(TensorType, TensorType), String> {
     match x.dims.split_last() {
         Some((_, rest)) => Ok((x.clone(), x.with_dims(rest.iter().cloned()))),
         None => Err(format!("operand 0 is {x}, expected at least 1 dim")),
+    }
+}
+
+/// Checks that operand `i`, if there is one, holds the maxima of tiles of operand 0, as attribute `tile` says.
+pub(super) fn maxima(cx: &InferCx, i: usize) -> Result<(), String> {
+    let tile = cx.attrs.int("tile");
+    let Some(Type::Tensor(found)) = cx.operands.get(i) else {
+        return match tile {
+            0 => Ok(()),
+            _ => Err(format!("tile is {tile} without maxima, expected 0")),
+        };
+    };
+    let (x, rest) = last_axis(cx)?;
+    let n = x.dims[x.rank() - 1].as_const();
+    let Some(n) = n.filter(|_| tile >= 1) else {
+        return Err(format!("operand 0 is {x} and tile is {tile}, expected a constant last dim and a tile from 1"));
+    };
+    let tiles = n.div_euclid(tile) + i64::from(n % tile != 0);
+    let expected = TensorType::new(x.dtype, rest.dims.iter().cloned().chain([tiles.into()]));
+    match *found == expected {
+        true => Ok(()),
+        false => Err(format!("operand {i} is {found}, expected {expected}: the maxima of tiles of {tile}")),
     }
 }
 
@@ -83,10 +105,16 @@ pub static ARGMAX: OpInfo = OpInfo {
     class: Class::Reduction,
     summary: "Index of the greatest element of the last axis",
     doc: "Ties go to the lower index; NaN counts as the least value (all NaN gives 0). Drops the axis.",
-    operands: &[one("x", "float [.., N]")],
-    attrs: &[],
+    operands: &[
+        one("x", "float [.., N]"),
+        optional("maxima", "of x's dtype [.., tiles]: `tile_max` of x; changes nothing but the time it takes"),
+    ],
+    attrs: &[attr("tile", AttrKind::Int, Default::Int(0), "elements of each of the maxima; 0 without them")],
     results: &["index"],
-    infer: |cx| Ok(vec![last_axis(cx)?.1.with_dtype(DType::I32).into()]),
+    infer: |cx| {
+        maxima(cx, 1)?;
+        Ok(vec![last_axis(cx)?.1.with_dtype(DType::I32).into()])
+    },
     eval: eval::argmax,
     tolerance: 0.0,
     decomposition: None,

@@ -1,9 +1,10 @@
 //! Ops that choose tokens. Each row r of the logits has its own parameters, so that requests in one batch do not affect each other.
 
+use crate::attr::AttrKind;
 use crate::dim::Dim;
 use crate::dtype::DType;
 use crate::interp::sample as eval;
-use crate::op::{Class, InferCx, OpInfo, OperandInfo, one};
+use crate::op::{Class, Default, InferCx, OpInfo, OperandInfo, attr, one, optional};
 use crate::ty::Type;
 
 const LOGITS: OperandInfo = one("logits", "f32 [R, V]");
@@ -122,8 +123,9 @@ pub static SAMPLE: OpInfo = OpInfo {
         one("min_p", "f32 [R]: 0 is off"),
         one("seed", "i32 [R, 2]: low and high word"),
         one("pos", "i32 [R]: position of the token that is drawn"),
+        optional("maxima", "f32 [R, tiles]: `tile_max` of the logits; changes nothing but the time it takes"),
     ],
-    attrs: &[],
+    attrs: &[attr("tile", AttrKind::Int, Default::Int(0), "logits of each of the maxima; 0 without them")],
     results: &["tokens"],
     infer: |cx| {
         let (r, _) = logits(cx, 0)?;
@@ -133,6 +135,7 @@ pub static SAMPLE: OpInfo = OpInfo {
         }
         cx.exact(5, DType::I32, &[r.clone(), 2i64.into()])?;
         cx.exact(6, DType::I32, row)?;
+        super::reduce::maxima(cx, 7)?;
         Ok(vec![Type::tensor(DType::I32, [r])])
     },
     eval: eval::sample,

@@ -28,7 +28,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use gossamer_codegen_cuda::cache::CacheStats;
-use gossamer_codegen_cuda::lower::{KernelSource, Part};
+use gossamer_codegen_cuda::lower::{KernelSource, MAX_COUNTERS, Part};
 use gossamer_ir::{LayoutName, Type, Value};
 use gossamer_passes::Plan;
 
@@ -107,6 +107,8 @@ pub struct CudaExecutor {
     workspace: Workspace,
     residents: Residents<Arc<DeviceBuffer>>,
     states: States,
+    /// Zeros that kernels count in and leave as zeros.
+    counters: DeviceBuffer,
     stream: Stream,
     device: Device,
     source: Arc<dyn WeightSource>,
@@ -154,8 +156,21 @@ impl CudaExecutor {
         let stream = Stream::new(&device)?;
         let states = States::new(&device, &stream, states)?;
         let workspace = Workspace::new(&device)?;
+        let counters = DeviceBuffer::alloc(&device, 4 * MAX_COUNTERS as usize, "counters")?;
+        counters.all().zero(&stream)?;
         let residents = Residents::default();
-        Ok(CudaExecutor { plans: Vec::new(), kernels, workspace, residents, states, stream, device, source, options })
+        Ok(CudaExecutor {
+            plans: Vec::new(),
+            kernels,
+            workspace,
+            residents,
+            states,
+            counters,
+            stream,
+            device,
+            source,
+            options,
+        })
     }
 
     /// The GPU.
@@ -316,7 +331,7 @@ impl CudaExecutor {
 
     /// Addresses of everything that a plan reads or replaces and that is not computed in it.
     fn homes(&self, plan: &Plan, residents: &BTreeMap<Value, Resident<Arc<DeviceBuffer>>>) -> Result<Homes, ExecError> {
-        let mut homes = Homes::default();
+        let mut homes = Homes { counters: self.counters.ptr(), ..Homes::default() };
         let (block, index) = block::inputs(plan)?;
         for (param, slot) in index {
             homes.inputs.insert(param, block.slots[slot].offset as u64);
@@ -407,7 +422,8 @@ impl Executor for CudaExecutor {
                 kernel_error(format!("kernel {} was not loaded; please report it", bound.kernel.entry))
             })?;
             let block = [bound.block, 1, 1];
-            let config = LaunchConfig { grid: bound.grid, block, shared: bound.shared, cluster: None, pdl: bound.dependent };
+            let config =
+                LaunchConfig { grid: bound.grid, block, shared: bound.shared, cluster: None, pdl: bound.dependent };
             launches.push(Launch { bound, function, config });
         }
         let results = self.results(&plan, &homes, &residents)?;

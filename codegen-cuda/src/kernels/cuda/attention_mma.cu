@@ -1,8 +1,8 @@
 // ${ir}
-// Tokens and the query heads of one key head are the rows of a tile: row = token * HEADS + head. A warp holds ${warp_rows} rows and walks
-// blocks of 32 keys, with keys and values loaded straight into fragments. Block b belongs to class b % CLASSES; the blocks of a class
-// are folded into one running softmax, then the classes are merged in order. ${how}
-// Neither depends on other rows, and a block without a visible key changes nothing, so a row's bits are its own.
+// Many tokens. Tokens and the query heads of one key head are the rows of a tile: row = token * HEADS + head. A warp holds ${warp_rows} rows and
+// walks pieces of 32 keys, with keys and values loaded straight into fragments. Keys are cut at fixed positions: 8 pieces are a chunk, 16
+// chunks a run; pieces are folded into chunks, chunks into runs, runs into the result, each in order, as the kernel for few tokens does.
+// None of this depends on other rows, and a piece without a visible key changes nothing, so a row's bits are its own.
 typedef ${type} T;
 constexpr int DIM = ${dim};          // elements of a head
 constexpr int KV_HEADS = ${kv_heads};
@@ -13,8 +13,6 @@ constexpr int HEADS = ${heads};        // query heads in a tile
 constexpr int TOKENS = ${tokens};       // tokens in a tile
 constexpr int WARPS = ${warps};
 constexpr int RT = ${row_tiles};           // tiles of 16 rows a warp holds
-constexpr int CLASSES = 8;
-constexpr bool SPLIT = ${split};     // warps share rows and split the classes; else each has rows of its own and all classes
 constexpr int QC = (DIM + 31) / 32;  // steps of 32 elements of q and k
 constexpr int PARTS = DIM > 128 ? 2 : 1;  // blocks that share the elements of v: registers hold the sums of 128
 constexpr int VC = (DIM / PARTS + 63) / 64;  // steps of 64 elements of v in a block
@@ -88,7 +86,7 @@ __device__ __forceinline__ void restore(State& s, f32* at) {
     }
   }
 }
-// Adds s to the state at `at`. Roundings are spelled out here and in fold(), so that both shapes of this kernel make the same bits.
+// Adds s to the state at `at`. Roundings are spelled out here and in fold(), as in the kernel for few tokens.
 __device__ __forceinline__ void merge(f32* at, const State& s) {
 #pragma unroll
   for (int r = 0; r < RT; r++) {
@@ -183,13 +181,15 @@ __device__ __forceinline__ void fold(State& s, const Rows& rows, const T* keys, 
       for (int i = 0; i < 4; i++) mma_k32<T>(z[r][i], lo, hi, k[i]);
     }
   }
+  f32 keep[RT][2];  // factors of what was there and of this piece
+  f32 gain[RT][2];
 #pragma unroll
   for (int r = 0; r < RT; r++) {
 #pragma unroll
     for (int h = 0; h < 2; h++) {
       const bool live = rows.token[r][h] >= t0 && rows.token[r][h] < t1;
       const i32 pos = rows.pos[r][h];
-      f32 most = s.most[r][h];
+      f32 most = -INF;
 #pragma unroll
       for (int i = 0; i < 4; i++) {
 #pragma unroll
@@ -204,63 +204,78 @@ __device__ __forceinline__ void fold(State& s, const Rows& rows, const T* keys, 
       }
       most = fmaxf(most, __shfl_xor_sync(0xffffffffu, most, 1));
       most = fmaxf(most, __shfl_xor_sync(0xffffffffu, most, 2));
-      const f32 base_most = most == -INF ? 0.0f : most;
-      const f32 keep = exp2_fast(s.most[r][h] - base_most);
-      s.most[r][h] = most;
-      f32 sum = 0.0f;
+      const f32 own = most == -INF ? 0.0f : most;
 #pragma unroll
       for (int i = 0; i < 4; i++) {
 #pragma unroll
         for (int e = 0; e < 2; e++) {
           f32& p = z[r][i][2 * h + e];
-          p = exp2_fast(p - base_most);
-          sum += p;
+          p = exp2_fast(p - own);
         }
       }
-      s.sum[r][h] = fmaf(s.sum[r][h], keep, sum);
+      const f32 both = fmaxf(s.most[r][h], most);
+      const f32 base_most = both == -INF ? 0.0f : both;
+      keep[r][h] = exp2_fast(s.most[r][h] - base_most);
+      gain[r][h] = exp2_fast(most - base_most);
+      s.most[r][h] = both;
+    }
+  }
+  u32 p[2][RT][4];
 #pragma unroll
-      for (int w = 0; w < VC; w++) {
+  for (int r = 0; r < RT; r++) {
+    // Exponentials are summed as rounded, by multiplying them with ones.
+    f32 sum[4] = {};
+    const u32 ones = pack2<T>(1.0f, 1.0f);
 #pragma unroll
-        for (int j = 0; j < 8; j++) {
-          s.out[r][w][j][2 * h] *= keep;
-          s.out[r][w][j][2 * h + 1] *= keep;
-        }
-      }
+    for (int u = 0; u < 2; u++) {
+      p[u][r][0] = pack2<T>(z[r][2 * u][0], z[r][2 * u][1]);
+      p[u][r][1] = pack2<T>(z[r][2 * u][2], z[r][2 * u][3]);
+      p[u][r][2] = pack2<T>(z[r][2 * u + 1][0], z[r][2 * u + 1][1]);
+      p[u][r][3] = pack2<T>(z[r][2 * u + 1][2], z[r][2 * u + 1][3]);
+      mma(T(), sum, p[u][r][0], p[u][r][1], p[u][r][2], p[u][r][3], ones, ones);
+    }
+#pragma unroll
+    for (int h = 0; h < 2; h++) {
+      s.sum[r][h] = fmaf(s.sum[r][h], keep[r][h], __fmul_rn(sum[2 * h], gain[r][h]));
     }
   }
   // Column n of tile j of the values is element 8 n + j of a run of 64, so that a lane's loads are 8 adjacent elements.
 #pragma unroll
-  for (int u = 0; u < 2; u++) {
-    u32 p[RT][4];
+  for (int w = 0; w < VC; w++) {
+    uint4 v[2][4];
 #pragma unroll
-    for (int r = 0; r < RT; r++) {
-      p[r][0] = pack2<T>(z[r][2 * u][0], z[r][2 * u][1]);
-      p[r][1] = pack2<T>(z[r][2 * u][2], z[r][2 * u][3]);
-      p[r][2] = pack2<T>(z[r][2 * u + 1][0], z[r][2 * u + 1][1]);
-      p[r][3] = pack2<T>(z[r][2 * u + 1][2], z[r][2 * u + 1][3]);
-    }
-#pragma unroll
-    for (int w = 0; w < VC; w++) {
-      uint4 v[4];
+    for (int u = 0; u < 2; u++) {
       if (EARLY) {
 #pragma unroll
-        for (int i = 0; i < 4; i++) v[i] = early[u][i];
+        for (int i = 0; i < 4; i++) v[u][i] = early[u][i];
       } else {
-        load_values(v, u, w);
+        load_values(v[u], u, w);
       }
-      const u32 words[4][4] = {
-        {v[0].x, v[0].y, v[0].z, v[0].w},
-        {v[1].x, v[1].y, v[1].z, v[1].w},
-        {v[2].x, v[2].y, v[2].z, v[2].w},
-        {v[3].x, v[3].y, v[3].z, v[3].w},
-      };
+    }
 #pragma unroll
-      for (int j = 0; j < 8; j++) {
-        const u32 half = j & 1 ? 0x7632u : 0x5410u;
-        const u32 b0 = __byte_perm(words[0][j / 2], words[1][j / 2], half);
-        const u32 b1 = __byte_perm(words[2][j / 2], words[3][j / 2], half);
+    for (int j = 0; j < 8; j++) {
+      const u32 half = j & 1 ? 0x7632u : 0x5410u;
+      u32 b[2][2];
 #pragma unroll
-        for (int r = 0; r < RT; r++) mma(T(), s.out[r][w][j], p[r][0], p[r][1], p[r][2], p[r][3], b0, b1);
+      for (int u = 0; u < 2; u++) {
+        const u32 words[4][4] = {
+          {v[u][0].x, v[u][0].y, v[u][0].z, v[u][0].w},
+          {v[u][1].x, v[u][1].y, v[u][1].z, v[u][1].w},
+          {v[u][2].x, v[u][2].y, v[u][2].z, v[u][2].w},
+          {v[u][3].x, v[u][3].y, v[u][3].z, v[u][3].w},
+        };
+        b[u][0] = __byte_perm(words[0][j / 2], words[1][j / 2], half);
+        b[u][1] = __byte_perm(words[2][j / 2], words[3][j / 2], half);
+      }
+#pragma unroll
+      for (int r = 0; r < RT; r++) {
+        f32 out[4] = {};
+#pragma unroll
+        for (int u = 0; u < 2; u++) mma(T(), out, p[u][r][0], p[u][r][1], p[u][r][2], p[u][r][3], b[u][0], b[u][1]);
+#pragma unroll
+        for (int e = 0; e < 4; e++) {
+          s.out[r][w][j][e] = fmaf(s.out[r][w][j][e], keep[r][e >> 1], __fmul_rn(out[e], gain[r][e >> 1]));
+        }
       }
     }
   }
@@ -269,7 +284,7 @@ __device__ __forceinline__ void fold(State& s, const Rows& rows, const T* keys, 
 extern "C" __global__ void __launch_bounds__(WARPS * 32, 1)
 ${entry}(const T* __restrict__ q, const T* __restrict__ keys, const T* __restrict__ values, const i32* __restrict__ pos,
          const i32* __restrict__ seq, const i32* __restrict__ pages, ${sinks}T* __restrict__ y, i32 n, i32 sequences, i64 row_pages) {
-  extern __shared__ uint4 shared[];  // f32 [warp][STATE][lane]
+  extern __shared__ uint4 shared[];  // f32 [warp][run, all][STATE][lane]
   constexpr int CHUNKS = (GROUP + HEADS - 1) / HEADS;
   const int lane = threadIdx.x & 31;
   const int warp = threadIdx.x >> 5;
@@ -282,7 +297,7 @@ ${entry}(const T* __restrict__ q, const T* __restrict__ keys, const T* __restric
   rest /= KV_HEADS;
   const int head0 = kv_head * GROUP + (int)(rest % CHUNKS) * HEADS;
   const i32 tile0 = (i32)(rest / CHUNKS) * TOKENS;
-  const int row0 = SPLIT ? 0 : warp * RT * 16;
+  const int row0 = warp * RT * 16;
   keys += (i64)kv_head * PAGE * DIM;
   values += (i64)kv_head * PAGE * DIM;
 
@@ -313,45 +328,45 @@ ${entry}(const T* __restrict__ q, const T* __restrict__ keys, const T* __restric
   to = to < tile0 + TOKENS ? to : tile0 + TOKENS;
   to = to < n ? to : n;
 
-  f32* const own = (f32*)shared + (i64)warp * STATE * 32 + lane;
+  f32* const run = (f32*)shared + (i64)warp * 2 * STATE * 32 + lane;
+  f32* const own = run + STATE * 32;
   State s;
-  for (int i = SPLIT ? warp : 0; i < CLASSES; i += SPLIT ? WARPS : 1) {
+  clear(s);
+  save(run, s);
+  save(own, s);
+  auto close_run = [&]() {
+    restore(s, run);
+    merge(own, s);
     clear(s);
-    // Runs of tokens of one sequence.
-    for (i32 t0 = from; t0 < to;) {
-      const i32 sequence = seq[t0];
-      i32 t1 = t0;
-      i32 low = 0x7fffffff;
-      i32 high = -1;
-      for (; t1 < to && seq[t1] == sequence; t1++) {
-        const i32 p = pos[t1];
-        low = p < low ? p : low;
-        high = p > high ? p : high;
+    save(run, s);
+  };
+  // Tokens of one sequence at a time.
+  for (i32 t0 = from; t0 < to;) {
+    const i32 sequence = seq[t0];
+    i32 t1 = t0;
+    i32 low = 0x7fffffff;
+    i32 high = -1;
+    for (; t1 < to && seq[t1] == sequence; t1++) {
+      const i32 p = pos[t1];
+      low = p < low ? p : low;
+      high = p > high ? p : high;
+    }
+    if (sequence >= 0 && sequence < sequences) {
+      const i32 oldest = WINDOW == 0 || low < WINDOW ? 0 : low - WINDOW + 1;
+      const i64 mapped = row_pages * PAGE - 1;
+      const i32 newest = high < mapped ? high : (i32)mapped;
+      const i32* row_of_pages = pages + sequence * row_pages;
+      for (i32 piece = oldest / 32; piece * 32 <= newest; piece++) {
+        fold(s, rows, keys, values, row_of_pages, row_pages, piece * 32, high, t0, t1, part);
+        if (piece % 8 != 7) continue;
+        merge(run, s);
+        clear(s);
+        if (piece % 128 == 127) close_run();
       }
-      if (sequence >= 0 && sequence < sequences) {
-        const i32 oldest = WINDOW == 0 || low < WINDOW ? 0 : low - WINDOW + 1;
-        i32 block = oldest / 32;
-        block += (i - block % CLASSES + CLASSES) % CLASSES;
-        const i32* row_of_pages = pages + sequence * row_pages;
-        for (; block * 32 <= high; block += CLASSES) {
-          fold(s, rows, keys, values, row_of_pages, row_pages, block * 32, high, t0, t1, part);
-        }
-      }
-      t0 = t1;
+      merge(run, s);
+      close_run();
     }
-    if (SPLIT || i == 0) {
-      save(own, s);
-    } else {
-      merge(own, s);
-    }
-  }
-  if (SPLIT) {
-    __syncthreads();
-    if (warp != 0) return;
-    for (int i = 1; i < CLASSES; i++) {
-      restore(s, own + i * STATE * 32);
-      merge(own, s);
-    }
+    t0 = t1;
   }
 #pragma unroll
   for (int r = 0; r < RT; r++) {
@@ -359,8 +374,6 @@ ${entry}(const T* __restrict__ q, const T* __restrict__ keys, const T* __restric
     for (int h = 0; h < 2; h++) {
       const f32 most = most_of(own, r, h);
       f32 sum = sum_of(own, r, h);
-      sum += __shfl_xor_sync(0xffffffffu, sum, 1);
-      sum += __shfl_xor_sync(0xffffffffu, sum, 2);
       if (rows.token[r][h] < 0) continue;
       f32 factor = 1.0f;
       ${sink}

@@ -1,21 +1,31 @@
 // ${ir}
-// One block a row. Which tokens are kept depends on their order only, so each filter is a threshold on the order key of z = logit /
-// temperature. A threshold is found by histograms: first over the distance to the greatest z, in steps of 1/8, then over the four bytes of
-// the key within one step. Probabilities are summed in units of 2^-40 of the greatest, as integers, so no order of summation
-// matters. The draw is the greatest of z + Gumbel noise among the kept tokens.
+// Rows that keep all tokens need one pass: the greatest logit, or the greatest z + Gumbel noise with z = logit / temperature. All blocks of
+// the row share it out, and the last to finish compares their winners.
+// Rows with filters are drawn by one cluster of blocks, which hold the logits in shared memory. Which tokens are kept depends on their order
+// only, so each filter is a threshold on the order key of z. A threshold is found by histograms: first over the distance to the
+// greatest z, in steps of 1/8, then over the four bytes of the key within one step. Probabilities are summed in units of 2^-40 of the
+// greatest, as integers, so no order of summation matters.
+constexpr int BLOCKS = ${blocks};   // of a cluster
+constexpr int TILE = ${tile};     // logits for each of the given maxima; 0: none are given
+__device__ __forceinline__ f32 log2_fast(f32 x) {
+  f32 y;
+  asm("lg2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+  return y;
+}
+
 struct Row {
   const f32* logits;
-  i64 n;
+  const f32* slice;  // those of this block, from `first` on
+  i32 first;
+  i32 last;
   f32 temperature;
   f32 most;   // greatest z
   f32 min_p;  // least probability relative to the greatest
   u32 cut;    // least key that is kept
 };
 
-__device__ __forceinline__ f32 scaled(const Row& row, i64 i) {
-  const f32 logit = row.logits[i];
-  return logit != logit ? -INF : logit / row.temperature;
-}
+__device__ __forceinline__ f32 scale(f32 logit, f32 temperature) { return logit != logit ? -INF : logit / temperature; }
+__device__ __forceinline__ f32 scaled(const Row& row, i32 i) { return scale(row.slice[i - row.first], row.temperature); }
 
 // Probability relative to the greatest, or less than 0 for a token that is not kept.
 __device__ __forceinline__ f32 weight(const Row& row, f32 z) {
@@ -46,23 +56,33 @@ __device__ __forceinline__ u64 total(const Histogram& h, u32 bin) {
 __device__ __forceinline__ u32 coarse(const Row& row, f32 z) { return 255u - (u32)fminf((row.most - z) * 8.0f, 255.0f); }
 
 // The greatest key such that the tokens with at least that key have `wanted` units. COUNT: a token is a unit; else units of probability, of
-// which `share` of all are wanted.
+// which `share` of all are wanted. Called by a whole cluster.
 template <bool COUNT> __device__ __forceinline__ u32 threshold(const Row& row, u64 wanted, f32 share) {
+  __shared__ Histogram own[2];  // alternate, so that one can be cleared while others read the other
   __shared__ Histogram h;
   __shared__ Bin<u64> bin;
   u32 step = 0;
   u32 found = 0;
+  for (int i = threadIdx.x; i < PARTS * 256; i += 1024) (&own[0].part[0][0])[i] = 0;
+  __syncthreads();
   for (int level = 0; level < 5; level++) {
     const int shift = 32 - 8 * level;
-    for (int i = threadIdx.x; i < PARTS * 256; i += 1024) (&h.part[0][0])[i] = 0;
-    __syncthreads();
-    for (i64 i = threadIdx.x; i < row.n; i += 1024) {
+    Histogram& mine = own[level & 1];
+    for (i32 i = row.first + (i32)threadIdx.x; i < row.last; i += 1024) {
       const f32 z = scaled(row, i);
       const u32 at = coarse(row, z);
       const u32 key = order_key(z);
       if (level > 0 && (at != step || (((u64)(key ^ found)) >> shift) >= 256)) continue;
       const u64 units = COUNT ? 1u : (u64)(fmaxf(weight(row, z), 0.0f) * 1099511627776.0f);
-      add(h, level == 0 ? at : (key >> shift) & 255u, units);
+      add(mine, level == 0 ? at : (key >> shift) & 255u, units);
+    }
+    cluster_sync<BLOCKS>();
+    for (int i = threadIdx.x; i < PARTS * 256; i += 1024) {
+      u32 sum = 0;
+#pragma unroll
+      for (int b = 0; b < BLOCKS; b++) sum += load_peer<BLOCKS>(&mine.part[0][0] + i, b);
+      (&h.part[0][0])[i] = sum;
+      (&own[~level & 1].part[0][0])[i] = 0;
     }
     __syncthreads();
     if (threadIdx.x < 32) {
@@ -82,52 +102,171 @@ template <bool COUNT> __device__ __forceinline__ u32 threshold(const Row& row, u
     else found |= bin.index << shift;
     wanted = bin.left;
   }
-  __syncthreads();
+  cluster_sync<BLOCKS>();  // the histograms may be used again
   return found;
 }
 
-extern "C" __global__ void __launch_bounds__(1024, 1)
-${entry}(const f32* __restrict__ logits, const f32* __restrict__ temperature, const i32* __restrict__ top_k,
-         const f32* __restrict__ top_p, const f32* __restrict__ min_p, const i32* __restrict__ seed,
-         const i32* __restrict__ pos, i32* __restrict__ tokens, i64 n) {
-  const int r = blockIdx.x;
-  Row row = {logits + r * n, n, temperature[r], 0.0f, -INF, 0};
-  f32 most = -INF;
-  u64 greatest = 0;  // greedy choice
-  for (i64 i = threadIdx.x; i < n; i += 1024) {
-    const u64 key = order_key(row.logits[i], (u32)i);
-    greatest = greatest > key ? greatest : key;
-    most = fmaxf(most, scaled(row, i));
+// The greatest of a value of each block of the cluster.
+__device__ __forceinline__ u64 cluster_max(u64 x) {
+  __shared__ u32 slots[2][2];
+  x = block_max<32>(x);
+  if (BLOCKS == 1) return x;
+  if (threadIdx.x == 0) {
+    slots[0][0] = (u32)x;
+    slots[0][1] = (u32)(x >> 32);
   }
-  greatest = block_max<32>(greatest);
-  row.most = block_max<32>(most);
-  if (!(row.temperature > 0.0f) || !(fabsf(row.most) < INF)) {
-    if (threadIdx.x == 0) tokens[r] = (i32)key_index(greatest);
-    return;
+  cluster_sync<BLOCKS>();
+#pragma unroll
+  for (int b = 0; b < BLOCKS; b++) {
+    const u64 other = (u64)load_peer<BLOCKS>(&slots[0][1], b) << 32 | load_peer<BLOCKS>(&slots[0][0], b);
+    x = other > x ? other : x;
   }
+  cluster_sync<BLOCKS>();
+  return x;
+}
+
+// Tokens 4 q .. 4 q + 3: the greatest key of z + noise of those that are kept, if any may be as great as `floor`.
+template <class Keep> __device__ __forceinline__ u64 draw(const f32 (&z)[4], u32 q, u32 pos, u32 key0, u32 key1, f32& floor, Keep keep) {
+  const uint4 random = philox(make_uint4(q, pos, 0, 0), key0, key1);
+  const u32 words[4] = {random.x, random.y, random.z, random.w};
+  u64 best = 0;
+#pragma unroll
+  for (int e = 0; e < 4; e++) {
+    // The noise of a word is at most -ln of it as a fraction; the logarithm here is good to 2^-20 or so.
+    const f32 bound = z[e] - 0.6931472f * log2_fast((__uint2float_rn(words[e]) + 0.5f) * 2.3283064e-10f);
+    if (!(bound + 0.01f + fabsf(bound) * 1e-5f >= floor) || !keep(e)) continue;
+    const f32 score = z[e] + gumbel(words[e]);
+    const u64 key = order_key(score, 4 * q + e);
+    best = best > key ? best : key;
+    floor = fmaxf(floor, score);
+  }
+  return best;
+}
+
+extern "C" __global__ void ${cluster}__launch_bounds__(1024, 1)
+${entry}(const f32* logits, const f32* temperature, const i32* top_k, const f32* top_p, const f32* min_p, const i32* seed, const i32* pos,
+         ${maxima}i32* tokens, u64* scratch, u32* counters, i32 n, i32 share) {
+  ${shared}
+  let_successors_start();
+  ${wait_first}
+  const int share_blocks = share * BLOCKS;  // of a row
+  const int r = blockIdx.x / share_blocks;
+  const int b = blockIdx.x - r * share_blocks;
+  const f32 heat = temperature[r];
   const i32 k = top_k[r];
-  if (k > 0 && k < n) row.cut = threshold<true>(row, k, 0.0f);
-  if (min_p[r] > 0.0f) row.min_p = fminf(min_p[r], 1.0f);
-  if (top_p[r] < 1.0f) {
-    const u32 cut = threshold<false>(row, 0, top_p[r]);
-    row.cut = cut > row.cut ? cut : row.cut;
-  }
+  const f32 p = top_p[r];
+  const f32 floor_p = min_p[r];
+  const u32 at = (u32)pos[r];
   const u32 key0 = (u32)seed[2 * r];
   const u32 key1 = (u32)seed[2 * r + 1];
+  const bool greedy = !(heat > 0.0f);
+  const bool filters = !greedy && ((k > 0 && k < n) || p < 1.0f || floor_p > 0.0f);
+  if (filters && b >= BLOCKS) return;
+  ${wait_later}
+  logits += (i64)r * n;
+  if (TILE > 0 && greedy) {
+    // The greatest logit is in the first tile with the greatest maximum.
+    if (b != 0) return;
+    ${by_tile}
+  }
+  if (!filters) {
+    u64 greatest = 0;
+    u64 best = 0;
+    f32 floor = -INF;
+    const i32 quads = (n + 3) / 4;
+    bool first = true;
+    for (i32 q0 = b * 1024; q0 < quads; q0 += share_blocks * 1024) {
+      const i32 q = q0 + (i32)threadIdx.x;
+      f32 z[4] = {-INF, -INF, -INF, -INF};
+      if (q < quads) {
+#pragma unroll
+        for (int e = 0; e < 4; e++) {
+          const i32 i = 4 * q + e;
+          if (i >= n) continue;
+          const f32 logit = logits[i];
+          const u64 key = order_key(logit, (u32)i);
+          greatest = greatest > key ? greatest : key;
+          z[e] = scale(logit, heat);
+        }
+        if (!greedy) {
+          const u64 key = draw(z, (u32)q, at, key0, key1, floor, [&](int e) { return 4 * q + e < n; });
+          best = best > key ? best : key;
+        }
+      }
+      // What some thread has is a bound for all.
+      if (first && !greedy && share_blocks * 1024 < quads) floor = block_max<32>(floor);
+      first = false;
+    }
+    greatest = block_max<32>(greatest);
+    if (!greedy) best = block_max<32>(best);
+    if (share_blocks > 1) {
+      u64* const slots = scratch + 2 * (i64)r * share_blocks;
+      if (threadIdx.x == 0) {
+        slots[2 * b] = greatest;
+        slots[2 * b + 1] = best;
+      }
+      if (!last_of(counters + r, (u32)share_blocks)) return;
+      if (threadIdx.x >= 32) return;
+      for (int i = threadIdx.x; i < share_blocks; i += 32) {
+        const u64 x = __ldcg(slots + 2 * i);
+        const u64 y = __ldcg(slots + 2 * i + 1);
+        greatest = greatest > x ? greatest : x;
+        best = best > y ? best : y;
+      }
+      greatest = warp_max(greatest);
+      best = warp_max(best);
+    }
+    if (threadIdx.x == 0) {
+      const i32 top = (i32)key_index(greatest);
+      const bool finite = fabsf(scale(logits[top], heat)) < INF;
+      tokens[r] = greedy || !finite ? top : (i32)key_index(best);
+    }
+    return;
+  }
+  Row row = {logits, logits, 0, n, heat, 0.0f, -INF, 0};
+  if (BLOCKS > 1) {
+    const i32 part = (n + 4 * BLOCKS - 1) / (4 * BLOCKS) * 4;
+    row.first = part * b;
+    row.first = row.first < n ? row.first : n;
+    row.last = row.first + part < n ? row.first + part : n;
+  }
+  row.slice = logits + row.first;
+  u64 greatest = 0;
+  for (i32 i = row.first + (i32)threadIdx.x; i < row.last; i += 1024) {
+    const f32 logit = logits[i];
+    ${hold}
+    const u64 key = order_key(logit, (u32)i);
+    greatest = greatest > key ? greatest : key;
+  }
+  ${held}
+  greatest = cluster_max(greatest);
+  row.most = scale(logits[key_index(greatest)], heat);
+  if (!(fabsf(row.most) < INF)) {
+    if (threadIdx.x == 0 && b == 0) tokens[r] = (i32)key_index(greatest);
+    return;
+  }
+  if (k > 0 && k < n) row.cut = threshold<true>(row, k, 0.0f);
+  if (floor_p > 0.0f) row.min_p = fminf(floor_p, 1.0f);
+  if (p < 1.0f) {
+    const u32 cut = threshold<false>(row, 0, p);
+    row.cut = cut > row.cut ? cut : row.cut;
+  }
   u64 best = 0;
-  for (i64 i4 = threadIdx.x; i4 * 4 < n; i4 += 1024) {
-    const uint4 random = philox(make_uint4((u32)i4, (u32)pos[r], 0, 0), key0, key1);
-    const u32 words[4] = {random.x, random.y, random.z, random.w};
+  f32 floor = -INF;
+  for (i32 q = row.first / 4 + (i32)threadIdx.x; 4 * q < row.last; q += 1024) {
+    f32 z[4];
+    bool kept = false;
+    bool keeps[4];
 #pragma unroll
     for (int e = 0; e < 4; e++) {
-      const i64 i = i4 * 4 + e;
-      if (i >= n) continue;
-      const f32 z = scaled(row, i);
-      if (weight(row, z) < 0.0f) continue;
-      const u64 key = order_key(z + gumbel(words[e]), (u32)i);
-      best = best > key ? best : key;
+      z[e] = 4 * q + e < row.last ? scaled(row, 4 * q + e) : -INF;
+      keeps[e] = 4 * q + e < row.last && weight(row, z[e]) >= 0.0f;
+      kept = kept || keeps[e];
     }
+    if (!kept) continue;
+    const u64 key = draw(z, (u32)q, at, key0, key1, floor, [&](int e) { return keeps[e]; });
+    best = best > key ? best : key;
   }
-  best = block_max<32>(best);
-  if (threadIdx.x == 0) tokens[r] = (i32)key_index(best);
+  best = cluster_max(best);
+  if (threadIdx.x == 0 && b == 0) tokens[r] = (i32)key_index(best);
 }

@@ -6,6 +6,7 @@
 
 mod finish;
 mod map;
+mod router;
 mod row;
 mod single;
 mod stream;
@@ -28,9 +29,10 @@ pub fn lower(cx: &Cx) -> Result<Lowered, LowerError> {
     match &**kernel.template() {
         "stream" => stream::lower(cx, &body),
         "tile" => tile::lower(cx, &body),
+        "router" => router::lower(cx, &body),
         "row" => row::lower(cx, &body),
         "map" => map::lower(cx, &body),
-        "single" => single::lower(cx, &body),
+        "single" | "attention" => single::lower(cx, &body),
         other => Err(cx.unsupported(format!("template `{other}`"), "stream, tile, row, map, single")),
     }
 }

@@ -24,7 +24,8 @@ pub fn lower(cx: &Cx, body: &Body) -> Result<Lowered, LowerError> {
         .map(|r| body.epilogue().results.iter().position(|v| result_of(body, *v) == Some((heavy, r))))
         .collect();
     let types: Vec<Type> = operands.iter().map(|i| cx.operand_type(*i)).collect::<Result<_, _>>()?;
-    let instance = OpInstance { op, operands: &types, module: cx.module(), sizes: cx.sizes() };
+    let early: Vec<bool> = operands.iter().map(|i| cx.early(*i)).collect();
+    let instance = OpInstance { op, operands: &types, module: cx.module(), sizes: cx.sizes(), early: &early };
     let mut lowered = lower_op(&instance)?;
     for launch in &mut lowered.launches {
         for arg in &mut launch.args {

@@ -20,7 +20,11 @@ pub struct Case {
 
 impl Case {
     pub fn lower(&self) -> Result<Lowered, LowerError> {
-        lower(&OpInstance { op: &self.op, operands: &self.operands, module: &self.module, sizes: &self.sizes })
+        // As in a step, whose positions and page tables are inputs.
+        let early: Vec<bool> =
+            self.operands.iter().map(|o| o.as_tensor().is_some_and(|t| t.dtype == DType::I32)).collect();
+        let (operands, module, sizes) = (&self.operands, &self.module, &self.sizes);
+        lower(&OpInstance { op: &self.op, operands, module, sizes, early: &early })
     }
 }
 
@@ -173,6 +177,7 @@ fn rows() -> Vec<Case> {
     out.push(plain(K::Softmax, vec![t(F32, "S T")], [], "S=2 T=17"));
     out.push(plain(K::TopK, vec![t(F32, "T 5000")], [("k", Attr::Int(64))], "T=2"));
     out.push(plain(K::ArgMax, vec![t(F32, "T 20000")], [], "T=2"));
+    out.push(plain(K::ArgMax, vec![t(F32, "T 1000"), t(F32, "T 32")], [("tile", Attr::Int(32))], "T=5"));
     for (layout, d) in [("interleaved", BF16), ("halves", BF16), ("interleaved", F32)] {
         out.push(plain(K::Swiglu, vec![t(d, "T 2 36")], [("layout", layout.into())], "T=3"));
     }
@@ -277,6 +282,11 @@ fn positions() -> Vec<Case> {
         attention(F16, F16, (2, 4, 40), 32, 0, true, sizes);
         attention(BF16, BF16, (1, 2, 80), 20, 0, true, sizes);
     }
+    // Several chunks, several runs, windows of more than a round.
+    for sizes in ["T=5 S=3 P=300", "T=90 S=3 P=150"] {
+        attention(BF16, BF16, (1, 2, 8), 32, 0, true, sizes);
+        attention(BF16, BF16, (1, 9, 16), 20, 700, false, sizes);
+    }
     attention(F32, BF16, (2, 2, 64), 32, 0, true, few);
     attention(F32, F32, (1, 3, 200), 5, 30, false, few);
     out
@@ -292,8 +302,8 @@ fn sampling() -> Vec<Case> {
     let operands = vec![t(F32, "R 600"), state(&seen), t(I32, "R"), t(F32, "R"), t(F32, "R"), t(F32, "R")];
     out.push(case(K::Penalize, operands, attrs([]), &[seen], "R=4"));
     out.push(plain(K::LogitBias, vec![t(F32, "R 2500"), t(I32, "R B"), t(F32, "R B")], [], "R=3 B=10"));
-    for v in [7, 3000] {
-        let operands = vec![
+    for (v, tile) in [(7, 0), (3000, 0), (3000, 64), (9000, 0)] {
+        let mut operands = vec![
             t(F32, &format!("R {v}")),
             t(F32, "R"),
             t(I32, "R"),
@@ -302,7 +312,12 @@ fn sampling() -> Vec<Case> {
             t(I32, "R 2"),
             t(I32, "R"),
         ];
-        out.push(plain(K::Sample, operands, [], "R=12"));
+        let mut with = attrs([]);
+        if tile > 0 {
+            operands.push(t(F32, &format!("R {}", (v + tile - 1) / tile)));
+            with = attrs([("tile", Attr::Int(tile))]);
+        }
+        out.push(case(K::Sample, operands, with, &[], "R=12"));
         out.push(plain(K::TokenLogprob, vec![t(F32, &format!("R {v}")), t(I32, "R")], [], "R=5"));
     }
     out

@@ -118,6 +118,46 @@ pub fn head(n: i64, k: i64, tile: i64, sizes: &str) -> Case {
     kernel(&format!("stream head {n}x{k} tile {tile}"), &body, sizes)
 }
 
+/// Norm, scores of experts with bias, the greatest of them and their softmax; the normed rows too.
+pub fn router(n: i64, k: i64, top: i64, norm: bool, sizes: &str) -> Case {
+    let (operands, params, prologue) = match norm {
+        true => (
+            "%x, %norm, %w, %b",
+            format!("%x: f32[T, {k}], %norm: bf16[{k}]"),
+            format!(
+                "    prologue(%x: f32[T, {k}], %norm: bf16[{k}]) {{
+      %y = rms_norm %x, %norm : f32[T, {k}]
+      %z = cast %y {{to = bf16}} : bf16[T, {k}]
+      yield %z
+    }}\n"
+            ),
+        ),
+        false => ("%x, %w, %b", format!("%x: bf16[T, {k}]"), String::new()),
+    };
+    let (export, param, yields, ty) = match norm {
+        true => (", %z", format!(", %z: bf16[T, {k}]"), ", %z", format!(", bf16[T, {k}]")),
+        false => ("", String::new(), "", String::new()),
+    };
+    let result = if norm { ", %n" } else { "" };
+    let body = format!(
+        "{SYMS}func @f({params}, %w: bf16[{n}, {k}], %b: bf16[{n}]) -> (f32[T, {top}], i32[T, {top}]{ty}) {{
+  %p, %i{result} = kernel {operands} {{template = router}}
+{prologue}    main(%z: bf16[T, {k}], %w: bf16[{n}, {k}]) {{
+      %a = matmul %z, %w : f32[T, {n}]
+      yield %a{export}
+    }}
+    epilogue(%a: f32[T, {n}]{param}, %b: bf16[{n}]) {{
+      %c = add %a, %b : f32[T, {n}]
+      %v, %i = topk %c {{k = {top}}} : f32[T, {top}], i32[T, {top}]
+      %p = softmax %v : f32[T, {top}]
+      yield %p, %i{yields}
+    }} : f32[T, {top}], i32[T, {top}]{ty}
+  return %p, %i{result}
+}}\n"
+    );
+    kernel(&format!("router {n}x{k} top {top} norm {norm}"), &body, sizes)
+}
+
 /// Gate and up in one projection, gated activation.
 pub fn gated(t: &str, half: i64, k: i64, layout: &str, sizes: &str) -> Case {
     let n = 2 * half;
@@ -166,6 +206,16 @@ pub fn cases() -> Vec<Case> {
     out_cases.push(qkv("tile", 104, 2, 1, 32, "T=20 S=3 P=8 C=40"));
     out_cases.push(out("tile", 72, 256, "T=90"));
     out_cases.push(out("tile", 33, 37, "T=20"));
+    // Clusters of more than one block are for the GPU: these have one.
+    for (n, k, top, norm, sizes) in [
+        (12, 1088, 4, true, "T=1"),
+        (12, 1088, 4, true, "T=5"),
+        (9, 72, 2, false, "T=3"),
+        (16, 104, 8, true, "T=12"),
+        (40, 64, 4, true, "T=300"),
+    ] {
+        out_cases.push(router(n, k, top, norm, sizes));
+    }
     out_cases.extend(rows());
     out_cases.extend(maps());
     out_cases
@@ -280,6 +330,11 @@ pub fn full_size() -> Vec<Case> {
         all.push(qkv("stream", 2880, 64, 8, 64, &sizes));
         all.push(out("stream", 2880, 4096, &sizes));
         all.push(head(201088, 2880, 128, &sizes));
+    }
+    for experts in [32, 128] {
+        for rows in [1, 64, 2048] {
+            all.push(router(experts, 2880, 4, true, &format!("T={rows}")));
+        }
     }
     let sizes = "T=512 S=1 P=64 C=131072";
     all.push(qkv("tile", 2880, 64, 8, 64, sizes));

@@ -140,6 +140,16 @@ pub fn inputs(case: &Case) -> Inputs {
                 float(t, &shape, &mut |i| [0.0, 0.0, 0.0, 0.1, 0.0, 0.0, 0.05, 0.01, 0.3, 0.0][i % 10])
             }
             (OpKind::Sample, 5) => ints(&mut |_| i64::from(r.word() as i32)),
+            (OpKind::Sample, 7) | (OpKind::ArgMax, 1) => {
+                let (Some(Datum::Tensor(x)), tiles) = (out.operands.first(), shape[1]) else { unreachable!() };
+                let (x, width) = (x.to_f32(), x.shape[1]);
+                let tile = width.div_ceil(tiles).next_power_of_two();
+                float(t, &shape, &mut |i| {
+                    let row = &x[i / tiles * width..(i / tiles + 1) * width];
+                    let tile = &row[i % tiles * tile..((i % tiles + 1) * tile).min(width)];
+                    tile.iter().copied().filter(|x| !x.is_nan()).fold(f32::NEG_INFINITY, f32::max)
+                })
+            }
             (OpKind::Sample, 6) => ints(&mut |i| 100 + i as i64),
             (OpKind::TokenLogprob, 1) => ints(&mut |i| [3, 0, -1, 100000, 6][i % 5]),
             (OpKind::Div, 1) if t.dtype == DType::I32 => ints(&mut |i| [0, -1, 3, -7, 100][i % 5]),

@@ -6,7 +6,7 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use gossamer_codegen_cuda::lower::{Arg, KernelSource, Lowered, OpInstance, Part, lower};
+use gossamer_codegen_cuda::lower::{Arg, KernelSource, Lowered, MAX_COUNTERS, OpInstance, Part, lower};
 use gossamer_ir::{DType, LayoutName, OpId, OpKind, TensorType, Type, Value};
 use gossamer_passes::Plan;
 use gossamer_passes::buffers::{ALIGN, Place};
@@ -77,6 +77,8 @@ pub struct Homes {
     pub states: BTreeMap<usize, Parts>,
     /// Resident values.
     pub residents: BTreeMap<Value, Parts>,
+    /// The device pointer of [`Arg::Counters`].
+    pub counters: u64,
 }
 
 /// An error about kernels that is already one whole line.
@@ -109,8 +111,18 @@ pub fn lower_step(plan: &Plan, id: OpId, layouts: &BTreeMap<Value, LayoutName>) 
         check_packed_result(plan, Value { op: id, result: r as u16 }, ty)?;
     }
     let operands: Vec<Type> = op.operands.iter().map(|v| operand_type(plan, *v, layouts)).collect();
-    let instance = OpInstance { op, operands: &operands, module: &plan.decls, sizes: &plan.sizes };
+    let early: Vec<bool> = op.operands.iter().map(|v| is_early(plan, *v)).collect();
+    let instance = OpInstance { op, operands: &operands, module: &plan.decls, sizes: &plan.sizes, early: &early };
     lower(&instance).map_err(|e| kernel_error(format!("%{}: {e}", op.names.first().map_or("", |n| n))))
+}
+
+/// True for values that no kernel of the step writes: inputs and what was loaded.
+fn is_early(plan: &Plan, v: Value) -> bool {
+    match plan.buffers.places.get(&v) {
+        Some(Place::Param(_)) => !plan.func.graph.ty(v).is_state(),
+        Some(Place::Resident(_)) => true,
+        _ => false,
+    }
 }
 
 /// Bytes of scratch that a lowered op takes, each buffer aligned.
@@ -141,6 +153,7 @@ pub fn bind_step(plan: &Plan, id: OpId, lowered: &Lowered, homes: &Homes) -> Res
                 }
                 Arg::Result { .. } => None,
                 Arg::Scratch(i) => scratch.get(i).map(|offset| Address::Workspace(Region::Scratch, *offset)),
+                Arg::Counters => (lowered.counters <= MAX_COUNTERS).then_some(Address::Fixed(homes.counters)),
                 Arg::I32(x) => {
                     args.push(BoundArg::I32(x));
                     continue;
@@ -228,6 +241,7 @@ fn no_place(plan: &Plan, id: OpId, arg: &Arg, kernel: &str) -> ExecError {
         Arg::Operand { index, part } => format!("{part:?} of operand {index}").to_lowercase(),
         Arg::Result { index, part } => format!("{part:?} of result {index}").to_lowercase(),
         Arg::Scratch(i) => format!("scratch buffer {i}"),
+        Arg::Counters => format!("more than {MAX_COUNTERS} counters"),
         Arg::I32(_) | Arg::I64(_) | Arg::F32(_) => "a number".to_string(),
     };
     kernel_error(format!(
@@ -251,6 +265,7 @@ mod tests {
         Lowered {
             launches: vec![Launch { kernel, grid: [1, 1, 1], block: 32, shared: 0, dependent: false, args }],
             scratch,
+            counters: 0,
         }
     }
 
@@ -271,6 +286,7 @@ mod tests {
             inputs: (0..plan.func.params.len()).map(|i| (i, 256 * i as u64)).collect(),
             states: BTreeMap::from([(state, vec![(Part::Keys, 0x1000), (Part::Values, 0x2000)])]),
             residents: BTreeMap::new(),
+            counters: 0x4000,
         };
         let args = vec![
             arg(0, Part::Keys),

@@ -33,6 +33,10 @@ const ASSEMBLY: &[(&str, &str)] = &[
         "d = (u32)emu_f16(x) | (u32)emu_f16(y) << 16;",
     ),
     (r#"asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));"#, "y = exp2f(x);"),
+    (r#"asm("lg2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));"#, "y = log2f(x);"),
+    (r#"asm volatile("griddepcontrol.wait;" ::: "memory");"#, ""),
+    (r#"asm volatile("griddepcontrol.launch_dependents;" ::: "memory");"#, ""),
+    (r#"asm volatile("movmatrix.sync.aligned.m8n8.trans.b16 %0, %1;" : "=r"(y) : "r"(x));"#, "y = emu_transpose8(x);"),
 ];
 
 /// The text as C++ for the shim.
@@ -54,7 +58,7 @@ fn host_text(text: &str, shared: u32) -> String {
             lines.next();
             lines.next();
             out.push_str(&format!("emu_mma({bf}, d, a0, a1, a2, a3, b0, b1);"));
-        } else if trimmed.starts_with("asm(\"ld.global.nc") {
+        } else if trimmed.starts_with("asm(\"ld.global.nc") || trimmed.starts_with("asm volatile(\"ld.global.L1") {
             lines.next();
             lines.next();
             out.push_str("v = *(const uint4*)p;");
@@ -69,6 +73,12 @@ fn host_text(text: &str, shared: u32) -> String {
             if trimmed.ends_with('}') {
                 out.push('}');
             }
+        } else if ["barrier.cluster", "mapa.shared::cluster", "ld.shared::cluster", "st.shared::cluster"]
+            .iter()
+            .any(|asm| trimmed.contains(&format!("asm volatile(\"{asm}")))
+        {
+            // Kernels are run with clusters of one block only.
+        } else if trimmed.starts_with("u32 at = (u32)__cvta") {
         } else if trimmed.starts_with("#pragma unroll") {
         } else {
             out.push_str(line);
@@ -138,6 +148,8 @@ fn job(case: &Case, lowered: &Lowered, inputs: &Inputs, out: &mut Buffers) -> Ve
     for (i, size) in lowered.scratch.iter().enumerate() {
         out.add(format!("s{i}"), *size, None);
     }
+    let counters = vec![0; 4 * lowered.counters as usize];
+    out.add("c".into(), counters.len() as u64, Some(&counters));
     let number = |key: String| *out.index.get(&key).unwrap_or_else(|| panic!("{}: no buffer {key}", case.name));
     let mut text = String::new();
     for launch in &lowered.launches {
@@ -147,6 +159,7 @@ fn job(case: &Case, lowered: &Lowered, inputs: &Inputs, out: &mut Buffers) -> Ve
                 Arg::Operand { index, part } => write!(args, " p {}", number(format!("o{index}{part:?}"))),
                 Arg::Result { index, part } => write!(args, " p {}", number(format!("r{index}{part:?}"))),
                 Arg::Scratch(i) => write!(args, " p {}", number(format!("s{i}"))),
+                Arg::Counters => write!(args, " p {}", number("c".into())),
                 Arg::I32(x) => write!(args, " i {x}"),
                 Arg::I64(x) => write!(args, " i {x}"),
                 Arg::F32(x) => write!(args, " i {}", x.to_bits()),

@@ -18,8 +18,10 @@ using std::min;
 #define __constant__ static const
 #define __shared__ static
 #define __launch_bounds__(...)
+#define __cluster_dims__(...)
 
 struct uint4 { unsigned x, y, z, w; } __attribute__((aligned(16)));
+struct float2 { float x, y; } __attribute__((aligned(8)));
 static uint4 make_uint4(unsigned x, unsigned y, unsigned z, unsigned w) { return {x, y, z, w}; }
 
 struct Dim3 { unsigned x, y, z; };
@@ -87,6 +89,18 @@ static unsigned __ballot_sync(unsigned, bool p) {
   for (int i = 0; i < 32; i++) mask |= (unsigned)(s[i] & 1) << i;
   return mask;
 }
+static unsigned __reduce_max_sync(unsigned, unsigned x) {
+  const uint64_t* s = exchange(x);
+  unsigned y = 0;
+  for (int i = 0; i < 32; i++) y = max(y, (unsigned)s[i]);
+  return y;
+}
+static unsigned __reduce_min_sync(unsigned, unsigned x) {
+  const uint64_t* s = exchange(x);
+  unsigned y = ~0u;
+  for (int i = 0; i < 32; i++) y = min(y, (unsigned)s[i]);
+  return y;
+}
 static bool __any_sync(unsigned m, bool p) { return __ballot_sync(m, p) != 0; }
 
 static float __uint_as_float(unsigned u) { float f; memcpy(&f, &u, 4); return f; }
@@ -106,6 +120,9 @@ static unsigned __byte_perm(unsigned a, unsigned b, unsigned s) {
   return r;
 }
 static unsigned atomicAdd(unsigned* p, unsigned x) { const unsigned old = *p; *p += x; return old; }
+static unsigned atomicInc(unsigned* p, unsigned most) { const unsigned old = *p; *p = old >= most ? 0 : old + 1; return old; }
+static void __threadfence() {}
+template <class T> static T __ldcg(const T* p) { return *p; }
 static unsigned atomicOr(unsigned* p, unsigned x) { const unsigned old = *p; *p |= x; return old; }
 
 // What the kernels' inline assembly computes.
@@ -144,6 +161,14 @@ static void emu_mma(bool bf, float (&d)[4], unsigned a0, unsigned a1, unsigned a
     }
     d[e] += sum;
   }
+}
+
+static unsigned emu_transpose8(unsigned x) {
+  const uint64_t* s = exchange(x);
+  const int g = own_lane() >> 2, c = own_lane() & 3;
+  const unsigned lo = (unsigned)(s[2 * c * 4 + g / 2] >> (16 * (g & 1))) & 0xffff;
+  const unsigned hi = (unsigned)(s[(2 * c + 1) * 4 + g / 2] >> (16 * (g & 1))) & 0xffff;
+  return lo | hi << 16;
 }
 
 // Blocks.

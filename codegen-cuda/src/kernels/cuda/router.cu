@@ -1,0 +1,155 @@
+// ${ir}
+// A matmul with few columns, its rows normed in front and ranked behind. A cluster of blocks makes ${slots} rows (slots): each norms them for
+// itself and makes its share of the columns, 16 (a tile) at a time; then each ranks some of the rows. Weights are requested before the rows are there.
+// The product's sums are those of the other matmuls, the norm's those of its own kernel.
+typedef ${x_type} X;
+typedef ${in_type} In;
+constexpr int K = ${k};
+constexpr int N = ${n};
+constexpr int BLOCKS = ${blocks};
+constexpr int TILES = (N + 16 * BLOCKS - 1) / (16 * BLOCKS);  // of a block
+constexpr int PIECES = ${pieces};  // warps; each sums a piece of K
+constexpr int SLOTS = ${slots};
+constexpr int NT = SLOTS / 8;
+constexpr int UNITS = (K + 63) / 64;
+constexpr int LONGEST = (UNITS + PIECES - 1) / PIECES;
+constexpr bool HELD = LONGEST <= 6;  // a piece's weights fit the registers
+constexpr int THREADS = PIECES * 32;
+constexpr int X_ROW = UNITS * 64 + 32;  // elements; half a bank row beside, as lanes read 8 rows at a time
+constexpr int LANES = ${lanes};  // warps of the norm's own kernel
+constexpr int TOP = ${top};  // of the greatest that are wanted
+constexpr int STEPS = (K + LANES * 32 - 1) / (LANES * 32);
+
+extern "C" __global__ void ${cluster}__launch_bounds__(THREADS, 1)
+${entry}(${params}, i32 rows) {
+  extern __shared__ uint4 shared[];
+  In* const x_rows = (In*)shared;                                       // [SLOTS][X_ROW]
+  f32* const sums = (f32*)(x_rows + SLOTS * X_ROW);                     // [PIECES][SLOTS][20]
+  f32* const logits = sums + PIECES * SLOTS * 20;                       // [SLOTS][N]
+  ${norm_shared}
+  const int lane = threadIdx.x & 31;
+  const int piece = threadIdx.x >> 5;
+  const int g = lane >> 2;
+  const int c = lane & 3;
+  const u32 rank = BLOCKS > 1 ? blockIdx.x % BLOCKS : 0;
+  const i32 row0 = (i32)(blockIdx.x / BLOCKS) * SLOTS;
+  const int count = rows - row0 < SLOTS ? rows - row0 : SLOTS;
+  let_successors_start();
+  cluster_arrive<BLOCKS>();
+
+  const int first_unit = UNITS * piece / PIECES;
+  const int unit_count = UNITS * (piece + 1) / PIECES - first_unit;
+  uint4 a[HELD ? LONGEST : 1][2][2];
+  auto load_unit = [&](uint4 (&a)[2][2], int tile, int u) {
+#pragma unroll
+    for (int half = 0; half < 2; half++) {
+#pragma unroll
+      for (int h = 0; h < 2; h++) {
+        const int n = (tile * BLOCKS + (int)rank) * 16 + 8 * h + g;
+        const In* const row = ${weights} + (i64)(n < N ? n : N - 1) * K;  // rows beyond the end are computed and not stored
+        const int k = (first_unit + u) * 64 + half * 32 + c * 8;
+        a[half][h] = ${load_w};
+      }
+    }
+  };
+  auto load_tile = [&](int tile) {
+    if (!HELD) return;
+#pragma unroll
+    for (int u = 0; u < LONGEST; u++) {
+      if (UNITS % PIECES == 0 || u < unit_count) load_unit(a[HELD ? u : 0], tile, u);
+    }
+  };
+  load_tile(0);
+  ${early}
+  wait_for_predecessors();
+  ${stage}
+  __syncthreads();
+  ${export}
+
+  bool peers = false;
+#pragma unroll 1
+  for (int tile = 0; tile < TILES; tile++) {
+    f32 acc[NT][4] = {};
+    auto multiply = [&](int u, const uint4 (&a)[2][2]) {
+#pragma unroll
+      for (int half = 0; half < 2; half++) {
+        const int k = (first_unit + u) * 64 + half * 32 + c * 8;
+#pragma unroll
+        for (int s = 0; s < NT; s++) {
+          const uint4 b = *(const uint4*)(x_rows + (8 * s + g) * X_ROW + k);
+          mma_k32<In>(acc[s], a[half][0], a[half][1], b);
+        }
+      }
+    };
+    if (HELD) {
+#pragma unroll
+      for (int u = 0; u < LONGEST; u++) {
+        if (UNITS % PIECES == 0 || u < unit_count) multiply(u, a[HELD ? u : 0]);
+      }
+    } else {
+#pragma unroll 1
+      for (int u = 0; u < unit_count; u++) {
+        load_unit(a[0], tile, u);
+        multiply(u, a[0]);
+      }
+    }
+    if (tile + 1 < TILES) load_tile(tile + 1);
+#pragma unroll
+    for (int s = 0; s < NT; s++) {
+#pragma unroll
+      for (int e = 0; e < 4; e++) sums[(piece * SLOTS + 8 * s + 2 * c + (e & 1)) * 20 + 8 * (e >> 1) + g] = acc[s][e];
+    }
+    __syncthreads();
+    if (!peers) cluster_wait<BLOCKS>();
+    peers = true;
+    for (int i = threadIdx.x; i < count * 16; i += THREADS) {
+      const int slot = i / 16;
+      const int n = (tile * BLOCKS + (int)rank) * 16 + i % 16;
+      if (n >= N) continue;
+      f32 z = 0.0f;
+#pragma unroll
+      for (int p = 0; p < PIECES; p++) z += sums[(p * SLOTS + slot) * 20 + i % 16];
+      ${bias}
+      ${store_logits}
+      store_peer<BLOCKS>(logits + slot * N + n, (u32)slot % BLOCKS, z);
+    }
+    __syncthreads();
+  }
+  cluster_sync<BLOCKS>();
+  // The greatest of a row, a warp a row: lane r gets the r-th. Equal elements go by index, NaN counts as the least.
+  for (int slot = (int)rank + piece * BLOCKS; TOP > 0 && slot < count; slot += PIECES * BLOCKS) {
+    const i64 t = row0 + slot;
+    u32 keys[(N + 31) / 32];  // 0: taken
+#pragma unroll
+    for (int j = 0; j < (N + 31) / 32; j++) {
+      const int n = lane + 32 * j;
+      keys[j] = N % 32 == 0 || n < N ? order_key(logits[slot * N + n]) + 1 : 0u;
+    }
+    i32 index = 0;
+#pragma unroll
+    for (int r = 0; r < TOP; r++) {
+      u32 most = 0;
+      i32 own = 0x7fffffff;
+#pragma unroll
+      for (int j = 0; j < (N + 31) / 32; j++) {
+        if (keys[j] > most) {
+          most = keys[j];
+          own = lane + 32 * j;
+        }
+      }
+      const u32 all = __reduce_max_sync(0xffffffffu, most);
+      const i32 winner = (i32)__reduce_min_sync(0xffffffffu, most == all ? (u32)own : 0xffffffffu);
+      if (lane == r) index = winner;
+#pragma unroll
+      for (int j = 0; j < (N + 31) / 32; j++) {
+        if (lane + 32 * j == winner) keys[j] = 0;
+      }
+    }
+    const bool active = lane < TOP;
+    const f32 value = active ? logits[slot * N + index] : -INF;
+    ${softmax}
+    if (active) {
+      ${store}
+    }
+  }
+}

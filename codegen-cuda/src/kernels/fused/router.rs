@@ -1,0 +1,430 @@
+//! `router`: a matmul with few columns whose rows are normed in front and ranked behind, without leaving the cluster of blocks that makes them.
+//!
+//! The sums are those of [`super::super::contraction`] and of the norm's own kernel, so the bits of a row depend neither on the template nor on the
+//! other rows.
+
+use gossamer_ir::{DType, Func, OpKind, Value};
+
+use super::super::contraction::{UNIT, pieces};
+use super::super::region::{malformed, unsupported};
+use super::super::{Cx, Size, blocks, rows, scalar, single};
+use super::{Body, Origin, Params, parameter};
+use crate::emit::{Piece, Text, c_type, f32_literal};
+use crate::lower::{LowerError, Lowered};
+use crate::resources::SHARED_PER_BLOCK;
+
+type Result<T> = std::result::Result<T, LowerError>;
+
+/// Rows up to which columns are shared by a cluster: with more there are blocks enough.
+const FEW: i64 = 256;
+/// Blocks of a cluster at most.
+const CLUSTER: i64 = 8;
+/// Greatest k: a lane holds one of the chosen.
+const TOP: i64 = 32;
+
+/// The matmul.
+struct Shape {
+    rows: i64,
+    n: i64,
+    k: i64,
+    dtype: DType,
+}
+
+/// Where the rows of x come from.
+struct Input {
+    /// Operand that holds them.
+    x: usize,
+    /// Operand with the norm's weight, and its epsilon.
+    norm: Option<(usize, f64)>,
+}
+
+/// How the products are ranked.
+#[derive(Default)]
+struct Ranking {
+    bias: Option<usize>,
+    top: i64,
+    softmax: bool,
+}
+
+/// What a result holds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Role {
+    /// The rows that are multiplied.
+    Rows,
+    /// Products, with bias.
+    Logits,
+    /// The greatest of them.
+    Values,
+    /// Where those are.
+    Indices,
+    /// Softmax over the greatest.
+    Weights,
+}
+
+/// Lowers a kernel of template `router`.
+pub fn lower(cx: &Cx, body: &Body) -> Result<Lowered> {
+    let main = body.kernel.main();
+    let product = body.heavy()?;
+    let op = main.graph.op(product.op);
+    let (OpKind::MatMul, [x, w]) = (op.kind, op.operands.as_slice()) else {
+        return Err(malformed("template `router` holds a matmul"));
+    };
+    let shape = shape(cx, main, *x, *w)?;
+    if shape.rows == 0 {
+        return Ok(Lowered::default());
+    }
+    let Origin::Operand(weights) = body.main_value(*w) else {
+        return Err(unsupported("computed weights", "weights that are operands"));
+    };
+    let input = input(cx, body, *x, shape.dtype)?;
+    let (ranking, roles) = ranking(body, product, *x)?;
+    if ranking.top > TOP.min(shape.n) {
+        return Err(unsupported(format!("the {} greatest of {}", ranking.top, shape.n), format!("at most {TOP}")));
+    }
+
+    let mut params = Params::default();
+    let x = params.operand(cx, input.x)?;
+    let norm = input
+        .norm
+        .map(|(i, eps)| Ok::<_, LowerError>((params.operand(cx, i)?, cx.plain(i)?.dtype, eps)))
+        .transpose()?;
+    let w = params.operand(cx, weights)?;
+    let bias = ranking.bias.map(|i| Ok::<_, LowerError>((params.operand(cx, i)?, cx.plain(i)?.dtype))).transpose()?;
+    let mut stores = Stores::default();
+    for (r, role) in roles.iter().enumerate() {
+        let pointer = params.result(cx, r)?;
+        stores.add(*role, &pointer, cx.result(r)?.dtype, &shape);
+    }
+    let x_type = c_type(cx.plain(input.x)?.dtype);
+    let same = cx.plain(input.x)?.dtype == shape.dtype;
+
+    let pieces = pieces(Size::known(shape.k));
+    let (cluster, slots) = cut(&shape, pieces)?;
+    let lanes = i64::from(rows::threads(Some(shape.k))) / 32;
+    let (whole, aligned) = (shape.k % UNIT == 0, shape.k % 8 == 0);
+    let name = format!("router_{}_n{}_k{}_s{slots}_c{cluster}", shape.dtype, shape.n, shape.k);
+    let (params, args) = params.finish();
+    let softmax = "const f32 most = warp_max(value);\n\
+                   const f32 e = active ? expf(value - most) : 0.0f;\n\
+                   const f32 weight = e / warp_sum(e);";
+    let text = Text::new(name, body.kernel.summary(), include_str!("../cuda/router.cu"))
+        .with(Piece::Reduce)
+        .with(Piece::Order)
+        .with(Piece::Infinity)
+        .with(Piece::Mma)
+        .with(Piece::Dependent)
+        .with(Piece::Grid)
+        .with(Piece::Cluster)
+        .set("in_type", c_type(shape.dtype))
+        .set("x_type", x_type)
+        .set("k", shape.k)
+        .set("n", shape.n)
+        .set("blocks", cluster)
+        .set("pieces", pieces)
+        .set("slots", slots)
+        .set("lanes", lanes)
+        .set("cluster", if cluster > 1 { format!("__cluster_dims__({cluster}, 1, 1) ") } else { String::new() })
+        .set("params", params)
+        .set("weights", w)
+        .set("load_w", if whole { "load16(row + k)".into() } else { format!("load8<{aligned}>(row, k, K)") })
+        .set("norm_shared", if norm.is_some() { "__shared__ f32 norm_sums[SLOTS][LANES];" } else { "" })
+        .set("early", early(norm.as_ref(), bias.as_ref()))
+        .set("stage", stage(&x, norm.as_ref(), same, shape.dtype, &shape))
+        .set("export", stores.rows.join("\n"))
+        .set("bias", if bias.is_some() { "z = z + (tile == 0 ? first_bias : bias_of(n));" } else { "" })
+        .set("store_logits", stores.logits.join("\n"))
+        .set("top", ranking.top)
+        .set("softmax", if ranking.softmax { softmax } else { "" })
+        .set("store", stores.ranked.join("\n"));
+    let mut args = args;
+    args.push(crate::lower::Arg::I32(shape.rows as i32));
+    let mut launch = cx.launch(text.build(), blocks(shape.rows, slots) * cluster, 32 * pieces as u32, args)?;
+    launch.shared = shared(&shape, pieces, slots) as u32;
+    launch.dependent = true;
+    Ok(single(launch))
+}
+
+fn shape(cx: &Cx, main: &Func, x: Value, w: Value) -> Result<Shape> {
+    let tensor = |v: Value| main.graph.ty(v).as_tensor().ok_or_else(|| malformed("a matmul of states"));
+    let (x, w) = (tensor(x)?, tensor(w)?);
+    let known = |i: usize| w.dims.get(i).and_then(|d| d.as_const());
+    let (Some(n), Some(k), 2) = (known(0), known(1), x.rank()) else {
+        return Err(unsupported(format!("{x} times {w}"), "[T, K] times [N, K] with constant N and K"));
+    };
+    if x.dtype != w.dtype || !matches!(x.dtype, DType::BF16 | DType::F16) {
+        return Err(unsupported(format!("{x} times {w}"), "bf16 or f16 on both sides"));
+    }
+    if !(1..=256).contains(&n) || k < 1 {
+        return Err(unsupported(format!("{n} columns"), "1 to 256"));
+    }
+    let rows = cx.size(&x.dims[0])?.value;
+    if rows > i64::from(i32::MAX) {
+        return Err(unsupported(format!("{rows} rows"), "fewer than 2^31"));
+    }
+    Ok(Shape { rows, n, k, dtype: x.dtype })
+}
+
+/// Dynamic shared memory: rows of x, sums of pieces, products.
+fn shared(shape: &Shape, pieces: i64, slots: i64) -> i64 {
+    2 * slots * (blocks(shape.k, UNIT) * UNIT + 32) + 4 * slots * (20 * pieces + shape.n)
+}
+
+/// Blocks of a cluster and rows that it makes.
+fn cut(shape: &Shape, pieces: i64) -> Result<(i64, i64)> {
+    let (cluster, wanted) = match shape.rows {
+        ..=8 => (blocks(shape.n, 16).min(CLUSTER), 8),
+        9..=FEW => (blocks(shape.n, 16).min(CLUSTER), 16),
+        _ => (1, 32),
+    };
+    // The norm's sums, statically.
+    let most = i64::from(SHARED_PER_BLOCK) - 4 * 32 * 32;
+    [32, 16, 8]
+        .into_iter()
+        .find(|s| *s <= wanted && shared(shape, pieces, *s) <= most)
+        .map(|s| (cluster, s))
+        .ok_or_else(|| unsupported(format!("a matmul over {} columns", shape.k), "rows of which 8 fit shared memory"))
+}
+
+/// What stands in front of the matmul.
+fn input(cx: &Cx, body: &Body, x: Value, dtype: DType) -> Result<Input> {
+    let value = match body.main_value(x) {
+        Origin::Operand(x) => return Ok(Input { x, norm: None }),
+        Origin::Prologue(v) => v,
+        Origin::Main(_) => return Err(malformed("a matmul of itself")),
+    };
+    let prologue = body.kernel.prologue().ok_or_else(|| malformed("a value of no prologue"))?;
+    let other = || unsupported("this prologue", "a norm, a cast, or a cast of a norm");
+    let ty = |v: Value| prologue.graph.ty(v).as_tensor().map(|t| t.dtype);
+    let mut op = prologue.graph.op(value.op);
+    if op.kind == OpKind::Cast {
+        if let Some(x) = parameter(prologue, op.operands[0]) {
+            return Ok(Input { x, norm: None });
+        }
+        op = prologue.graph.op(op.operands[0].op);
+    }
+    let (OpKind::RmsNorm, [from, weight]) = (op.kind, op.operands.as_slice()) else { return Err(other()) };
+    let (Some(x), Some(weight)) = (parameter(prologue, *from), parameter(prologue, *weight)) else {
+        return Err(other());
+    };
+    // A norm in another narrow type would round twice.
+    match ty(*from) {
+        Some(d) if d == DType::F32 || d == dtype => {}
+        _ => return Err(unsupported(format!("a norm of {}", cx.plain(x)?), format!("f32 or {dtype}"))),
+    }
+    Ok(Input { x, norm: Some((weight, op.attrs.float("eps"))) })
+}
+
+/// What stands behind the matmul, and what each result is of it.
+fn ranking(body: &Body, product: Value, x: Value) -> Result<(Ranking, Vec<Role>)> {
+    let f = body.epilogue();
+    let mut ranking = Ranking::default();
+    let mut roles = Vec::new();
+    for v in &f.results {
+        roles.push(role(body, f, *v, product, x, &mut ranking)?);
+    }
+    Ok((ranking, roles))
+}
+
+fn role(body: &Body, f: &Func, v: Value, product: Value, x: Value, found: &mut Ranking) -> Result<Role> {
+    let other = |what: &str| unsupported(what.to_string(), "add of a bias, topk, softmax over it, cast of a result");
+    if let Some(p) = parameter(f, v) {
+        return match body.epilogue_param(p) {
+            Origin::Main(m) if m == product => Ok(Role::Logits),
+            origin if origin == body.main_value(x) => Ok(Role::Rows),
+            _ => Err(other("a result that is not computed here")),
+        };
+    }
+    let op = f.graph.op(v.op);
+    let of = |i: usize, found: &mut Ranking| role(body, f, op.operands[i], product, x, found);
+    match op.kind {
+        // Results are rounded where they are stored.
+        OpKind::Cast => match of(0, found)? {
+            r @ (Role::Values | Role::Weights) => Ok(r),
+            _ => Err(other("this cast")),
+        },
+        OpKind::Add => {
+            let bias = op.operands.iter().find_map(|o| {
+                let p = parameter(f, *o)?;
+                let vector = f.graph.ty(*o).as_tensor().is_some_and(|t| t.rank() == 1);
+                match body.epilogue_param(p) {
+                    Origin::Operand(i) if vector => Some((i, *o)),
+                    _ => None,
+                }
+            });
+            let Some((bias, at)) = bias else { return Err(other("this add")) };
+            let rest = op.operands.iter().position(|o| *o != at).ok_or_else(|| other("this add"))?;
+            let raw = parameter(f, op.operands[rest]).map(|p| body.epilogue_param(p));
+            if raw != Some(Origin::Main(product)) || found.bias.is_some_and(|b| b != bias) {
+                return Err(other("this add"));
+            }
+            found.bias = Some(bias);
+            Ok(Role::Logits)
+        }
+        OpKind::TopK => {
+            let k = op.attrs.int("k");
+            if of(0, found)? != Role::Logits || (found.top != 0 && found.top != k) {
+                return Err(other("this topk"));
+            }
+            found.top = k;
+            Ok(if v.result == 0 { Role::Values } else { Role::Indices })
+        }
+        OpKind::Softmax => {
+            if of(0, found)? != Role::Values {
+                return Err(other("this softmax"));
+            }
+            found.softmax = true;
+            Ok(Role::Weights)
+        }
+        kind => Err(other(kind.name())),
+    }
+}
+
+/// Statements that store results.
+#[derive(Default)]
+struct Stores {
+    rows: Vec<String>,
+    logits: Vec<String>,
+    ranked: Vec<String>,
+}
+
+impl Stores {
+    fn add(&mut self, role: Role, y: &str, dtype: DType, shape: &Shape) {
+        let mut ranked = |value: &str| {
+            self.ranked.push(format!("{y}[t * TOP + lane] = {};", scalar::store(dtype, value)));
+        };
+        match role {
+            Role::Values => ranked("value"),
+            Role::Indices => ranked("index"),
+            Role::Weights => ranked("weight"),
+            Role::Logits => {
+                self.logits.push(format!("{y}[(i64)(row0 + slot) * N + n] = {};", scalar::store(dtype, "z")));
+            }
+            Role::Rows => {
+                let (step, pack) = if shape.k % 8 == 0 { (8, "uint4") } else { (1, "In") };
+                self.rows.push(format!(
+                    "for (int i = (int)rank * THREADS + (int)threadIdx.x; i < count * (K / {step}); i += BLOCKS * THREADS) {{\n\
+                     \x20 const int slot = i / (K / {step});\n\
+                     \x20 const int k = i % (K / {step}) * {step};\n\
+                     \x20 *({pack}*)({y} + (i64)(row0 + slot) * K + k) = *(const {pack}*)(x_rows + slot * X_ROW + k);\n\
+                     }}"
+                ));
+            }
+        }
+    }
+}
+
+/// What is loaded before the rows are there.
+fn early(norm: Option<&(String, DType, f64)>, bias: Option<&(String, DType)>) -> String {
+    let mut out = Vec::new();
+    if let Some((w, dtype, _)) = norm {
+        out.push(format!(
+            "constexpr bool ONCE = PIECES >= LANES && STEPS <= 16;  // a lane's elements of a row fit its registers\n\
+             f32 norm[ONCE ? STEPS : 1];\n\
+             if (ONCE && count == 1 && piece < LANES) {{\n\
+             #pragma unroll\n\
+             \x20 for (int i = 0; i < STEPS; i++) {{\n\
+             \x20   const int k = (i * LANES + piece) * 32 + lane;\n\
+             \x20   norm[ONCE ? i : 0] = k < K ? {} : 0.0f;\n\
+             \x20 }}\n\
+             }}",
+            scalar::load(*dtype, &format!("{w}[k]"))
+        ));
+    }
+    if let Some((b, dtype)) = bias {
+        // A thread's column within a tile is always the same; tiles beyond the first are loaded when needed.
+        out.push(format!(
+            "auto bias_of = [&](int n) -> f32 {{ return {}; }};\n\
+             const int first_n = (int)rank * 16 + (int)threadIdx.x % 16;\n\
+             const f32 first_bias = first_n < N ? bias_of(first_n) : 0.0f;",
+            scalar::load(*dtype, &format!("{b}[n]"))
+        ));
+    }
+    out.join("\n")
+}
+
+/// Puts the rows into shared memory.
+fn stage(x: &str, norm: Option<&(String, DType, f64)>, same: bool, dtype: DType, shape: &Shape) -> String {
+    let zeros = match shape.k % UNIT {
+        0 => "",
+        _ => {
+            "for (int i = threadIdx.x; i < count * (UNITS * 64 - K); i += THREADS) {\n\
+             \x20 x_rows[i / (UNITS * 64 - K) * X_ROW + K + i % (UNITS * 64 - K)] = In{0};\n\
+             }\n"
+        }
+    };
+    let Some((w, w_dtype, eps)) = norm else {
+        if same && shape.k % 8 == 0 {
+            return format!(
+                "{zeros}for (int i = threadIdx.x; i < count * (K / 8); i += THREADS) {{\n\
+                 \x20 const int slot = i / (K / 8);\n\
+                 \x20 const int k = i % (K / 8) * 8;\n\
+                 \x20 *(uint4*)(x_rows + slot * X_ROW + k) = *(const uint4*)({x} + (i64)(row0 + slot) * K + k);\n\
+                 }}"
+            );
+        }
+        let element = scalar::store(dtype, &format!("to_f32({x}[(i64)(row0 + slot) * K + k])"));
+        return format!(
+            "{zeros}for (int i = threadIdx.x; i < count * K; i += THREADS) {{\n\
+             \x20 const int slot = i / K;\n\
+             \x20 const int k = i % K;\n\
+             \x20 x_rows[slot * X_ROW + k] = {element};\n\
+             }}"
+        );
+    };
+    let scale = format!("const f32 scale = 1.0f / sqrtf(squares / (f32)K + {});", f32_literal(*eps));
+    let (once, many) = (
+        scalar::store(dtype, "row[ONCE ? i : 0] * scale * norm[ONCE ? i : 0]"),
+        scalar::store(dtype, &format!("to_f32(from[k]) * scale * {}", scalar::load(*w_dtype, &format!("{w}[k]")))),
+    );
+    format!(
+        "{zeros}// A row's squares are summed as its own kernel does: a warp a job, which is one of that kernel's warps.\n\
+         if (ONCE && count == 1) {{\n\
+         \x20 f32 row[ONCE ? STEPS : 1];\n\
+         \x20 if (piece < LANES) {{\n\
+         \x20   f32 squares = 0.0f;\n\
+         #pragma unroll\n\
+         \x20   for (int i = 0; i < STEPS; i++) {{\n\
+         \x20     const int k = (i * LANES + piece) * 32 + lane;\n\
+         \x20     row[ONCE ? i : 0] = k < K ? to_f32({x}[(i64)row0 * K + k]) : 0.0f;\n\
+         \x20   }}\n\
+         #pragma unroll\n\
+         \x20   for (int i = 0; i < STEPS; i++) {{\n\
+         \x20     const f32 v = row[ONCE ? i : 0];\n\
+         \x20     if ((i * LANES + piece) * 32 + lane < K) squares += v * v;\n\
+         \x20   }}\n\
+         \x20   squares = warp_sum(squares);\n\
+         \x20   if (lane == 0) norm_sums[0][piece] = squares;\n\
+         \x20 }}\n\
+         \x20 __syncthreads();\n\
+         \x20 const f32 squares = warp_sum(lane < LANES ? norm_sums[0][lane] : 0.0f);\n\
+         \x20 {scale}\n\
+         \x20 if (piece < LANES) {{\n\
+         #pragma unroll\n\
+         \x20   for (int i = 0; i < STEPS; i++) {{\n\
+         \x20     const int k = (i * LANES + piece) * 32 + lane;\n\
+         \x20     if (k < K) x_rows[k] = {once};\n\
+         \x20   }}\n\
+         \x20 }}\n\
+         }} else {{\n\
+         \x20 for (int job = piece; job < count * LANES; job += PIECES) {{\n\
+         \x20   const X* const from = {x} + (i64)(row0 + job / LANES) * K;\n\
+         \x20   f32 squares = 0.0f;\n\
+         #pragma unroll 6\n\
+         \x20   for (int k = job % LANES * 32 + lane; k < K; k += LANES * 32) {{\n\
+         \x20     const f32 v = to_f32(from[k]);\n\
+         \x20     squares += v * v;\n\
+         \x20   }}\n\
+         \x20   squares = warp_sum(squares);\n\
+         \x20   if (lane == 0) norm_sums[job / LANES][job % LANES] = squares;\n\
+         \x20 }}\n\
+         \x20 __syncthreads();\n\
+         \x20 for (int slot = 0; slot < count; slot++) {{\n\
+         \x20   const X* const from = {x} + (i64)(row0 + slot) * K;\n\
+         \x20   const f32 squares = warp_sum(lane < LANES ? norm_sums[slot][lane] : 0.0f);\n\
+         \x20   {scale}\n\
+         #pragma unroll 6\n\
+         \x20   for (int k = threadIdx.x; k < K; k += THREADS) x_rows[slot * X_ROW + k] = {many};\n\
+         \x20 }}\n\
+         }}"
+    )
+}
