@@ -2,7 +2,7 @@
 //!
 //! Functions and declarations are paired by name. Ops of a pair of functions are matched by kind, attributes and matched operands, from parameters forward and
 //! from results backward; what is left is paired where it clearly is the same op with other operands or attributes (see [`matching`]). Names of values and the
-//! order of statements do not count. The same modules give the same bytes.
+//! order of statements do not count. Bodies of kernels that differ are compared region by region. The same modules give the same bytes.
 //!
 //! ```
 //! use gossamer_ir::{diff::diff, text::parse};
@@ -25,8 +25,9 @@ use std::collections::BTreeMap;
 
 use crate::attr::Attrs;
 use crate::graph::{OpId, Value};
+use crate::kernel::Kernel;
 use crate::module::{Func, Module};
-use crate::text::{Names, header_line, op_line, order, return_line, same_attr};
+use crate::text::{Names, header_line, order, print_region, return_line, same_attr, statement};
 use matching::Matching;
 
 /// Everything in which two modules differ. Empty if they are the same.
@@ -122,7 +123,7 @@ pub fn diff(a: &Module, b: &Module) -> ModuleDiff {
     let mut out = ModuleDiff { decls: declarations(a, b), ..ModuleDiff::default() };
     for f in &a.funcs {
         let d = match b.func(&f.name) {
-            Some(g) => func_diff(f, g),
+            Some(g) => func_diff(f, g, Form::Func),
             None => one_sided(f, Side::Before),
         };
         match is_same(&d) {
@@ -136,7 +137,7 @@ pub fn diff(a: &Module, b: &Module) -> ModuleDiff {
 
 /// Compares two functions; `None` if they are the same.
 pub fn diff_func(a: &Func, b: &Func) -> Option<FuncDiff> {
-    Some(func_diff(a, b)).filter(|d| !is_same(d))
+    Some(func_diff(a, b, Form::Func)).filter(|d| !is_same(d))
 }
 
 fn is_same(d: &FuncDiff) -> bool {
@@ -196,7 +197,14 @@ fn one_sided(f: &Func, side: Side) -> FuncDiff {
     FuncDiff { name: f.name.to_string(), before, after, changes, ..FuncDiff::default() }
 }
 
-fn func_diff(a: &Func, b: &Func) -> FuncDiff {
+/// How a function is written.
+#[derive(Clone, Copy)]
+enum Form {
+    Func,
+    Region,
+}
+
+fn func_diff(a: &Func, b: &Func, form: Form) -> FuncDiff {
     let m = Matching::of(a, b);
     let (before, after) = (View::new(a), View::new(b));
     // Places in the order of `a`: an added op stands behind the last op before it that `a` has too.
@@ -241,9 +249,9 @@ fn func_diff(a: &Func, b: &Func) -> FuncDiff {
         before: Some(before.statements.len()),
         after: Some(after.statements.len()),
         same,
-        signature: signature.then(|| (header_line(a), header_line(b))),
+        signature: signature.then(|| (before.header(form), after.header(form))),
         changes: changes.into_iter().map(|(_, c)| c).collect(),
-        results: (!equal_results).then(|| (return_line(a, &before.names), return_line(b, &after.names))),
+        results: (!equal_results).then(|| (before.results(form), after.results(form))),
     }
 }
 
@@ -251,19 +259,45 @@ fn func_diff(a: &Func, b: &Func) -> FuncDiff {
 fn differences(m: &Matching, a: OpId, b: OpId) -> (Vec<What>, Vec<FuncDiff>) {
     let (p, q) = (m.a.graph.op(a), m.b.graph.op(b));
     let mut what = Vec::new();
-    let mut regions = Vec::new();
     let operands = p.operands.len() == q.operands.len()
         && p.operands.iter().zip(&q.operands).all(|(v, w)| m.value(*v) == Some(*w));
     if !operands {
         what.push(What::Operands);
     }
-    if !same_attrs(&p.attrs, &q.attrs) {
+    let regions = match (p.attrs.kernel(), q.attrs.kernel()) {
+        (Some(k), Some(l)) => {
+            if k.template() != l.template() {
+                what.push(What::Attributes);
+            }
+            region_diffs(k, l)
+        }
+        _ => vec![],
+    };
+    if p.attrs.kernel().is_none() && !same_attrs(&p.attrs, &q.attrs) {
         what.push(What::Attributes);
     }
     if p.results != q.results {
         what.push(What::Types);
     }
-    (what, std::mem::take(&mut regions))
+    if !regions.is_empty() {
+        what.push(What::Body);
+    }
+    (what, regions)
+}
+
+/// Regions of two kernels that differ, paired by name.
+fn region_diffs(a: &Kernel, b: &Kernel) -> Vec<FuncDiff> {
+    if a.key() == b.key() {
+        return vec![];
+    }
+    let pairs = [(a.prologue(), b.prologue()), (Some(a.main()), Some(b.main())), (a.epilogue(), b.epilogue())];
+    let diffs = pairs.into_iter().filter_map(|pair| match pair {
+        (Some(f), Some(g)) => Some(func_diff(f, g, Form::Region)),
+        (Some(f), None) => Some(one_sided(f, Side::Before)),
+        (None, Some(g)) => Some(one_sided(g, Side::After)),
+        (None, None) => None,
+    });
+    diffs.filter(|d| !is_same(d)).collect()
 }
 
 fn same_attrs(a: &Attrs, b: &Attrs) -> bool {
@@ -285,7 +319,23 @@ impl View<'_> {
         View { func, names, statements }
     }
 
+    /// The statement; a kernel takes several lines.
     fn line(&self, id: OpId) -> String {
-        op_line(self.func, &self.names, id)
+        statement(self.func, &self.names, id, "")
+    }
+
+    fn header(&self, form: Form) -> String {
+        match form {
+            Form::Func => header_line(self.func),
+            Form::Region => print_region(self.func, "").lines().next().unwrap_or_default().to_string(),
+        }
+    }
+
+    fn results(&self, form: Form) -> String {
+        let line = return_line(self.func, &self.names);
+        match form {
+            Form::Func => line,
+            Form::Region => line.replacen("return", "yield", 1),
+        }
     }
 }

@@ -111,6 +111,18 @@ pub fn default_pipeline() -> Vec<Pass> {
     ["canonicalise", "cse", "layout", "fuse", "dce"].iter().filter_map(|n| pass(n)).collect()
 }
 
+/// The passes as a table: name and what each does.
+pub fn list() -> String {
+    let mut out = String::new();
+    for p in PASSES {
+        // Writing to a string cannot fail.
+        let _ = writeln!(out, "{:<14} {}", p.name, p.summary);
+    }
+    let default: Vec<&str> = default_pipeline().iter().map(|p| p.name).collect();
+    let _ = writeln!(out, "\ndefault: {}", default.join(","));
+    out
+}
+
 /// The pass `name`.
 pub fn pass(name: &str) -> Option<Pass> {
     PASSES.iter().copied().find(|p| p.name == name)

@@ -29,6 +29,7 @@ pub mod cuda;
 pub mod doctor;
 pub mod engine;
 pub mod exec;
+pub mod explain;
 pub mod generate;
 pub mod kernels;
 pub mod memory_plan;

@@ -52,6 +52,8 @@ pub struct SessionOptions {
     pub passes: Vec<Pass>,
     /// Fuse ops into kernels; `None`: on a GPU yes, on the CPU no (the interpreter runs op by op either way, and would compile each step size anew).
     pub fuse: Option<bool>,
+    /// Rewrite rules to do without, by name.
+    pub disabled_rules: Vec<String>,
     /// Head that the memory plan counts with.
     pub head: Head,
     /// Numerics of the CPU executor.
@@ -72,6 +74,7 @@ impl SessionOptions {
             max_seqs: 1,
             passes: manager::default_pipeline(),
             fuse: None,
+            disabled_rules: vec![],
             head: Head::Sample,
             rounding: Rounding::Exact,
             tokenizer: None,
@@ -176,7 +179,8 @@ pub fn open_with(options: &SessionOptions, hooks: &Hooks) -> Result<Session, Ses
     let engine = match gpu(options.device, &mut notes)? {
         Some(device) => cuda_engine(options, hooks, config, source, device)?,
         None => {
-            let limits = limits(options, &config, CPU_CONTEXT, CPU_CHUNK, Options::default(), options.fuse.unwrap_or(false));
+            let passes = Options { disabled_rules: options.disabled_rules.clone(), ..Options::default() };
+            let limits = limits(options, &config, CPU_CONTEXT, CPU_CHUNK, passes, options.fuse.unwrap_or(false));
             let (rounding, observer) = (options.rounding, hooks.load.clone());
             Engine::new(config, limits, |states| {
                 Ok(Box::new(CpuExecutor::new(source, states, rounding, observer)) as Box<_>)
@@ -208,7 +212,14 @@ fn gpu(choice: DeviceChoice, notes: &mut Vec<String>) -> Result<Option<Device>, 
     }
 }
 
-fn limits(o: &SessionOptions, config: &ModelConfig, context: usize, chunk: usize, passes: Options, fuse: bool) -> EngineOptions {
+fn limits(
+    o: &SessionOptions,
+    config: &ModelConfig,
+    context: usize,
+    chunk: usize,
+    passes: Options,
+    fuse: bool,
+) -> EngineOptions {
     EngineOptions {
         context: o.context.unwrap_or(config.context().min(context)),
         chunk: o.chunk.unwrap_or(chunk).min(config.context()).max(o.max_seqs),
@@ -229,7 +240,8 @@ fn cuda_engine(
     source: Arc<dyn WeightSource>,
     device: Device,
 ) -> Result<Engine, SessionError> {
-    let passes = Options { mxfp4_layout: Some(MXFP4_LAYOUT.into()), ..Options::default() };
+    let disabled_rules = options.disabled_rules.clone();
+    let passes = Options { mxfp4_layout: Some(MXFP4_LAYOUT.into()), disabled_rules, ..Options::default() };
     let mut limits = limits(options, &config, usize::MAX, GPU_CHUNK, passes, options.fuse.unwrap_or(true));
     let plan = memory_plan(&config, &limits, options.head, &device)?;
     let plan = match (plan.missing > 0, options.context, plan.fits_context) {

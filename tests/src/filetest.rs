@@ -10,16 +10,21 @@
 //! | `not: text` | no line between the neighbouring matches contains the text |
 //! | `error: V05 text` | the line with this comment (on its own line: the code above) has an error that contains the text; `error: syntax text` for syntax errors |
 //! | `eval: @f(...) = ...` | see [`eval`] |
-//! | `set: T = 4` | a setting for the evaluations after it |
+//! | `set: T = 4` | a setting for the evaluations and costs after it; for [`cuda`] of the whole file |
+//! | `cost: launches <= 6, bytes < 9 MB` | see [`cost`] |
 //! | `exact:` | the comment lines from here to the end of the file are the whole output; `BLESS=1` rewrites them |
 //!
 //! `{{name}}` in a text matches an identifier; the same name matches the same identifier from then on. Blanks of any length match each other.
 //! `check`, `next` and `not` look only at the function of the same name as the one above them in the file; in front of all functions they look
 //! at everything.
 
+mod compiled;
+pub mod cost;
+pub mod cuda;
 pub mod eval;
 mod matcher;
 mod modes;
+pub mod run;
 mod source;
 
 use std::path::{Path, PathBuf};
@@ -28,7 +33,7 @@ pub use modes::{MODES, Mode};
 pub use source::{Directive, Kind, Source};
 
 /// What went wrong in a file, each with its line.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Failure {
     /// Line, from 1; 0 for the file as a whole.
     pub line: usize,

@@ -69,6 +69,26 @@ impl Bench {
         Some(Bench { device, shared })
     }
 
+    /// Checks one scenario; the share of the tolerance that was used.
+    ///
+    /// # Errors
+    /// What differs, or what the device gives; a lost device is named.
+    ///
+    /// # Panics
+    /// If the GPU does not give an executor.
+    pub fn run(&mut self, s: &Scenario) -> Result<f32, String> {
+        let mut own = None;
+        let executor = match s.states.is_empty() {
+            true => &mut self.shared,
+            false => own.insert(executor(&self.device, &s.states)),
+        };
+        let result = s.check(executor);
+        match self.device.poisoned() {
+            Some(dead) => Err(format!("the GPU is lost: {dead}")),
+            None => result,
+        }
+    }
+
     /// Checks scenarios; every failure is listed.
     ///
     /// # Panics
@@ -77,18 +97,12 @@ impl Bench {
         let mut failures = Vec::new();
         let mut worst = (0.0, "none");
         for s in scenarios {
-            let mut own = None;
-            let executor = match s.states.is_empty() {
-                true => &mut self.shared,
-                false => own.insert(executor(&self.device, &s.states)),
-            };
-            match s.check(executor) {
+            match self.run(s) {
                 Ok(error) if error > worst.0 => worst = (error, &s.label),
                 Ok(_) => {}
                 Err(why) => failures.push(format!("{}: {why}", s.label)),
             }
-            if let Some(dead) = self.device.poisoned() {
-                failures.push(format!("the GPU is lost after {}: {dead}", s.label));
+            if self.device.poisoned().is_some() {
                 break;
             }
         }

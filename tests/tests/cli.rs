@@ -3,44 +3,10 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use assert_cmd::Command;
 use tempfile::TempDir;
 
-fn root() -> PathBuf {
-    PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("..")
-}
-
-fn gossamer(args: &[&str]) -> Command {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_gossamer-under-test"));
-    command.args(args).env("GOSSAMER_DEMO", root().join("models/demo")).env_remove("GOSSAMER_DEVICE");
-    command
-}
-
-struct Ran {
-    code: i32,
-    out: String,
-    err: String,
-}
-
-fn run(args: &[&str]) -> Ran {
-    let output = gossamer(args).output().unwrap();
-    Ran {
-        code: output.status.code().unwrap_or(-1),
-        out: String::from_utf8_lossy(&output.stdout).into_owned(),
-        err: String::from_utf8_lossy(&output.stderr).into_owned(),
-    }
-}
-
-/// Runs a command that must fail with `code` and one `error:` line that holds all of `parts`.
-fn fails(args: &[&str], code: i32, parts: &[&str]) {
-    let ran = run(args);
-    assert_eq!(ran.code, code, "{args:?}: {}", ran.err);
-    assert!(!ran.err.contains("panicked"), "{args:?}: {}", ran.err);
-    let line = ran.err.lines().find(|l| l.starts_with("error:")).unwrap_or_else(|| panic!("{args:?}: {}", ran.err));
-    for part in parts {
-        assert!(line.contains(part), "{args:?}: `{part}` is not in: {line}");
-    }
-}
+mod command;
+use command::{fails, gossamer, root, run};
 
 /// A copy of the tiny fixture to break.
 fn tiny() -> TempDir {

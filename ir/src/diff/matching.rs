@@ -177,7 +177,9 @@ impl<'a> Matching<'a> {
                     let operands = pairs.filter(|(v, w)| self.value(**v) == Some(**w)).count();
                     let types = op.results == other.results;
                     let all = op.operands.len() == other.operands.len() && operands == op.operands.len();
-                    (all || types).then_some((operands + readers, std::cmp::Reverse(place[&q]), q))
+                    let template = |o: &Op| o.attrs.kernel().map(|k| k.template().clone());
+                    let agree = operands + readers + usize::from(template(op) == template(other));
+                    (all || types).then_some((agree, std::cmp::Reverse(place[&q]), q))
                 })
                 .max();
             if let Some((_, _, q)) = best {
@@ -223,6 +225,7 @@ fn key(op: &Op) -> String {
     for (name, value) in op.attrs.iter() {
         let value = match value {
             Attr::Float(x) => float(*x),
+            Attr::Kernel(k) => k.key().to_string(),
             other => other.to_string(),
         };
         out.push_str(&format!(" {name}={value}"));

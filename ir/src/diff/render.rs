@@ -83,7 +83,7 @@ fn func_text(out: &mut String, f: &FuncDiff, label: &str, indent: &str) {
         op_text(out, c, &deeper);
     }
     if let Some((before, after)) = &f.results {
-        let _ = writeln!(out, "{deeper}< {before}\n{deeper}> {after}");
+        let _ = writeln!(out, "{deeper}< {before}\n{deeper}> {after}  ; other values");
     }
 }
 
@@ -100,9 +100,14 @@ fn op_text(out: &mut String, c: &OpChange, indent: &str) {
         (Some(before), None) => put('-', before, ""),
         (None, Some(after)) => put('+', after, ""),
         (Some(before), Some(after)) => {
+            // Of kernels whose bodies differ, the regions below say how.
+            let head = |text: &str| match c.regions.is_empty() {
+                true => text.to_string(),
+                false => text.lines().next().unwrap_or_default().to_string(),
+            };
             let what: Vec<&str> = c.what.iter().map(|w| w.name()).collect();
-            put('<', before, "");
-            put('>', after, &format!("  ; {}", what.join(", ")));
+            put('<', &head(before), "");
+            put('>', &head(after), &format!("  ; {}", what.join(", ")));
         }
         (None, None) => {}
     }

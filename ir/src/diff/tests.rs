@@ -83,11 +83,37 @@ fn functions_declarations_signatures_and_results() {
     assert_eq!(
         text(&a, &b),
         "< sym T in 1..=8\n> sym T in 1..=9\n- weight @v : bf16[4, 4] = \"v\"\nfunc @g: 1 removed, 0 the same\n  \
-         < func @g(%x: f32[4]) -> (f32[4]) {\n  > func @g(%a: f32[5]) -> (f32[5]) {\n  - %y = neg %x : f32[4]\n  < return %y\n  > return %a\n"
+         < func @g(%x: f32[4]) -> (f32[4]) {\n  > func @g(%a: f32[5]) -> (f32[5]) {\n  - %y = neg %x : f32[4]\n  < return %y\n  > return %a  ; other values\n"
     );
     let d = diff(&a, &b).json();
     assert_eq!(
         (&d["decls"][0]["change"], &d["funcs"][0]["changes"][0]["change"]),
         (&"changed".into(), &"removed".into())
     );
+}
+
+fn kernel(epilogue: &str, operands: &str, params: &str) -> Module {
+    f(
+        &format!(
+            "  %c = cast %x {{to = bf16}} : bf16[T, 4]\n  %y = kernel %c, @w{operands} {{template = stream}}\n    main(%x: bf16[T, 4], %w: bf16[4, 4]) {{\n      \
+             %a = matmul %x, %w : f32[T, 4]\n      yield %a\n    }}\n    epilogue(%a: f32[T, 4]{params}) {{\n{epilogue}\n      yield %z\n    }} : f32[T, 4]"
+        ),
+        "%y",
+    )
+}
+
+#[test]
+fn kernels_are_compared_region_by_region() {
+    let plain = kernel("      %z = neg %a : f32[T, 4]", "", "");
+    let renamed = kernel("      %q = neg %a : f32[T, 4]\n      %z = silu %q : f32[T, 4]", "", "");
+    assert!(diff(&plain, &plain.clone()).is_empty());
+    assert_eq!(
+        text(&plain, &renamed),
+        "func @f: 1 changed, 1 the same\n  < %y = kernel %c, @w {template = stream}\n  > %y = kernel %c, @w {template = stream}  ; body\n    \
+         epilogue: 1 added, 1 the same\n      + %z = silu %q : f32[T, 4]\n      < yield %z\n      > yield %z  ; other values\n"
+    );
+    let bias = kernel("      %q = add %a, %b : f32[T, 4]\n      %z = neg %q : f32[T, 4]", ", %b", ", %b: f32[4]");
+    let t = text(&plain, &bias);
+    assert!(t.contains("> %y = kernel %c, @w, %b {template = stream}  ; operands, body\n    epilogue: 1 added, 1 changed, 0 the same"), "{t}");
+    assert!(t.contains("< epilogue(%a: f32[T, 4]) {\n      > epilogue(%a: f32[T, 4], %b: f32[4]) {"), "{t}");
 }

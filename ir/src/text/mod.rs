@@ -21,7 +21,7 @@ pub use print::{print, print_func, print_op};
 pub(crate) use error::snippet;
 pub(crate) use locate::{find_line, statement_at};
 pub(crate) use names::{Names, is_word};
-pub(crate) use print::{float, header_line, op_line, order, print_region, return_line, same_attr};
+pub(crate) use print::{float, header_line, op_line, order, print_region, return_line, same_attr, statement};
 
 /// Version of the text format, written on its first line as `gir 1`.
 pub const VERSION: u32 = 1;

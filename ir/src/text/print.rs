@@ -67,7 +67,7 @@ pub(crate) fn print_region(region: &Func, indent: &str) -> String {
 }
 
 /// An op as a statement; a kernel takes several lines, those after the first behind `indent`.
-fn statement(func: &Func, names: &Names, id: OpId, indent: &str) -> String {
+pub(crate) fn statement(func: &Func, names: &Names, id: OpId, indent: &str) -> String {
     let (head, types) = op_parts(func, names, id);
     match func.graph.get(id).and_then(|op| op.attrs.kernel()) {
         Some(kernel) => format!("{head}\n{}{types}", kernel.text(&format!("{indent}  "))),

@@ -4,9 +4,9 @@ use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use gossamer_ir::interp::Rounding;
-use gossamer_passes::manager;
 
 use super::output::Failure;
+use super::pipeline;
 use crate::engine::SamplingParams;
 use crate::session::{DeviceChoice, SessionOptions};
 
@@ -30,6 +30,12 @@ pub enum Command {
     Inspect(InspectArgs),
     /// Print a model's or a file's IR
     Ir(IrArgs),
+    /// Run passes over IR text
+    Opt(OptArgs),
+    /// Compare two modules op by op
+    Diff(DiffArgs),
+    /// Show why each kernel of a step is what it is
+    Explain(ExplainArgs),
     /// Check IR files
     Verify(VerifyArgs),
     /// Compile every kernel into the cache; needs no GPU
@@ -87,6 +93,9 @@ pub struct ModelArgs {
     /// Passes: none, default, or names separated by commas
     #[arg(long, default_value = "default", value_name = "LIST")]
     pub passes: String,
+    /// Do without this rewrite rule; repeatable (names: opt --list-rules)
+    #[arg(long = "disable-rule", value_name = "NAME")]
+    pub disabled_rules: Vec<String>,
     /// Numerics on the CPU
     #[arg(long, value_enum, default_value = "f32")]
     pub numerics: NumericsArg,
@@ -110,7 +119,8 @@ impl ModelArgs {
             },
             context: self.context,
             chunk: self.prefill_chunk,
-            passes: manager::parse_pipeline(&self.passes).map_err(|e| Failure::Usage(e.to_string()))?,
+            passes: pipeline::passes(&self.passes)?,
+            disabled_rules: pipeline::disabled_rules(&self.disabled_rules)?,
             rounding: match self.numerics {
                 NumericsArg::F32 => Rounding::Exact,
                 NumericsArg::Bf16 => Rounding::Typed,
@@ -288,6 +298,8 @@ pub enum FormatArg {
     Dot,
     /// JSON
     Json,
+    /// One page with drawings
+    Html,
 }
 
 /// What a step returns.
@@ -303,10 +315,33 @@ pub enum HeadArg {
     Logits,
 }
 
+/// What passes are told, and what is shown of them.
+#[derive(Clone, Debug, Default, Args)]
+pub struct PipelineArgs {
+    /// Sizes that passes choose for: decode.N, step.tN.sN.rN (tokens, sequences, rows), or a bucket that the file declares [default: decode.1 for a model]
+    #[arg(long, value_name = "B", conflicts_with = "sizes")]
+    pub bucket: Option<String>,
+    /// The same symbol by symbol; one that is left out has its greatest value
+    #[arg(long, value_name = "T=1,S=1,..")]
+    pub sizes: Option<String>,
+    /// Do without this rewrite rule; repeatable (names: opt --list-rules)
+    #[arg(long = "disable-rule", value_name = "NAME")]
+    pub disabled_rules: Vec<String>,
+    /// Write one file a pass and trace.json into this folder
+    #[arg(long, value_name = "DIR")]
+    pub dump_dir: Option<PathBuf>,
+    /// Show what each pass did and how long it took, on stderr
+    #[arg(long)]
+    pub trace: bool,
+    /// Tell the passes to use the GPU's weight layouts
+    #[arg(long)]
+    pub gpu_layouts: bool,
+}
+
 /// `ir`.
 #[derive(Debug, Args)]
 pub struct IrArgs {
-    /// Checkpoint folder, `demo`, a preset, or a .gir file
+    /// Checkpoint folder, `demo`, a preset, or a .gir file (- for stdin)
     #[arg(default_value = "demo")]
     pub model: String,
     /// Passes: none, default, or names separated by commas
@@ -322,17 +357,131 @@ pub struct IrArgs {
     #[arg(long, value_enum, default_value = "sample")]
     pub head: HeadArg,
     /// Print the plan of a step of T tokens, S sequences and R rows instead: order, buffers, memory
-    #[arg(long, value_name = "T,S,R")]
+    #[arg(long, value_name = "T,S,R", conflicts_with_all = ["bucket", "sizes"])]
     pub plan: Option<String>,
-    /// Write one file a pass and trace.json into this folder
-    #[arg(long, value_name = "DIR")]
-    pub dump_dir: Option<PathBuf>,
-    /// Show what each pass did and how long it took, on stderr
+    /// Print a table of the memory of a step instead, for the given bucket or for all
+    #[arg(long, conflicts_with = "plan")]
+    pub memory: bool,
+    /// Passes
+    #[command(flatten)]
+    pub pipeline: PipelineArgs,
+}
+
+/// `opt`.
+#[derive(Debug, Args)]
+pub struct OptArgs {
+    /// IR text (- for stdin)
+    #[arg(required_unless_present_any = ["list_rules", "list_passes"])]
+    pub file: Option<String>,
+    /// Passes: none, default, or names separated by commas
+    #[arg(long, default_value = "default", value_name = "LIST")]
+    pub passes: String,
+    /// Print the rewrite rules: name, family, meaning
     #[arg(long)]
-    pub trace: bool,
+    pub list_rules: bool,
+    /// Print the passes
+    #[arg(long, conflicts_with = "list_rules")]
+    pub list_passes: bool,
+    /// Passes
+    #[command(flatten)]
+    pub pipeline: PipelineArgs,
+}
+
+/// Formats of a comparison.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum DiffFormatArg {
+    /// One line an op
+    Text,
+    /// JSON
+    Json,
+}
+
+/// `diff`.
+#[derive(Debug, Args)]
+pub struct DiffArgs {
+    /// Checkpoint folder, `demo`, a preset, or a .gir file (- for stdin)
+    pub a: String,
+    /// What to compare it with [default: A, for other passes or buckets]
+    pub b: Option<String>,
+    /// Passes of both, or given twice: of A, then of B [default: default for a model, none for a file]
+    #[arg(long, value_name = "LIST")]
+    pub passes: Vec<String>,
+    /// Sizes that passes choose for: decode.N or step.tN.sN.rN; of both, or given twice: of A, then of B
+    #[arg(long, value_name = "B")]
+    pub bucket: Vec<String>,
+    /// Do without this rewrite rule in B; repeatable
+    #[arg(long = "disable-rule", value_name = "NAME")]
+    pub disabled_rules: Vec<String>,
+    /// Format
+    #[arg(long, value_enum, default_value = "text")]
+    pub format: DiffFormatArg,
+    /// What the step returns
+    #[arg(long, value_enum, default_value = "sample")]
+    pub head: HeadArg,
     /// Tell the passes to use the GPU's weight layouts
     #[arg(long)]
     pub gpu_layouts: bool,
+}
+
+/// Formats of an explanation.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum ExplainFormatArg {
+    /// A table, or with --kernel everything about one
+    Text,
+    /// JSON, an entry each launch
+    Json,
+    /// One page
+    Html,
+}
+
+/// `explain`.
+#[derive(Debug, Args)]
+pub struct ExplainArgs {
+    /// Checkpoint folder, `demo`, a preset, or a .gir file (- for stdin)
+    #[arg(default_value = "demo")]
+    pub model: String,
+    /// Only this launch of the step, counted from 0
+    #[arg(long, value_name = "N")]
+    pub kernel: Option<usize>,
+    /// The step: decode.N, step.tN.sN.rN (tokens, sequences, rows), or a bucket that the file declares [default: its first, or decode.1]
+    #[arg(long, value_name = "B", conflicts_with = "sizes")]
+    pub bucket: Option<String>,
+    /// The same symbol by symbol; one that is left out has its greatest value
+    #[arg(long, value_name = "T=1,S=1,..")]
+    pub sizes: Option<String>,
+    /// Tokens that sequences may have; attention is counted for as many
+    #[arg(long, default_value_t = 1024, value_name = "N")]
+    pub context: usize,
+    /// Format
+    #[arg(long, value_enum, default_value = "text")]
+    pub format: ExplainFormatArg,
+    /// Write into this file
+    #[arg(long, short = 'o', value_name = "FILE")]
+    pub out: Option<PathBuf>,
+    /// Passes: none, default, or names separated by commas
+    #[arg(long, default_value = "default", value_name = "LIST")]
+    pub passes: String,
+    /// Do without this rewrite rule; repeatable (names: opt --list-rules)
+    #[arg(long = "disable-rule", value_name = "NAME")]
+    pub disabled_rules: Vec<String>,
+    /// What the step returns
+    #[arg(long, value_enum, default_value = "sample")]
+    pub head: HeadArg,
+    /// For a file: tell the passes to use the GPU's weight layouts
+    #[arg(long)]
+    pub gpu_layouts: bool,
+    /// Description of the machine that costs are for, as in codegen-cuda/machines [default: an H100]
+    #[arg(long, value_name = "FILE")]
+    pub machine: Option<PathBuf>,
+    /// Do not compile kernels for their registers, shared memory and size
+    #[arg(long)]
+    pub no_compile: bool,
+    /// Run the step on the GPU and show measured times beside predicted ones
+    #[arg(long)]
+    pub measure: bool,
+    /// With --measure: generate weights instead of reading them
+    #[arg(long, requires = "measure")]
+    pub random_weights: bool,
 }
 
 /// `verify`.

@@ -2,7 +2,7 @@
 
 use gossamer_codegen_cuda::cache::{self, KernelCache};
 use gossamer_codegen_cuda::nvrtc::{Nvrtc, Source};
-use gossamer_passes::{Options, manager};
+use gossamer_passes::Options;
 use serde_json::json;
 
 use super::args::CompileArgs;
@@ -15,14 +15,14 @@ pub fn compile(args: &CompileArgs) -> Result<(), Failure> {
     if args.max_seqs == 0 {
         return Err(Failure::Usage("--max-seqs is 0, expected at least 1".into()));
     }
-    let config = super::ir::config(&args.model)?;
+    let config = super::pipeline::config(&args.model)?;
     let options = EngineOptions {
         context: config.context(),
         chunk: GPU_CHUNK.max(args.max_seqs).min(config.context().max(args.max_seqs)),
         max_seqs: args.max_seqs,
         page: PAGE,
         kv_tokens: None,
-        passes: manager::parse_pipeline(&args.passes).map_err(|e| Failure::Usage(e.to_string()))?,
+        passes: super::pipeline::passes(&args.passes)?,
         pass_options: Options { mxfp4_layout: Some(MXFP4_LAYOUT.into()), ..Options::default() },
         fuse: true,
     };

@@ -8,8 +8,12 @@ mod bench;
 mod chat;
 mod compile;
 mod converse;
+mod explain;
 mod ir;
 mod logits;
+mod measure;
+mod opt;
+mod pipeline;
 mod run;
 mod system;
 
@@ -50,6 +54,9 @@ fn dispatch(cli: &Cli) -> Result<(), Failure> {
         Command::Chat(a) => chat::chat(a),
         Command::Inspect(a) => system::inspect(a),
         Command::Ir(a) => ir::ir(a),
+        Command::Opt(a) => opt::opt(a),
+        Command::Diff(a) => opt::diff(a),
+        Command::Explain(a) => explain::explain(a),
         Command::Verify(a) => ir::verify(a),
         Command::Compile(a) => compile::compile(a),
         Command::Doctor(a) => system::doctor(a),

@@ -18,7 +18,7 @@ use gossamer_passes::manager::Pass;
 use gossamer_passes::plan::{PlanError, plan};
 use gossamer_passes::{Options, PassError, Plan, compile};
 
-use crate::exec::{ExecError, Executor, HostData, PlanId, StateSpec};
+use crate::exec::{ExecError, Executor, HostData, Inputs, PlanId, Profile, StateSpec};
 use kv::{Group, PageTable};
 pub use sampling::{SamplingError, SamplingParams};
 
@@ -195,6 +195,14 @@ pub enum EngineError {
     Exec(#[from] ExecError),
 }
 
+/// What is done with a plan and its inputs.
+type Go<'a, R> = &'a mut dyn FnMut(&mut dyn Executor, PlanId, &Inputs) -> Result<R, ExecError>;
+
+/// What a step must return: as much as the most demanding of its sequences asks for.
+fn head(work: &[Work]) -> Head {
+    work.iter().filter_map(|w| w.params.map(SamplingParams::head)).max().unwrap_or(Head::Greedy)
+}
+
 /// The program of a model for one head under an engine's limits.
 ///
 /// # Errors
@@ -327,7 +335,7 @@ impl Engine {
     /// See [`EngineError`].
     pub fn step(&mut self, work: &[Work]) -> Result<Vec<Option<Sampled>>, EngineError> {
         let size = self.check(work)?;
-        let head = work.iter().filter_map(|w| w.params.map(SamplingParams::head)).max().unwrap_or(Head::Greedy);
+        let head = head(work);
         let (results, bucket) = self.run(work, head, size)?;
         let outputs = self.sources[&head].outputs.clone();
         let find = |want: Output| outputs.iter().position(|o| *o == want).and_then(|i| results.get(i));
@@ -391,6 +399,18 @@ impl Engine {
         sizes.iter().try_for_each(|s| self.plan(head, *s).map(drop))
     }
 
+    /// Runs a step as [`Engine::step`], then times it over some rounds; the bucket it ran in, and the times where the device has launches to time. The
+    /// sequences are as after a step.
+    ///
+    /// # Errors
+    /// As [`Engine::step`].
+    pub fn measure(&mut self, work: &[Work], rounds: usize) -> Result<(StepSize, Option<Profile>), EngineError> {
+        let size = self.check(work)?;
+        let (profile, bucket) =
+            self.run_with(work, head(work), size, &mut |e, id, inputs| e.measure(id, inputs, rounds))?;
+        Ok((bucket, profile))
+    }
+
     fn check_context(&self, tokens: usize) -> Result<(), EngineError> {
         match tokens <= self.options.context {
             true => Ok(()),
@@ -403,6 +423,17 @@ impl Engine {
 
     /// Runs a checked step: makes its plan, takes the pages it needs, runs, counts its tokens. Gives the pages back if the device fails.
     fn run(&mut self, work: &[Work], head: Head, size: StepSize) -> Result<(Vec<HostData>, StepSize), EngineError> {
+        self.run_with(work, head, size, &mut |e, id, inputs| e.run(id, inputs))
+    }
+
+    /// [`Engine::run`] with another way to run the plan.
+    fn run_with<R>(
+        &mut self,
+        work: &[Work],
+        head: Head,
+        size: StepSize,
+        go: Go<'_, R>,
+    ) -> Result<(R, StepSize), EngineError> {
         let (id, bucket) = self.plan(head, size)?;
         for w in work {
             if let Some(s) = &mut self.seqs[w.seq.0] {
@@ -414,7 +445,7 @@ impl Engine {
             }
         }
         let inputs = inputs::step(self, work, head, bucket);
-        let results = self.executor.run(id, &inputs);
+        let results = go(&mut *self.executor, id, &inputs);
         for w in work {
             if let Some(s) = &mut self.seqs[w.seq.0] {
                 s.len += if results.is_ok() { w.tokens.len() } else { 0 };

@@ -39,7 +39,7 @@ use self::loader::Uploader;
 use self::resident::{Loader, Resident, Residents};
 use self::state::States;
 use self::workspace::{Needs, Workspace};
-use super::{ExecError, Executor, HostData, Inputs, PlanId, StateSpec};
+use super::{ExecError, Executor, HostData, Inputs, PlanId, Profile, StateSpec};
 use crate::checkpoint::WeightSource;
 use crate::cuda::{ArgList, Device, DeviceBuffer, DeviceSlice, Function, GraphExec, LaunchConfig, POISON_BYTE, Stream};
 
@@ -455,6 +455,12 @@ impl Executor for CudaExecutor {
             })?);
         }
         Ok(out)
+    }
+
+    fn measure(&mut self, plan: PlanId, inputs: &Inputs, rounds: usize) -> Result<Option<Profile>, ExecError> {
+        let launches = self.profile(plan, inputs, rounds)?.into_iter().map(|t| t.us).collect();
+        let step_us = profile::median(self.time_graph(plan, inputs, rounds.max(1))?);
+        Ok(Some(Profile { launches, step_us }))
     }
 
     fn clear_counts(&mut self, name: &str, row: usize) -> Result<(), ExecError> {

@@ -78,6 +78,15 @@ pub struct StateSpec {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct PlanId(pub usize);
 
+/// Times of one plan on a device, in microseconds.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Profile {
+    /// Of each launch by itself, in order: medians.
+    pub launches: Vec<f64>,
+    /// Of a whole step as it usually runs: the median.
+    pub step_us: f64,
+}
+
 /// A device that runs plans.
 pub trait Executor {
     /// One line for people: device and its size.
@@ -99,6 +108,16 @@ pub trait Executor {
     /// # Errors
     /// Inputs that do not fit the plan, or what the device gives.
     fn run(&mut self, plan: PlanId, inputs: &Inputs) -> Result<Vec<HostData>, ExecError>;
+
+    /// Runs a prepared plan as [`Executor::run`], then times it over some rounds on the same inputs. `None` if the device has no launches to time.
+    ///
+    /// # Errors
+    /// As [`Executor::run`].
+    fn measure(&mut self, plan: PlanId, inputs: &Inputs, rounds: usize) -> Result<Option<Profile>, ExecError> {
+        let _ = rounds;
+        self.run(plan, inputs)?;
+        Ok(None)
+    }
 
     /// Bytes a second that the device can read, if the executor knows.
     fn read_bandwidth(&self) -> Option<f64> {

@@ -22,7 +22,7 @@ use super::{Failure, Kind, Source};
 
 /// How a value is given.
 #[derive(Clone, Debug, PartialEq)]
-enum Spec {
+pub(super) enum Spec {
     List(Vec<f64>),
     All(f64),
     Iota,
@@ -37,10 +37,16 @@ enum Want {
     SameAs(String),
 }
 
-struct Settings {
-    sizes: Bindings,
+pub(super) struct Settings {
+    pub sizes: Bindings,
     rounding: Rounding,
     weights: BTreeMap<String, Spec>,
+}
+
+impl Default for Settings {
+    fn default() -> Settings {
+        Settings { sizes: Bindings::new(), rounding: Rounding::Exact, weights: BTreeMap::new() }
+    }
 }
 
 pub(super) fn run(source: &Source, args: &str) -> Result<(), Stop> {
@@ -48,7 +54,7 @@ pub(super) fn run(source: &Source, args: &str) -> Result<(), Stop> {
         return Err(Failure::new(1, format!("mode `eval` takes no arguments, found `{args}`")).into());
     }
     let module = module(source)?;
-    let mut settings = Settings { sizes: Bindings::new(), rounding: Rounding::Exact, weights: BTreeMap::new() };
+    let mut settings = Settings::default();
     let mut failures = Vec::new();
     for d in source.of(&[Kind::Set, Kind::Eval]) {
         let done = match d.kind {
@@ -63,7 +69,7 @@ pub(super) fn run(source: &Source, args: &str) -> Result<(), Stop> {
     if failures.is_empty() { Ok(()) } else { Err(Stop::Failed(failures)) }
 }
 
-fn set(settings: &mut Settings, text: &str) -> Result<(), String> {
+pub(super) fn set(settings: &mut Settings, text: &str) -> Result<(), String> {
     let mut scan = Scan { rest: text };
     loop {
         if scan.eat("@") {
@@ -81,6 +87,8 @@ fn set(settings: &mut Settings, text: &str) -> Result<(), String> {
                         other => return Err(format!("rounding is `{other}`, expected typed or exact")),
                     }
                 }
+                // For the modes that generate code.
+                "layout" => drop(scan.word()?),
                 _ => drop(settings.sizes.insert(name.into(), scan.number()? as i64)),
             }
         }
@@ -182,7 +190,7 @@ fn call<'m>(
     Ok((out.map_err(|e| e.to_string())?, func))
 }
 
-fn tensor_of(spec: &Spec, ty: &Type, sizes: &Bindings) -> Result<Tensor, String> {
+pub(super) fn tensor_of(spec: &Spec, ty: &Type, sizes: &Bindings) -> Result<Tensor, String> {
     let t = ty.as_tensor().ok_or_else(|| format!("{ty} is given as `new(n)`"))?;
     let shape = t.shape(sizes).map_err(|s| format!("symbol `{s}` has no value; add `; set: {s} = ...`"))?;
     let shape: Vec<usize> = shape.iter().map(|n| usize::try_from(*n).unwrap_or(0)).collect();
@@ -268,8 +276,8 @@ fn show(t: &Tensor) -> String {
 }
 
 /// Reads the little language of `eval:` and `set:`.
-struct Scan<'a> {
-    rest: &'a str,
+pub(super) struct Scan<'a> {
+    pub rest: &'a str,
 }
 
 impl<'a> Scan<'a> {
@@ -280,7 +288,7 @@ impl<'a> Scan<'a> {
         found.is_some()
     }
 
-    fn expect(&mut self, what: &str) -> Result<(), String> {
+    pub(super) fn expect(&mut self, what: &str) -> Result<(), String> {
         match self.eat(what) {
             true => Ok(()),
             false => Err(format!("expected `{what}` at `{}`", self.rest)),
@@ -307,7 +315,7 @@ impl<'a> Scan<'a> {
         }
     }
 
-    fn word(&mut self) -> Result<&'a str, String> {
+    pub(super) fn word(&mut self) -> Result<&'a str, String> {
         self.take("a name", |c| c.is_ascii_alphanumeric() || c == '_' || c == '.')
     }
 
@@ -317,7 +325,7 @@ impl<'a> Scan<'a> {
     }
 
     /// Specs up to `close`.
-    fn list(&mut self, close: &str) -> Result<Vec<Spec>, String> {
+    pub(super) fn list(&mut self, close: &str) -> Result<Vec<Spec>, String> {
         let mut out = Vec::new();
         if self.eat(close) {
             return Ok(out);

@@ -9,19 +9,30 @@ pub(super) type Captures = BTreeMap<String, String>;
 
 /// Checks the directives of a file against an output in IR text, function by function.
 pub(super) fn check(directives: &[&Directive], output: &str) -> Vec<Failure> {
+    check_with(directives, &|func| match func {
+        None => Some(output.lines().collect()),
+        Some(name) => function(output, name),
+    })
+}
+
+/// [`check`] against lines that `lines` gives for each function, or for everything.
+pub(super) fn check_with<'a>(
+    directives: &[&Directive],
+    lines: &dyn Fn(Option<&str>) -> Option<Vec<&'a str>>,
+) -> Vec<Failure> {
     let mut failures = Vec::new();
     let mut rest = directives;
     while let Some(first) = rest.first() {
         let count = rest.iter().take_while(|d| d.func == first.func).count();
         let (group, tail) = rest.split_at(count);
         rest = tail;
-        match &first.func {
-            None => group_check(group, &output.lines().collect::<Vec<_>>(), &mut failures),
-            Some(func) => match function(output, func) {
-                Some(lines) => group_check(group, &lines, &mut failures),
-                None => failures
-                    .push(Failure::new(first.line, format!("there is no function @{func} in the output:\n{output}"))),
-            },
+        match lines(first.func.as_deref()) {
+            Some(lines) => group_check(group, &lines, &mut failures),
+            None => {
+                let func = first.func.as_deref().unwrap_or_default();
+                let all = lines(None).unwrap_or_default().join("\n");
+                failures.push(Failure::new(first.line, format!("there is no function @{func} in the output:\n{all}")));
+            }
         }
     }
     failures

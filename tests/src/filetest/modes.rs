@@ -1,11 +1,11 @@
-//! The modes. A later issue adds a mode with a row in [`MODES`].
+//! The modes: a row each in [`MODES`].
 
 use gossamer_ir::verify::{self, Stage, VerifyErrors};
 use gossamer_ir::{Module, text};
 use gossamer_passes::manager;
 
 use super::matcher::{Captures, check, find};
-use super::{Failure, Kind, Source, eval};
+use super::{Failure, Kind, Source, cost, cuda, eval, run as on_gpu};
 
 /// Why a mode did not end well.
 pub enum Stop {
@@ -69,6 +69,24 @@ pub const MODES: &[Mode] = &[
         summary: "runs functions with the reference interpreter and compares results",
         directives: &[Kind::Eval, Kind::Set],
         run: eval::run,
+    },
+    Mode {
+        name: "cost",
+        summary: "runs passes at the sizes of `set:` and checks launches, bytes and predicted times",
+        directives: &[Kind::Cost, Kind::Set],
+        run: cost::run,
+    },
+    Mode {
+        name: "cuda",
+        summary: "runs passes at the sizes of `set:` and checks the generated CUDA text; compiles it where NVRTC is",
+        directives: &[Kind::Check, Kind::Next, Kind::Not, Kind::Set],
+        run: cuda::run,
+    },
+    Mode {
+        name: "run",
+        summary: "runs passes at the sizes of `set:`, then the functions of `eval:` lines on the GPU, against the interpreter",
+        directives: &[Kind::Eval, Kind::Set],
+        run: on_gpu::run,
     },
 ];
 

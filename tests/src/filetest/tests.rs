@@ -14,8 +14,8 @@ fn messages(text: &str) -> Vec<String> {
 #[test]
 fn nothing_is_skipped_silently() {
     assert_eq!(messages(NEG), ["0: has no `; test: MODE` line"]);
-    let known = "known: roundtrip, verify, opt, exact, eval";
-    assert_eq!(messages(&format!("; test: cuda\n{NEG}")), [format!("1: unknown mode `cuda`; {known}")]);
+    let known = "known: roundtrip, verify, opt, exact, eval, cost, cuda, run";
+    assert_eq!(messages(&format!("; test: ptx\n{NEG}")), [format!("1: unknown mode `ptx`; {known}")]);
     let lost = messages(&format!("; test: verify\n{NEG}; check: x\n"));
     assert_eq!(lost, ["7: no mode of this file reads `check:`"]);
     assert_eq!(messages(&format!("; test: eval\n{NEG}")), ["0: has no `; eval:` line"]);
@@ -74,4 +74,34 @@ fn roundtrip_wants_canonical_text() {
         messages(&odd),
         ["4: is not canonical\n  found    `  %y  = neg %x : f32[2]`\n  expected `  %y = neg %x : f32[2]`"]
     );
+}
+
+#[test]
+fn cost_counts_launches() {
+    let text = |cost: &str| format!("; test: cost\n{NEG}; cost: {cost}\n");
+    assert_eq!(messages(&text("launches = 1, kernels = neg")), [""; 0]);
+    assert_eq!(messages(&text("launches < 1")), ["7: launches is 1, expected < 1; the kernels are: neg"]);
+    assert_eq!(messages(&format!("; test: cost\n{NEG}")), ["0: has no `; cost:` line"]);
+    assert_eq!(messages(&format!("; test: cost\n; cost: launches = 1, arena <= 256 B\n{NEG}")), [""; 0]);
+    assert!(
+        messages(&format!("; test: cost\n; set: T = x\n; cost: launches = 1\n{NEG}"))[0].starts_with("2: `T` is `x`")
+    );
+}
+
+#[test]
+fn cuda_looks_at_the_text() {
+    let text = |check: &str| format!("; test: cuda\n{NEG}; check: {check}\n");
+    assert_eq!(messages(&text("extern \"C\"")), [""; 0]);
+    assert_eq!(messages(&text("// kernel 0: gs_")), [""; 0]);
+    assert_eq!(messages(&text("no such text")), ["7: found no line with `no such text` in the output:"]);
+}
+
+#[test]
+fn run_is_built_everywhere() {
+    assert_eq!(messages(&format!("; test: run\n{NEG}")), ["0: has no `; eval:` line"]);
+    assert_eq!(
+        messages(&format!("; test: run\n{NEG}; eval: @f([1]) = _\n")),
+        ["7: argument `%x`: f32[2] has 2 elements, found 1"]
+    );
+    assert_eq!(messages(&format!("; test: run\n{NEG}; eval: @f([1, 2]) = _\n")), [""; 0]);
 }

@@ -137,7 +137,7 @@ impl CudaExecutor {
 }
 
 /// The middle one, or the mean of the middle two; 0 of none.
-fn median(mut times: Vec<f64>) -> f64 {
+pub(super) fn median(mut times: Vec<f64>) -> f64 {
     times.sort_by(f64::total_cmp);
     let n = times.len();
     match n {

@@ -1,0 +1,193 @@
+//! An explanation for people, in a terminal.
+
+use std::fmt::Write;
+
+use super::build::sizes_text;
+use super::{Explanation, Group, groups};
+
+pub(super) fn text(e: &Explanation, kernel: Option<usize>) -> String {
+    match kernel {
+        Some(k) => card(e, k),
+        None => overview(e),
+    }
+}
+
+/// A number of microseconds, or nothing.
+pub(super) fn us(x: Option<f64>) -> String {
+    match x {
+        Some(x) if x >= 1000.0 => format!("{x:.0}"),
+        Some(x) if x >= 100.0 => format!("{x:.1}"),
+        Some(x) => format!("{x:.2}"),
+        None => "-".to_string(),
+    }
+}
+
+/// What one row of a table says of a launch and its repetitions.
+pub(super) struct Row {
+    /// Number of the first launch.
+    pub launch: usize,
+    /// Microseconds of one.
+    pub each: Option<f64>,
+    /// Of all repetitions.
+    pub all: Option<f64>,
+    /// The least possible of one.
+    pub roofline: Option<f64>,
+    /// Share of the step, 0 to 1.
+    pub share: Option<f64>,
+    /// Measured mean of one.
+    pub measured: Option<f64>,
+    /// Bytes of one.
+    pub bytes: Option<f64>,
+}
+
+/// The rows of a group, in order.
+pub(super) fn rows(e: &Explanation, group: &Group) -> Vec<Row> {
+    let step = e.predicted_step_us();
+    let n = group.count() as f64;
+    group.launches[0]
+        .iter()
+        .enumerate()
+        .map(|(at, launch)| {
+            let l = &e.launches[*launch];
+            let each = e.predicted_us(l);
+            let all = each.map(|us| us * n);
+            let measured: Option<f64> = group.launches.iter().map(|s| e.launches[s[at]].measured_us).sum();
+            let prediction = e.cards[l.card].prediction.as_ref().filter(|_| l.part == 0);
+            Row {
+                launch: *launch,
+                each,
+                all,
+                roofline: e.roofline_us(l),
+                share: all.zip(step).filter(|(_, step)| *step > 0.0).map(|(us, step)| us / step),
+                measured: measured.map(|m| m / n),
+                bytes: prediction.map(|p| p.bytes),
+            }
+        })
+        .collect()
+}
+
+/// `3.2 MB`.
+pub(super) fn megabytes(bytes: Option<f64>) -> String {
+    bytes.map_or("-".to_string(), |b| match b {
+        b if b >= 100e6 => format!("{:.0} MB", b / 1e6),
+        b if b >= 1e6 => format!("{:.1} MB", b / 1e6),
+        b => format!("{:.3} MB", b / 1e6),
+    })
+}
+
+fn overview(e: &Explanation) -> String {
+    let mut out = String::new();
+    // Writing to a string cannot fail, here and below.
+    let _ = writeln!(out, "{}, bucket {} ({})", e.name, e.bucket, sizes_text(&e.sizes));
+    if !e.machine.is_empty() {
+        let _ = writeln!(out, "predicted for {}", e.machine);
+    }
+    let passes: Vec<String> =
+        e.stages[1..].iter().map(|s| if s.changed { s.name.clone() } else { format!("({})", s.name) }).collect();
+    let _ = writeln!(out, "passes: {} (those in brackets changed nothing)\n", passes.join(", "));
+    let measured = e.measured_step_us.is_some();
+    let _ = write!(
+        out,
+        "{:>5}  {:<11} {:<52} {:>9} {:>8} {:>9} {:>6} {:>9}",
+        "#", "template", "ops", "us each", "roofline", "us all", "%", "moves"
+    );
+    let _ = writeln!(out, "{}", if measured { format!(" {:>9}", "measured") } else { String::new() });
+    for group in groups(e) {
+        let _ = writeln!(out, "{}", group.title());
+        for r in rows(e, &group) {
+            let card = &e.cards[e.launches[r.launch].card];
+            let mut ops: String = card.summary.chars().take(52).collect();
+            if e.launches[r.launch].part > 0 {
+                ops = format!("  launch {} of the same", e.launches[r.launch].part + 1);
+            }
+            let share = r.share.map_or("-".to_string(), |s| format!("{:.1}", s * 100.0));
+            let _ = write!(
+                out,
+                "{:>5}  {:<11} {ops:<52} {:>9} {:>8} {:>9} {share:>6} {:>9}",
+                r.launch,
+                card.template,
+                us(r.each),
+                us(r.roofline),
+                us(r.all),
+                megabytes(r.bytes)
+            );
+            let _ = writeln!(out, "{}", if measured { format!(" {:>9}", us(r.measured)) } else { String::new() });
+        }
+    }
+    let _ = writeln!(
+        out,
+        "\n{} launches of {} kernels; predicted {} us a step (100 %), roofline {} us",
+        e.launches.len(),
+        e.cards.len(),
+        us(e.predicted_step_us()),
+        us(e.total(|l| e.roofline_us(l)))
+    );
+    if let (Some(step), Some(sum)) = (e.measured_step_us, e.total(|l| l.measured_us)) {
+        let _ = writeln!(
+            out,
+            "measured {} us a step: kernels one by one {} us, between them {} us",
+            us(Some(step)),
+            us(Some(sum)),
+            us(Some(step - sum))
+        );
+    }
+    let m = &e.memory;
+    let _ = writeln!(
+        out,
+        "memory: arena {} bytes (most alive {}, without sharing {}), scratch {}",
+        m.arena, m.live, m.unshared, m.scratch
+    );
+    out
+}
+
+fn card(e: &Explanation, launch: usize) -> String {
+    let Some(l) = e.launches.get(launch) else { return String::new() };
+    let c = &e.cards[l.card];
+    let mut out = format!("kernel {launch} of {}: {} [{}]\n", e.launches.len(), c.template, c.summary);
+    let _ = writeln!(out, "value: %{}; template: {}", l.value, c.about);
+    let equal = e.launches.iter().filter(|o| o.card == l.card && o.part == l.part).count();
+    let _ = writeln!(out, "the same kernel runs {equal} times a step");
+    out.push_str("\nrules, in order\n");
+    match c.rules.is_empty() {
+        true => out.push_str("  none: one op, one kernel\n"),
+        false => c.rules.iter().enumerate().for_each(|(i, r)| {
+            let _ = writeln!(out, "  {}. {}  takes in {}", i + 1, r.rule, r.op);
+        }),
+    }
+    let _ = writeln!(out, "\nbefore\n{}\nafter\n{}", indent(&c.before), indent(&c.after));
+    out.push_str("cost\n");
+    match &c.prediction {
+        Some(p) if l.part == 0 => {
+            p.terms.iter().for_each(|(name, value)| {
+                let _ = writeln!(out, "  {name:<22} {value}");
+            });
+        }
+        Some(_) => out.push_str("  counted with the first launch of this kernel\n"),
+        None => out.push_str("  unknown to the cost model\n"),
+    }
+    if let Some(measured) = l.measured_us {
+        let _ = writeln!(out, "  {:<22} {} us", "measured", us(Some(measured)));
+    }
+    out.push_str("\nlaunch\n");
+    let _ = writeln!(out, "  {:<22} {}", "entry", l.entry);
+    let [x, y, z] = l.grid;
+    let _ = writeln!(out, "  {:<22} {x} x {y} x {z} blocks of {} threads", "grid", l.block);
+    let _ = writeln!(out, "  {:<22} {} bytes", "dynamic shared memory", l.shared);
+    let _ = writeln!(out, "  {:<22} {} bytes", "scratch", l.scratch);
+    let source = e.sources.get(&l.entry);
+    match source.and_then(|s| s.resources) {
+        Some(r) => {
+            let _ = writeln!(out, "  {:<22} {} a thread", "registers", r.registers);
+            let _ = writeln!(out, "  {:<22} {} bytes", "static shared memory", r.static_shared);
+            let _ = writeln!(out, "  {:<22} {} bytes", "spills", r.spills);
+            let _ = writeln!(out, "  {:<22} {} bytes", "cubin", r.cubin_bytes);
+        }
+        None => out.push_str("  not compiled\n"),
+    }
+    let _ = writeln!(out, "\nCUDA\n{}", source.map_or("", |s| &s.text));
+    out
+}
+
+fn indent(text: &str) -> String {
+    text.lines().map(|l| format!("  {l}\n")).collect()
+}

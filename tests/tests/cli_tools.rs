@@ -1,0 +1,201 @@
+//! The inspection tools from outside: `ir`, `opt`, `diff`, `explain`.
+
+use std::fs;
+use std::path::Path;
+
+use serde_json::Value as Json;
+use tempfile::TempDir;
+
+mod command;
+use command::{fails, gossamer, run};
+
+const CHAIN: &str = "gir 1
+
+sym T in 1..=64
+
+bucket small {T = 2}
+
+func @f(%x: f32[T, 4]) -> (f32[T, 4]) {
+  %a = cast %x {to = f32} : f32[T, 4]
+  %b = neg %a : f32[T, 4]
+  %c = silu %b : f32[T, 4]
+  return %c
+}
+";
+
+/// Every pass but fusion.
+const UNFUSED: &str = "canonicalise,cse,layout,dce";
+
+fn file(dir: &TempDir, name: &str, text: &str) -> String {
+    let path = dir.path().join(name);
+    fs::write(&path, text).unwrap();
+    path.display().to_string()
+}
+
+fn json(text: &str) -> Json {
+    serde_json::from_str(text).unwrap_or_else(|e| panic!("{e}: {text}"))
+}
+
+#[test]
+fn passes_run_on_text() {
+    let dir = TempDir::new().unwrap();
+    let chain = file(&dir, "chain.gir", CHAIN);
+    let ran = run(&["opt", &chain, "--passes", "canonicalise,dce", "--trace"]);
+    assert_eq!(ran.code, 0, "{}", ran.err);
+    assert_eq!(ran.out, CHAIN.replace("  %a = cast %x {to = f32} : f32[T, 4]\n", "").replace("neg %a", "neg %x"));
+    assert!(ran.err.contains("canonicalise") && ran.err.contains("changed"), "{}", ran.err);
+    assert_eq!(run(&["opt", &chain, "--passes", "none"]).out, CHAIN);
+    assert_eq!(run(&["opt", &chain, "--bucket", "small"]).code, 0);
+    assert_eq!(run(&["opt", &chain, "--sizes", "T=64"]).code, 0);
+    let piped = gossamer(&["opt", "-", "--passes", "none"]).write_stdin(CHAIN).output().unwrap();
+    assert_eq!(String::from_utf8_lossy(&piped.stdout), CHAIN);
+    assert!(run(&["opt", "--list-rules"]).out.starts_with("name"));
+    assert!(run(&["opt", "--list-passes"]).out.contains("canonicalise"));
+}
+
+#[test]
+fn dumps_hold_what_changed_and_read_back() {
+    let dir = TempDir::new().unwrap();
+    let chain = file(&dir, "chain.gir", CHAIN);
+    let dumps = dir.path().join("dumps").display().to_string();
+    assert_eq!(run(&["opt", &chain, "--passes", "canonicalise,cse,dce", "--dump-dir", &dumps]).code, 0);
+    let mut names: Vec<String> =
+        fs::read_dir(&dumps).unwrap().map(|e| e.unwrap().file_name().to_string_lossy().into_owned()).collect();
+    names.sort();
+    assert_eq!(names, ["00-input.gir", "01-canonicalise.gir", "03-dce.gir", "trace.json"]);
+    for name in &names[..3] {
+        assert_eq!(run(&["verify", &Path::new(&dumps).join(name).display().to_string()]).code, 0);
+    }
+    let trace = json(&fs::read_to_string(Path::new(&dumps).join("trace.json")).unwrap());
+    assert_eq!(trace["passes"].as_array().map(Vec::len), Some(3));
+}
+
+#[test]
+fn bad_names_list_what_is_known() {
+    let dir = TempDir::new().unwrap();
+    let chain = file(&dir, "chain.gir", CHAIN);
+    let ir = |extra: &[&str], parts: &[&str]| fails(&[&["ir", "demo"][..], extra].concat(), 2, parts);
+    let opt = |extra: &[&str], parts: &[&str]| fails(&[&["opt", &chain][..], extra].concat(), 2, parts);
+    ir(&["--bucket", "decod.4"], &["unknown bucket `decod.4`", "decode.16", "step.t512.s4.r4"]);
+    ir(&["--bucket", "decode.0"], &["unknown bucket `decode.0`"]);
+    ir(&["--bucket", "decode.9999"], &["is 9999, expected"]);
+    ir(&["--disable-rule", "grow/everything"], &["unknown rule `grow/everything`", "known:"]);
+    ir(&["--after", "fuzzy"], &["--after fuzzy", "canonicalise"]);
+    opt(&["--passes", "fuze"], &["unknown pass `fuze`", "canonicalise"]);
+    opt(&["--bucket", "large"], &["unknown bucket `large`", "the module declares small"]);
+    opt(&["--sizes", "Q=1"], &["unknown symbol `Q`", "known: T"]);
+    opt(&["--sizes", "T=65"], &["symbol T is 65, expected 1 to 64"]);
+    opt(&["--sizes", "T"], &["sizes are `T`, expected NAME=NUMBER"]);
+    opt(&["--disable-rule", "x"], &["unknown rule `x`"]);
+    fails(&["run", "demo", "x", "--disable-rule", "x"], 2, &["unknown rule `x`", "grow/residual"]);
+    fails(&["bench", "demo", "--disable-rule", "x"], 2, &["unknown rule `x`", "grow/residual"]);
+    fails(
+        &["diff", "demo", "--passes", "none", "--passes", "none", "--passes", "none"],
+        2,
+        &["--passes is given 3 times"],
+    );
+    fails(&["opt", "nowhere.gir"], 1, &["nowhere.gir: cannot be read"]);
+    assert_eq!(run(&["opt"]).code, 2);
+    let broken = file(&dir, "broken.gir", &CHAIN.replace("neg %a : f32[T, 4]", "neg %a : f32[T, 5]"));
+    let ran = run(&["opt", &broken]);
+    assert_eq!(ran.code, 1);
+    assert!(ran.err.contains("V05") && ran.err.contains("broken.gir") && ran.err.contains('^'), "{}", ran.err);
+}
+
+#[test]
+fn modules_are_compared_by_structure() {
+    let dir = TempDir::new().unwrap();
+    let a = file(&dir, "a.gir", CHAIN);
+    let renamed = file(&dir, "renamed.gir", &CHAIN.replace("%b", "%other"));
+    let b = file(&dir, "b.gir", &CHAIN.replace("  %b = neg %a : f32[T, 4]\n", "").replace("silu %b", "silu %a"));
+    let same = run(&["diff", &a, &renamed]);
+    assert_eq!((same.code, &*same.out), (0, "the same: 1 functions, 3 ops\n"));
+    let ran = run(&["diff", &a, &b]);
+    let want = "func @f: 1 removed, 1 changed, 1 the same\n  - %b = neg %a : f32[T, 4]\n  < %c = silu %b : f32[T, 4]\n  > %c = silu %a : f32[T, 4]  ; operands\n";
+    assert_eq!((ran.code, &*ran.out, &*ran.err), (1, want, ""));
+    let value = json(&run(&["diff", &b, &a, "--format", "json"]).out);
+    assert_eq!((&value["equal"], &value["funcs"][0]["changes"][0]["change"]), (&false.into(), &"added".into()));
+    assert_eq!(run(&["diff", &a, "--passes", "none", "--passes", "canonicalise"]).code, 1);
+    let demo = run(&["diff", "demo", "--passes", "none", "--passes", "default"]);
+    assert_eq!(demo.code, 1, "{}", demo.err);
+    assert!(demo.out.contains("+ %") && demo.out.contains("{template = attention}"), "{}", demo.out);
+    let rule = run(&["diff", "demo", "--disable-rule", "grow/residual"]);
+    assert!(rule.code == 1 && rule.out.contains("; operands"), "{}{}", rule.err, rule.out);
+    assert_eq!(demo.out, run(&["diff", "demo", "--passes", "none", "--passes", "default"]).out);
+    assert_eq!(run(&["diff", "demo", "demo"]).code, 0);
+}
+
+#[test]
+fn memory_is_printed_for_every_bucket() {
+    let ran = run(&["ir", "demo", "--memory", "--passes", UNFUSED]);
+    assert_eq!(ran.code, 0, "{}", ran.err);
+    for part in ["most alive", "scratch", "\ndecode.1 ", "\ndecode.256 ", "\nstep.t8192.s1.r1 "] {
+        assert!(ran.out.contains(part), "{part}: {}", ran.out);
+    }
+    let value =
+        json(&run(&["ir", "demo", "--memory", "--passes", UNFUSED, "--bucket", "decode.4", "--format", "json"]).out);
+    let row = &value["buckets"][0];
+    assert_eq!((value["buckets"].as_array().map(Vec::len), &row["bucket"]), (Some(1), &"decode.4".into()));
+    assert!(row["arena_bytes"].as_u64() >= row["live_bytes"].as_u64() && row["live_bytes"].as_u64() > Some(0));
+    fails(&["ir", "demo", "--memory", "--format", "dot"], 2, &["--memory has no picture"]);
+}
+
+#[test]
+fn a_step_is_explained_without_weights_or_gpu() {
+    let dir = TempDir::new().unwrap();
+    let explain =
+        |extra: &[&str]| run(&[&["explain", "demo", "--no-compile", "--passes", UNFUSED][..], extra].concat());
+    let ran = explain(&[]);
+    assert_eq!(ran.code, 0, "{}", ran.err);
+    assert!(ran.out.contains("outside of layers") && ran.out.contains("4 x: l0, l2, .. l6"), "{}", ran.out);
+    let value = json(&explain(&["--format", "json", "--bucket", "decode.4"]).out);
+    let kernels = value["kernels"].as_array().unwrap();
+    assert_eq!(value["totals"]["launches"], kernels.len());
+    let sum: f64 = kernels.iter().filter_map(|k| k["predicted_us"].as_f64()).sum();
+    let step = value["totals"]["predicted_step_us"].as_f64().unwrap();
+    assert!(step > 0.0 && (sum - step).abs() < 1e-6 * step, "{sum} {step}");
+    let shares: f64 = kernels.iter().filter_map(|k| k["share"].as_f64()).sum();
+    assert!((shares - 1.0).abs() < 1e-9, "{shares}");
+    for (i, k) in kernels.iter().enumerate() {
+        assert_eq!(k["index"], i);
+        for key in ["template", "ir_before", "ir_after", "entry", "cuda", "grid", "block"] {
+            assert!(!k[key].is_null(), "{key} of {k}");
+        }
+        assert!(k["cuda"].as_str().unwrap().contains(k["entry"].as_str().unwrap()));
+    }
+    let card = explain(&["--kernel", "3"]).out;
+    for part in ["kernel 3 of", "rules, in order", "before\n", "after\n", "cost\n", "entry", "CUDA\n"] {
+        assert!(card.contains(part), "{part}: {card}");
+    }
+    let page = dir.path().join("e.html");
+    let written = explain(&["--format", "html", "-o", &page.display().to_string()]);
+    assert_eq!((written.code, &*written.out), (0, ""), "{}", written.err);
+    let html = fs::read_to_string(&page).unwrap();
+    assert!(html.starts_with("<!doctype html>") && html.contains("<svg") && html.ends_with("</html>\n"));
+    for outside in ["<script", "src=", "http://", "https://", "@import", "url("] {
+        let found = html.replace("http://www.w3.org/2000/svg", "").replace("url(#arrow)", "").contains(outside);
+        assert!(!found, "the page loads or runs something: {outside}");
+    }
+    assert!(explain(&["--format", "html"]).out == html, "another page the second time");
+}
+
+#[test]
+fn files_are_explained_too() {
+    let dir = TempDir::new().unwrap();
+    let chain = file(&dir, "chain.gir", CHAIN);
+    let value = json(&run(&["explain", &chain, "--no-compile", "--passes", "none", "--format", "json"]).out);
+    assert_eq!(
+        (&value["bucket"], &value["sizes"]["T"], &value["totals"]["launches"]),
+        (&"small".into(), &2.into(), &3.into())
+    );
+    let explain = |extra: &[&str], parts: &[&str]| fails(&[&["explain"][..], extra].concat(), 2, parts);
+    explain(&[&chain, "--no-compile", "--passes", "none", "--kernel", "9"], &["--kernel 9", "0 to 2"]);
+    explain(&[&chain, "--bucket", "large"], &["unknown bucket `large`", "the module declares small"]);
+    explain(&["demo", "--disable-rule", "x"], &["unknown rule `x`"]);
+    explain(&["demo", "--passes", "fuze"], &["unknown pass `fuze`", "fuse"]);
+    explain(&["demo", "--context", "0"], &["--context 0 is outside"]);
+    explain(&[&chain, "--measure"], &["--measure needs a model"]);
+    let bad = file(&dir, "machine.toml", "name = 1");
+    fails(&["explain", "demo", "--machine", &bad], 1, &["machine.toml, line 1"]);
+    fails(&["explain", "nowhere"], 1, &["nowhere"]);
+}
