@@ -104,7 +104,7 @@ pub(super) fn steps(f: &Func) -> (Vec<OpId>, Vec<OpId>) {
 pub(super) fn launches(module: &Module, f: &Func, id: OpId, sizes: &Bindings) -> Result<Vec<Launch>, String> {
     let op = f.graph.op(id);
     let operands: Vec<Type> = op.operands.iter().map(|v| f.graph.ty(*v).clone()).collect();
-    let instance = OpInstance { op, operands: &operands, module, sizes };
+    let instance = OpInstance { op, operands: &operands, module, sizes, early: &[] };
     let name = op.names.first().map_or("", |n| n);
     lower(&instance).map(|l| l.launches).map_err(|e| format!("%{name}: {e}"))
 }
