@@ -52,6 +52,19 @@ pub struct Body {
     pub regions: [Option<Region>; 3],
 }
 
+/// An op that a kernel takes in.
+#[derive(Clone, Debug)]
+pub struct Taken<'a> {
+    /// Which op.
+    pub kind: OpKind,
+    /// Its attributes.
+    pub attrs: Attrs,
+    /// Its operands.
+    pub operands: &'a [Id],
+    /// A name for what it makes.
+    pub name: Arc<str>,
+}
+
 /// Where an argument of a new op comes from.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Arg {
@@ -188,17 +201,8 @@ impl Body {
 
     /// Puts an op between operand `operand` and what reads it in `region`. In the main region it goes to the prologue; with `export` its value also becomes the last
     /// result.
-    pub fn absorb(
-        &mut self,
-        eg: &Graph,
-        region: usize,
-        operand: Id,
-        kind: OpKind,
-        attrs: Attrs,
-        operands: &[Id],
-        export: bool,
-        name: Arc<str>,
-    ) -> Option<()> {
+    pub fn absorb(&mut self, eg: &Graph, region: usize, operand: Id, op: Taken, export: bool) -> Option<()> {
+        let Taken { kind, attrs, operands, name } = op;
         let args: Vec<Arg> = operands.iter().map(|id| Arg::Value(*id)).collect();
         let free = template(&self.template).is_some_and(|t| t.main.is_empty());
         if region != 1 || free {
@@ -279,6 +283,25 @@ impl Body {
         }
     }
 
+    /// The name of what a reference stands for.
+    fn name(&self, eg: &Graph, region: usize, r: Ref) -> Arc<str> {
+        let made = match r {
+            Ref::Operand(id) => eg[id].data.name.clone(),
+            Ref::Op(n, i) => {
+                let region = self.regions[region].as_ref();
+                region.and_then(|r| r.nodes.get(n)).and_then(|n| n.names.get(i as usize)).cloned()
+            }
+            Ref::Carried(i) => {
+                let before = (0..region).rev().find(|b| self.regions[*b].is_some());
+                return match before.and_then(|b| Some((b, *self.regions[b].as_ref()?.results.get(i)?))) {
+                    Some((b, r)) => self.name(eg, b, r),
+                    None => "v".into(),
+                };
+            }
+        };
+        made.unwrap_or_else(|| "v".into())
+    }
+
     /// The kernel and its operands, if its template takes it at some sizes.
     ///
     /// # Errors
@@ -304,11 +327,11 @@ impl Body {
         for r in 0..3 {
             if let Some(region) = &regions[r] {
                 let before = (0..r).rev().find(|b| regions[*b].is_some());
-                let carried: Vec<Type> = match before {
+                let carried: Vec<(Arc<str>, Type)> = match before {
                     Some(b) => {
                         let body = Body { template: self.template.clone(), regions: regions.clone() };
                         let results = regions[b].as_ref().map_or(vec![], |x| x.results.clone());
-                        results.iter().filter_map(|x| body.ty(eg, b, *x)).collect()
+                        results.iter().filter_map(|x| Some((body.name(eg, b, *x), body.ty(eg, b, *x)?))).collect()
                     }
                     None => vec![],
                 };
@@ -433,10 +456,10 @@ impl Region {
     }
 
     /// As a function: carried values first, then operands in order of first use.
-    fn func(&self, eg: &Graph, name: &str, carried: &[Type]) -> (Func, Vec<Id>) {
+    fn func(&self, eg: &Graph, name: &str, carried: &[(Arc<str>, Type)]) -> (Func, Vec<Id>) {
         let ids = self.operands();
-        let mut params: Vec<Param> =
-            carried.iter().map(|t| Param { name: "v".into(), ty: t.clone(), weight: false }).collect();
+        let param = |(name, ty): &(Arc<str>, Type)| Param { name: name.clone(), ty: ty.clone(), weight: false };
+        let mut params: Vec<Param> = carried.iter().map(param).collect();
         for id in &ids {
             let name = eg[*id].data.name.clone().unwrap_or_else(|| "v".into());
             if let Some(t) = ty(eg, *id) {

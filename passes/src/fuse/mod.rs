@@ -12,6 +12,7 @@ pub mod concat;
 pub mod error;
 pub mod extract;
 pub mod facts;
+pub mod reference;
 pub mod report;
 pub mod rules;
 pub mod saturate;

@@ -86,7 +86,8 @@ fn cases(rule: &Rule, kind: OpKind, s: &Sizes) -> Vec<String> {
     let dense = |n: usize| format!("%x: bf16[T, {k}], %w: bf16[{n}, {k}]");
     let moe = format!("%x: bf16[T, {k}], %w: bf16[{e}, {n}, {k}], %ids: i32[T, {j}]");
     let experts = format!("%a = moe_matmul %x, %w, %ids : f32[T, {j}, {n}]");
-    let one = |params: String, types: String, body: Vec<String>, results: &str| vec![func(&params, &types, &body, results)];
+    let one =
+        |params: String, types: String, body: Vec<String>, results: &str| vec![func(&params, &types, &body, results)];
     let after = |params: String, first: String, (more, line, t): (String, String, String)| {
         func(&format!("{params}{more}"), &t, &[first, line], "%b")
     };
@@ -95,7 +96,12 @@ fn cases(rule: &Rule, kind: OpKind, s: &Sizes) -> Vec<String> {
         ("seed/moe-stream" | "seed/moe-tile", _) => one(moe, format!("f32[T, {j}, {n}]"), vec![experts], "%a"),
         ("seed/attention", _) => {
             let line = "%a = attention %q, %kv, %pos, %seq, %pages {scale = 0.5} : bf16[T, 16]".to_string();
-            one(format!("%q: bf16[T, 16], %kv: kv<full>, {STEP}"), "bf16[T, 16], kv<full>".into(), vec![line], "%a, %kv")
+            one(
+                format!("%q: bf16[T, 16], %kv: kv<full>, {STEP}"),
+                "bf16[T, 16], kv<full>".into(),
+                vec![line],
+                "%a, %kv",
+            )
         }
         ("seed/row", OpKind::RmsNorm) => {
             one(format!("%x: {ty}, %w: bf16[{n}]"), ty.clone(), vec![format!("%a = rms_norm %x, %w : {ty}")], "%a")
@@ -106,10 +112,12 @@ fn cases(rule: &Rule, kind: OpKind, s: &Sizes) -> Vec<String> {
         }
         ("seed/row", _) => one(format!("%x: {ty}"), ty.clone(), vec![format!("%a = softmax %x : {ty}")], "%a"),
         ("seed/single", OpKind::TopK) => {
-            let line = format!("%a, %i = topk %x {{k = 3}} : f32[T, 3], i32[T, 3]");
+            let line = "%a, %i = topk %x {k = 3} : f32[T, 3], i32[T, 3]".to_string();
             one(format!("%x: {ty}"), "f32[T, 3], i32[T, 3]".into(), vec![line], "%a, %i")
         }
-        ("seed/single", OpKind::ArgMax) => one(format!("%x: {ty}"), "i32[T]".into(), vec!["%a = argmax %x : i32[T]".into()], "%a"),
+        ("seed/single", OpKind::ArgMax) => {
+            one(format!("%x: {ty}"), "i32[T]".into(), vec!["%a = argmax %x : i32[T]".into()], "%a")
+        }
         ("seed/single", OpKind::MatMul) => {
             one(format!("%x: f32[T, {k}], %w: f32[{n}, {k}]"), ty, vec![matmul(n)], "%a")
         }
@@ -118,12 +126,18 @@ fn cases(rule: &Rule, kind: OpKind, s: &Sizes) -> Vec<String> {
             one(format!("%w: mxfp4{w}"), format!("bf16{w}"), vec![format!("%a = dequant %w : bf16{w}")], "%a")
         }
         ("seed/map" | "absorb/map", OpKind::GatherRows) => {
-            let lines = vec![format!("%a = gather_rows %x, %ids : bf16[T, {n}]"), format!("%b = neg %a : bf16[T, {n}]")];
+            let lines =
+                vec![format!("%a = gather_rows %x, %ids : bf16[T, {n}]"), format!("%b = neg %a : bf16[T, {n}]")];
             one(format!("%x: bf16[9, {n}], %ids: i32[T]"), format!("bf16[T, {n}]"), lines, "%b")
         }
         ("seed/map" | "absorb/map", OpKind::Swiglu) => {
             let h = format!("f32[T, {}]", n / 2);
-            one(format!("%x: {ty}"), h.clone(), vec![format!("%a = swiglu %x : {h}"), format!("%b = neg %a : {h}")], "%b")
+            one(
+                format!("%x: {ty}"),
+                h.clone(),
+                vec![format!("%a = swiglu %x : {h}"), format!("%b = neg %a : {h}")],
+                "%b",
+            )
         }
         ("seed/map" | "absorb/map", OpKind::MoeCombine) => {
             let lines = vec![format!("%a = moe_combine %x, %p : {ty}"), format!("%b = neg %a : {ty}")];
@@ -151,7 +165,9 @@ fn cases(rule: &Rule, kind: OpKind, s: &Sizes) -> Vec<String> {
             vec![after(dense(n), matmul(n), (format!(", %c: bf16[{n}]"), line, ty))]
         }
         ("grow/residual", _) => [("%a, %c", &ty), ("%c, %a", &ty)]
-            .map(|(args, t)| after(dense(n), matmul(n), (format!(", %c: {t}"), format!("%b = add {args} : {t}"), t.clone())))
+            .map(|(args, t)| {
+                after(dense(n), matmul(n), (format!(", %c: {t}"), format!("%b = add {args} : {t}"), t.clone()))
+            })
             .into(),
         ("grow/activation", OpKind::Cmp | OpKind::Select) => {
             vec![after(format!("%x: {ty}"), format!("%a = neg %x : {ty}"), scalar(kind, &ty, &dims))]
@@ -188,7 +204,8 @@ fn cases(rule: &Rule, kind: OpKind, s: &Sizes) -> Vec<String> {
         }
         ("grow/softmax", _) => {
             let t = "f32[T, 3], i32[T, 3]";
-            let lines = vec![matmul(n), format!("%b, %i = topk %a {{k = 3}} : {t}"), "%c = softmax %b : f32[T, 3]".into()];
+            let lines =
+                vec![matmul(n), format!("%b, %i = topk %a {{k = 3}} : {t}"), "%c = softmax %b : f32[T, 3]".into()];
             one(dense(n), t.into(), lines, "%c, %i")
         }
         ("grow/combine", _) => {
@@ -196,7 +213,12 @@ fn cases(rule: &Rule, kind: OpKind, s: &Sizes) -> Vec<String> {
         }
         ("grow/tile-max", _) => {
             let t = format!("f32[T, {}]", n.div_ceil(16));
-            one(dense(n), format!("{ty}, {t}"), vec![matmul(n), format!("%b = tile_max %a {{tile = 16}} : {t}")], "%a, %b")
+            one(
+                dense(n),
+                format!("{ty}, {t}"),
+                vec![matmul(n), format!("%b = tile_max %a {{tile = 16}} : {t}")],
+                "%a, %b",
+            )
         }
         ("absorb/cast", _) => {
             let lines = vec![format!("%x = cast %z {{to = bf16}} : bf16[T, {k}]"), matmul(n)];
@@ -233,8 +255,7 @@ fn cases(rule: &Rule, kind: OpKind, s: &Sizes) -> Vec<String> {
                 format!("%g = gather_rows %c, %ids : bf16[T, {j}, {n}]"),
                 format!("%b = add %a, %g : {t}"),
             ];
-            let params =
-                format!("%x: bf16[T, {k}], %p: mxfp4[{e}, {n}, {k}], %ids: i32[T, {j}], %c: bf16[{e}, {n}]");
+            let params = format!("%x: bf16[T, {k}], %p: mxfp4[{e}, {n}, {k}], %ids: i32[T, {j}], %c: bf16[{e}, {n}]");
             one(params, t, lines, "%b")
         }
         ("absorb/share", _) => {
@@ -274,7 +295,8 @@ struct Run {
 
 fn prepare(source: &str, t: usize, rng: &mut Rng) -> Run {
     let module = text::parse("case", source).unwrap_or_else(|e| panic!("{source}\n{}", e.render()));
-    gossamer_ir::verify::verify(&module, gossamer_ir::verify::Stage::Tensor).unwrap_or_else(|e| panic!("{source}\n{e}"));
+    gossamer_ir::verify::verify(&module, gossamer_ir::verify::Stage::Tensor)
+        .unwrap_or_else(|e| panic!("{source}\n{e}"));
     let sizes: Bindings =
         [("T", t), ("S", 2), ("P", 4), ("C", 32)].into_iter().map(|(k, v)| (k.into(), v as i64)).collect();
     let args = module.funcs[0].params.iter().map(|p| argument(&p.name, &p.ty, &sizes, t, rng)).collect();
@@ -296,7 +318,9 @@ fn argument(name: &str, ty: &Type, sizes: &Bindings, t: usize, rng: &mut Rng) ->
         (DType::I32, "seq") => Tensor::i32(&shape, (0..n).map(|i| i32::from(i * 2 >= t)).collect()),
         (DType::I32, "pages") => Tensor::i32(&shape, (0..n as i32).collect()),
         // One beyond the last expert or row now and then: rows of zeros.
-        (DType::I32, _) => Tensor::i32(&shape, (0..n).map(|_| rng.below(3) as i32 - i32::from(rng.below(9) == 0) * 5).collect()),
+        (DType::I32, _) => {
+            Tensor::i32(&shape, (0..n).map(|_| rng.below(3) as i32 - i32::from(rng.below(9) == 0) * 5).collect())
+        }
         (DType::Bool, _) => {
             Tensor::u8(&shape, (0..n).map(|_| rng.below(2) as u8).collect()).map(|t| Tensor { dtype: DType::Bool, ..t })
         }
@@ -360,16 +384,16 @@ fn differ(rules: &[&'static Rule], rule: &Rule, source: &str, t: usize, rng: &mu
     }
     // Every kernel, not only the rule's: a wrong equality may give an old kernel other operands.
     let eg = &space.bridged.graph;
-    let mut nodes: Vec<Term> = eg.classes().flat_map(|c| c.nodes.clone()).filter(|n| matches!(n, Term::Kernel(..))).collect();
+    let mut nodes: Vec<Term> =
+        eg.classes().flat_map(|c| c.nodes.clone()).filter(|n| matches!(n, Term::Kernel(..))).collect();
     nodes.sort_unstable();
     let mut ran = 0;
     for node in nodes {
         let Term::Kernel(k, _) = node else { continue };
         let priced = forcing(&space, &node);
         let found = extract::extract(&priced.choices).map_err(|e| e.to_string())?;
-        let (func, report) =
-            build(&run.module, &space, &priced, &found, &run.sizes, &crate::cost::Machine::default())
-                .map_err(|e| e.to_string())?;
+        let (func, report) = build(&run.module, &space, &priced, &found, &run.sizes, &crate::cost::Machine::default())
+            .map_err(|e| e.to_string())?;
         let kernel = &eg.analysis.kernels[k as usize];
         if !report.kernels.iter().any(|r| r.kernel == *kernel) {
             continue;
@@ -488,7 +512,11 @@ fn random_extractions_agree() {
 
 /// A rule that is wrong on purpose: it claims that `sub` may read its operands the other way round.
 static SWAPPED: Rule = Rule {
-    info: crate::rule::RuleInfo { name: "test/swapped", family: crate::rule::Family::Seed, meaning: "wrong on purpose" },
+    info: crate::rule::RuleInfo {
+        name: "test/swapped",
+        family: crate::rule::Family::Seed,
+        meaning: "wrong on purpose",
+    },
     kinds: &[OpKind::Sub],
     how: How::Custom(|eg, class, node| {
         let Term::Op(OpKind::Sub, operands) = node else { return vec![] };
@@ -501,7 +529,11 @@ static SWAPPED: Rule = Rule {
 
 /// Another: it claims that a cast equals what it casts.
 static LOSSLESS: Rule = Rule {
-    info: crate::rule::RuleInfo { name: "test/lossless", family: crate::rule::Family::Seed, meaning: "wrong on purpose" },
+    info: crate::rule::RuleInfo {
+        name: "test/lossless",
+        family: crate::rule::Family::Seed,
+        meaning: "wrong on purpose",
+    },
     kinds: &[OpKind::Cast],
     how: How::Custom(|eg, _, node| {
         let Term::Op(OpKind::Cast, children) = node else { return vec![] };

@@ -21,7 +21,9 @@ pub fn rules() -> String {
     for family in [Family::Seed, Family::Grow, Family::Absorb, Family::Fold] {
         let about = match family {
             Family::Seed => "An op becomes the main op of a kernel.",
-            Family::Grow => "A kernel takes in an op that reads its result. What the op reads is no longer a result, unless the table says so.",
+            Family::Grow => {
+                "A kernel takes in an op that reads its result. What the op reads is no longer a result, unless the table says so."
+            }
             Family::Absorb => "A kernel takes in the op that makes one of its operands.",
             Family::Fold => "Work on weights and views that needs no kernel of a step.",
         };
@@ -64,8 +66,11 @@ fn kinds(list: &[OpKind]) -> String {
         return "any op".into();
     }
     let scalar: Vec<&OpKind> = list.iter().filter(|k| k.class() == Class::Elementwise).collect();
-    let rest: Vec<String> =
-        list.iter().filter(|k| scalar.len() < 8 || k.class() != Class::Elementwise).map(|k| format!("`{}`", k.name())).collect();
+    let rest: Vec<String> = list
+        .iter()
+        .filter(|k| scalar.len() < 8 || k.class() != Class::Elementwise)
+        .map(|k| format!("`{}`", k.name()))
+        .collect();
     let mut parts = if scalar.len() >= 8 { vec!["scalar ops".to_string()] } else { vec![] };
     parts.extend(rest);
     parts.join(", ")
@@ -116,7 +121,8 @@ mod tests {
 
     /// The layer of the 20B model with a sliding window, after the named passes; `None`: before any.
     fn layer(passes: Option<&str>, tokens: usize) -> (String, Option<super::super::FuncReport>) {
-        let o = step::StepOptions { head: step::Head::Greedy, max_tokens: 8192, max_seqs: 256, context: 1024, page: 64 };
+        let o =
+            step::StepOptions { head: step::Head::Greedy, max_tokens: 8192, max_seqs: 256, context: 1024, page: 64 };
         let module = gpt_oss::build(&presets::gpt_oss_20b(), &o).unwrap().module;
         let sizes = bucket::sizes(tokens, 1, 1, 1024, 16);
         let options = Options { mxfp4_layout: Some("mx64".into()), sizes, ..Options::default() };

@@ -10,7 +10,7 @@ use egg::Id;
 use gossamer_ir::template::template;
 use gossamer_ir::{Class, OpKind, Type};
 
-use super::body::{Arg, Body, open};
+use super::body::{Arg, Body, Taken, open};
 use super::facts::{Graph, is_value, parts, ty};
 use super::saturate::Tried;
 use super::term::{Head, Term};
@@ -104,8 +104,29 @@ const MAPPED: &[OpKind] = &[
 
 /// The same without `cast`, which `absorb/cast` takes.
 const ABSORBED: &[OpKind] = &[
-    K::Neg, K::Abs, K::Exp, K::Log, K::Sqrt, K::Rsqrt, K::Sigmoid, K::Tanh, K::Silu, K::Gelu, K::Clamp, K::Add, K::Sub, K::Mul, K::Div, K::Max,
-    K::Min, K::Cmp, K::Select, K::GatherRows, K::Swiglu, K::MoeCombine, K::Rope,
+    K::Neg,
+    K::Abs,
+    K::Exp,
+    K::Log,
+    K::Sqrt,
+    K::Rsqrt,
+    K::Sigmoid,
+    K::Tanh,
+    K::Silu,
+    K::Gelu,
+    K::Clamp,
+    K::Add,
+    K::Sub,
+    K::Mul,
+    K::Div,
+    K::Max,
+    K::Min,
+    K::Cmp,
+    K::Select,
+    K::GatherRows,
+    K::Swiglu,
+    K::MoeCombine,
+    K::Rope,
 ];
 
 const fn info(name: &'static str, family: Family, meaning: &'static str) -> RuleInfo {
@@ -297,7 +318,7 @@ impl Rule {
                 grown(eg, class, *kind, children, keep, when, &mut |k| first((class, node, k)))
             }
             (How::Absorb { region, export }, Term::Kernel(k, operands)) => {
-                absorbed(eg, class, *k, operands, self.kinds, region, export, &mut |op| first((class, node, op)))
+                absorbed(eg, class, (*k, operands), self.kinds, (region, export), &mut |op| first((class, node, op)))
             }
             (How::Custom(propose), _) if first((class, node, node)) => propose(eg, class, node),
             _ => vec![],
@@ -415,13 +436,12 @@ fn grown(
 fn absorbed(
     eg: &Graph,
     class: Id,
-    k: u32,
-    ids: &[Id],
+    kernel: (u32, &[Id]),
     kinds: &[OpKind],
-    region: usize,
-    export: bool,
+    (region, export): (usize, bool),
     first: &mut dyn FnMut(&Term) -> bool,
 ) -> Vec<Proposal> {
+    let (k, ids) = kernel;
     let Some(t) = template(eg.analysis.kernels[k as usize].template()) else { return vec![] };
     let free = t.main.is_empty();
     let takes = |kind: OpKind| match region {
@@ -447,8 +467,8 @@ fn absorbed(
             }
             let (operands, attrs) = parts(eg, *kind, children);
             let mut grown = body.clone();
-            let name = name_of(eg, operand);
-            if grown.absorb(eg, region, operand, *kind, attrs, operands, export, name).is_none() {
+            let op = Taken { kind: *kind, attrs, operands, name: name_of(eg, operand) };
+            if grown.absorb(eg, region, operand, op, export).is_none() {
                 continue;
             }
             let equal = match export {
