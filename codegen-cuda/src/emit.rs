@@ -38,6 +38,8 @@ pub(crate) enum Piece {
     Mma,
     /// Launching before the predecessor has ended.
     Dependent,
+    /// Background copies of whole runs of bytes, signals, barriers of a part of a block.
+    Async,
     /// Counter-based random numbers.
     Philox,
     /// Ordered loads, and blocks that share a result.
@@ -48,6 +50,8 @@ pub(crate) enum Piece {
     Tiles,
     /// Readers of the packed MXFP4 layout.
     Mxfp4,
+    /// Tables of rows by expert in shared memory.
+    Items,
 }
 
 impl Piece {
@@ -61,11 +65,13 @@ impl Piece {
             Piece::Infinity => "#define INF __uint_as_float(0x7f800000u)\n",
             Piece::Mma => include_str!("kernels/cuda/mma.cuh"),
             Piece::Dependent => include_str!("kernels/cuda/dependent.cuh"),
+            Piece::Async => include_str!("kernels/cuda/async.cuh"),
             Piece::Philox => include_str!("kernels/cuda/philox.cuh"),
             Piece::Cluster => include_str!("kernels/cuda/cluster.cuh"),
             Piece::Tiles => include_str!("kernels/cuda/tiles.cuh"),
             Piece::Grid => include_str!("kernels/cuda/grid.cuh"),
             Piece::Mxfp4 => crate::layout::mxfp4::DEVICE_DECODE,
+            Piece::Items => include_str!("kernels/cuda/moe_items.cuh"),
         }
     }
 }

@@ -6,11 +6,11 @@
 
 use crate::dim::{Bindings, Dim};
 use crate::dtype::DType;
-use crate::graph::{Graph, Value};
+use crate::graph::{Graph, Op, Value};
 use crate::kernel::Kernel;
 use crate::module::Func;
 use crate::op::{Class, OpKind};
-use crate::ty::TensorType;
+use crate::ty::{TensorType, Type};
 
 /// A slot before the main op: what may be done to one of its operands as it is read.
 #[derive(Clone, Copy, Debug)]
@@ -46,6 +46,11 @@ pub struct Template {
     pub width: i64,
     /// Greatest number of rows if something must see all choices of a token or the prologue keeps rows in shared memory.
     pub held_rows: i64,
+    /// True if the second operand of the main op must be packed weights that the prologue decodes. A kernel may be built up to that, so
+    /// [`Template::complete`] asks for it and not [`Template::check`].
+    pub decodes: bool,
+    /// Halves of a product that a `swiglu` in the epilogue puts together must be multiples of this: a tile of columns holds as many of both.
+    pub halves: i64,
     /// Greatest number of operands.
     pub operands: usize,
     /// Greatest number of ops in the epilogue.
@@ -232,6 +237,8 @@ pub const TEMPLATES: &[Template] = &[
         rows: (1, 32),
         width: ANY,
         held_rows: 32,
+        decodes: false,
+        halves: 8,
         operands: 24,
         ops: 24,
         launches: 1,
@@ -247,6 +254,8 @@ pub const TEMPLATES: &[Template] = &[
         rows: (9, ANY),
         width: ANY,
         held_rows: ANY,
+        decodes: false,
+        halves: 64,
         operands: 24,
         ops: 24,
         launches: 1,
@@ -256,15 +265,14 @@ pub const TEMPLATES: &[Template] = &[
         summary: "matmul with each row's experts, few rows: an expert's weights stream through once for all rows that chose it",
         main: &[K::MoeMatMul],
         free: &[],
-        dtypes: HALF,
-        prologue: &[
-            Slot { operand: 0, ops: &[K::RmsNorm, K::Cast], exports: false },
-            Slot { operand: 1, ops: &[K::Dequant], exports: false },
-        ],
+        dtypes: &[DType::BF16],
+        prologue: &[Slot { operand: 1, ops: &[K::Dequant], exports: false }],
         epilogue: CHOICES,
         rows: (1, 128),
         width: ANY,
         held_rows: 128,
+        decodes: true,
+        halves: 16,
         operands: 16,
         ops: 24,
         launches: 1,
@@ -274,12 +282,14 @@ pub const TEMPLATES: &[Template] = &[
         summary: "matmul with each row's experts, many rows: rows are grouped by expert, then tiled",
         main: &[K::MoeMatMul],
         free: &[],
-        dtypes: HALF,
+        dtypes: &[DType::BF16],
         prologue: &[Slot { operand: 1, ops: &[K::Dequant], exports: false }],
         epilogue: EXPERTS,
         rows: (9, ANY),
         width: ANY,
         held_rows: ANY,
+        decodes: true,
+        halves: 16,
         operands: 16,
         ops: 24,
         launches: 2,
@@ -295,6 +305,8 @@ pub const TEMPLATES: &[Template] = &[
         rows: (1, ANY),
         width: 256,
         held_rows: ANY,
+        decodes: false,
+        halves: 1,
         operands: 8,
         ops: 8,
         launches: 1,
@@ -310,6 +322,8 @@ pub const TEMPLATES: &[Template] = &[
         rows: (1, ANY),
         width: ANY,
         held_rows: ANY,
+        decodes: false,
+        halves: 1,
         operands: 6,
         ops: 0,
         launches: 2,
@@ -325,6 +339,8 @@ pub const TEMPLATES: &[Template] = &[
         rows: (1, ANY),
         width: ANY,
         held_rows: ANY,
+        decodes: false,
+        halves: 1,
         operands: 12,
         ops: 16,
         launches: 1,
@@ -340,6 +356,8 @@ pub const TEMPLATES: &[Template] = &[
         rows: (0, ANY),
         width: ANY,
         held_rows: ANY,
+        decodes: false,
+        halves: 1,
         operands: 16,
         ops: 24,
         launches: 1,
@@ -355,6 +373,8 @@ pub const TEMPLATES: &[Template] = &[
         rows: (64, ANY),
         width: ANY,
         held_rows: ANY,
+        decodes: false,
+        halves: 1,
         operands: 2,
         ops: 0,
         launches: 1,
@@ -370,6 +390,8 @@ pub const TEMPLATES: &[Template] = &[
         rows: (0, ANY),
         width: ANY,
         held_rows: ANY,
+        decodes: false,
+        halves: 1,
         operands: usize::MAX,
         ops: 0,
         launches: 8,
@@ -401,11 +423,31 @@ impl Template {
         Ok(())
     }
 
-    /// Checks the sizes of a kernel that [`Template::check`] accepts.
+    /// Checks what a kernel that [`Template::check`] accepts may lack while it is being put together.
     ///
     /// # Errors
-    /// The limit that is not kept.
+    /// What is missing.
+    pub fn complete(&self, kernel: &Kernel) -> Result<(), String> {
+        let main = kernel.main();
+        let Some(weights) = heavy(main).and_then(|h| main.graph.op(h.op).operands.get(1).copied()) else {
+            return Ok(());
+        };
+        let decoded = kernel.prologue().is_some_and(|f| {
+            let mut made = f.results.iter().enumerate().filter(|(i, _)| main.param(*i) == Some(weights));
+            made.any(|(_, v)| f.graph.op(v.op).kind == OpKind::Dequant)
+        });
+        match self.decodes && !decoded {
+            true => Err(self.no("weights that are not packed".into(), "weights behind a `dequant` in the prologue".into())),
+            false => Ok(()),
+        }
+    }
+
+    /// Checks a kernel that [`Template::check`] accepts: that it is complete and its sizes.
+    ///
+    /// # Errors
+    /// What is missing, or the limit that is not kept.
     pub fn fits(&self, kernel: &Kernel, sizes: &Bindings) -> Result<(), String> {
+        self.complete(kernel)?;
         let Some(main) = heavy(kernel.main()) else { return Ok(()) };
         let op = kernel.main().graph.op(main.op);
         let Some(t) = op.results.first().and_then(|t| t.as_tensor()) else { return Ok(()) };
@@ -519,6 +561,7 @@ impl Template {
             if !self.epilogue.contains(&op.kind) {
                 return Err(self.no(format!("`{}` in the epilogue", op.kind.name()), names(self.epilogue)));
             }
+            self.check_halves(op)?;
         }
         for (i, root) in f.results.iter().enumerate() {
             let mut coupled = Vec::new();
@@ -526,6 +569,18 @@ impl Template {
                 .map_err(|e| self.no(format!("result {i}: {e}"), "scalar code on the main result".into()))?;
         }
         Ok(())
+    }
+
+    /// A `swiglu` of halves needs columns that are far apart, in tiles that begin at the same place in both.
+    fn check_halves(&self, op: &Op) -> Result<(), String> {
+        let width = op.results.first().and_then(Type::as_tensor).and_then(|t| t.dims.last()).and_then(Dim::as_const);
+        match op.kind == OpKind::Swiglu && op.attrs.word("layout") == "halves" {
+            true if width.is_none_or(|w| w % self.halves != 0) => {
+                let width = width.map_or("an unknown number".to_string(), |w| w.to_string());
+                Err(self.no(format!("`swiglu` of halves of {width} columns"), format!("multiples of {}", self.halves)))
+            }
+            _ => Ok(()),
+        }
     }
 }
 

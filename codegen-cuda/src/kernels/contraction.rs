@@ -218,6 +218,7 @@ fn moe(cx: &Cx, shape: &Shape, rows: i64, experts: i64) -> Result<Lowered, Lower
     }
     let group = Text::new("moe_group", "moe_matmul: rows by expert", include_str!("cuda/moe_group.cu"))
         .with(Piece::Reduce)
+        .set("start", "")
         .build();
     let args = vec![operand(2), Arg::Scratch(0), Arg::Scratch(1), Arg::I32(rows as i32), Arg::I32(experts as i32)];
     let group = cx.launch(group, experts + 1, 256, args)?;

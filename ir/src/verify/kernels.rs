@@ -64,7 +64,7 @@ fn kernel(module: &Module, place: &Place<'_>, id: OpId, bad_states: &BTreeSet<Ar
     };
     // A broken body may not be followed.
     if report.errors.len() == before
-        && let Err(message) = t.check(kernel)
+        && let Err(message) = t.check(kernel).and_then(|()| t.complete(kernel))
     {
         report.op("V12", place, id, message);
     }

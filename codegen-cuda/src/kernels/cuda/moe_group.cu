@@ -2,6 +2,7 @@
 // Block e lists the rows (t, j) of expert e in order; block E those whose id is no expert. `start[e]` is where a list begins in `rows`.
 extern "C" __global__ void __launch_bounds__(256)
 ${entry}(const i32* __restrict__ ids, i32* __restrict__ start, i32* __restrict__ rows, i32 n, i32 experts) {
+  ${start}
   __shared__ i32 found[8];
   const i32 own = blockIdx.x;
   const int lane = threadIdx.x & 31;

@@ -6,6 +6,9 @@
 
 mod finish;
 mod map;
+mod moe;
+mod moe_stream;
+mod moe_tile;
 mod router;
 mod row;
 mod single;
@@ -29,11 +32,16 @@ pub fn lower(cx: &Cx) -> Result<Lowered, LowerError> {
     match &**kernel.template() {
         "stream" => stream::lower(cx, &body),
         "tile" => tile::lower(cx, &body),
+        "moe_stream" => moe_stream::lower(cx, &body),
+        "moe_tile" => moe_tile::lower(cx, &body),
         "router" => router::lower(cx, &body),
         "row" => row::lower(cx, &body),
         "map" => map::lower(cx, &body),
         "single" | "attention" => single::lower(cx, &body),
-        other => Err(cx.unsupported(format!("template `{other}`"), "stream, tile, row, map, single")),
+        other => {
+            let known = "stream, tile, moe_stream, moe_tile, router, attention, row, map, single";
+            Err(cx.unsupported(format!("template `{other}`"), known))
+        }
     }
 }
 

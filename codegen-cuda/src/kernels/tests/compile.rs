@@ -52,7 +52,7 @@ fn check(kernels: &BTreeMap<String, Launch>) {
                 Ok(report) => println!("{report}"),
                 Err(e) => failures.push(e.to_string()),
             }
-            let tensor = launch.kernel.text.contains("mma_k32<");
+            let tensor = ["mma_k32<In>", "mma(bf16(), acc"].iter().any(|m| launch.kernel.text.contains(m));
             if tensor && !histograms[entry].keys().any(|opcode| opcode.starts_with("HMMA")) {
                 failures.push(format!("{entry} holds no {}", Instr::Hmma.mnemonic()));
             }

@@ -218,6 +218,7 @@ pub fn cases() -> Vec<Case> {
     }
     out_cases.extend(rows());
     out_cases.extend(maps());
+    out_cases.extend(super::moe::cases());
     out_cases
 }
 
@@ -339,5 +340,6 @@ pub fn full_size() -> Vec<Case> {
     let sizes = "T=512 S=1 P=64 C=131072";
     all.push(qkv("tile", 2880, 64, 8, 64, sizes));
     all.push(out("tile", 2880, 4096, sizes));
+    all.extend(super::moe::full_size());
     all
 }

@@ -5,4 +5,5 @@ mod compile;
 mod emulate;
 mod fused;
 mod inputs;
+mod moe;
 mod text;

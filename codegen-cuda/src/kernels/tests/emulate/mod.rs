@@ -32,6 +32,9 @@ const ASSEMBLY: &[(&str, &str)] = &[
         r#"asm("cvt.rn.f16x2.f32 %0, %1, %2;" : "=r"(d) : "f"(y), "f"(x));"#,
         "d = (u32)emu_f16(x) | (u32)emu_f16(y) << 16;",
     ),
+    ("(u32)__cvta_generic_to_shared(p)", "(u32)(uintptr_t)p"),
+    (r#"asm volatile("ld.global.cg.s32 %0, [%1];" : "=r"(v) : "l"(p) : "memory");"#, "v = *p;"),
+    (r#"asm volatile("bar.sync %0, %1;" ::"r"(id), "n"(THREADS) : "memory");"#, "emu_barrier(id, THREADS);"),
     (r#"asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));"#, "y = exp2f(x);"),
     (r#"asm("lg2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));"#, "y = log2f(x);"),
     (r#"asm volatile("griddepcontrol.wait;" ::: "memory");"#, ""),
@@ -62,10 +65,22 @@ fn host_text(text: &str, shared: u32) -> String {
             lines.next();
             lines.next();
             out.push_str("v = *(const uint4*)p;");
+        } else if trimmed.starts_with("asm volatile(\"ldmatrix") {
+            // A statement of four lines.
+            lines.nth(2);
+            out.push_str("emu_load_matrices(d, at);");
+        } else if trimmed.starts_with("asm volatile(\"cp.async.bulk") {
+            out.push_str("emu_fetch(to, from, bytes, signal);");
+        } else if trimmed.contains("mbarrier.init") {
+            out.push_str("emu_signal_init(at);");
+        } else if trimmed.contains("mbarrier.arrive.expect_tx") {
+            out.push_str("emu_signal_expect(at, bytes);");
+        } else if trimmed.contains("mbarrier.try_wait") {
+            out.push_str("emu_signal_wait(at, parity);");
         } else if trimmed.starts_with("asm volatile(\"cp.async.cg") {
             out.push_str("if (bytes) memcpy(shared, global, 16); else memset(shared, 0, 16);");
         } else if trimmed.starts_with("const u32 to = (u32)__cvta") {
-        } else if ["cp.async", "griddepcontrol", "prefetch"]
+        } else if ["cp.async", "griddepcontrol", "prefetch", "fence"]
             .iter()
             .any(|i| trimmed.contains(&format!("asm volatile(\"{i}")))
         {
@@ -252,6 +267,8 @@ fn build(folder: &Path, texts: &BTreeMap<String, (String, u32)>) {
         "-O1",
         "-g1",
         "-w",
+        // Addresses of shared memory are 32 bits.
+        "-no-pie",
         "-ffp-contract=off",
         "-fsanitize=address,alignment",
         "-fno-sanitize-recover=all",

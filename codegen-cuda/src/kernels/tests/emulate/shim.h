@@ -171,6 +171,63 @@ static unsigned emu_transpose8(unsigned x) {
   return lo | hi << 16;
 }
 
+// Barriers of a part of a block: the threads that are there go round until the last one comes.
+static unsigned named_arrived[16], named_generation[16];
+static void emu_barrier(int id, unsigned threads) {
+  const unsigned mine = named_generation[id];
+  if (++named_arrived[id] == threads) {
+    named_arrived[id] = 0;
+    named_generation[id]++;
+    return;
+  }
+  while (named_generation[id] == mine) yield_fiber();
+}
+static void __syncwarp() { meet(own_warp()); }
+static void emu_load_matrices(unsigned (&d)[4], unsigned at) {
+  const uint64_t* s = exchange(at);
+  for (int m = 0; m < 4; m++) {
+    const unsigned row = pick<unsigned>(s, 8 * m + (own_lane() >> 2));
+    memcpy(&d[m], (const char*)(uintptr_t)row + 4 * (own_lane() & 3), 4);
+  }
+}
+
+// Signals: 8 bytes in shared memory, the phase and whether somebody has arrived in the low half, bytes that are still to come in the high one. Copies
+// are made at once; a signal that never completes is a deadlock here as well.
+struct Signal { unsigned short phase, arrived; int pending; };
+static Signal& emu_signal(unsigned at) { return *(Signal*)(uintptr_t)at; }
+static void emu_signal_step(Signal& s) {
+  if (s.arrived && s.pending == 0) {
+    s.phase ^= 1;
+    s.arrived = 0;
+  }
+}
+static void emu_signal_init(unsigned at) { emu_signal(at) = {0, 0, 0}; }
+static void emu_signal_expect(unsigned at, unsigned bytes) {
+  Signal& s = emu_signal(at);
+  s.arrived = 1;
+  s.pending += (int)bytes;
+  emu_signal_step(s);
+}
+static void emu_signal_wait(unsigned at, unsigned parity) {
+  for (int i = 0; emu_signal(at).phase == parity; i++) {
+    if (i == 1 << 20) {
+      fprintf(stderr, "deadlock: thread %u of block %u waits for %d bytes\n", threadIdx.x, blockIdx.x, emu_signal(at).pending);
+      exit(3);
+    }
+    yield_fiber();
+  }
+}
+static void emu_fetch(unsigned to, const void* from, unsigned bytes, unsigned signal) {
+  if (bytes == 0 || ((bytes | to | (uintptr_t)from) & 15)) {
+    fprintf(stderr, "runtime error: copy of %u bytes at misaligned addresses\n", bytes);
+    exit(3);
+  }
+  memcpy((void*)(uintptr_t)to, from, bytes);
+  Signal& s = emu_signal(signal);
+  s.pending -= (int)bytes;
+  emu_signal_step(s);
+}
+
 // Blocks.
 static std::function<void()>* body;
 static void enter() {
