@@ -437,7 +437,9 @@ impl Template {
             made.any(|(_, v)| f.graph.op(v.op).kind == OpKind::Dequant)
         });
         match self.decodes && !decoded {
-            true => Err(self.no("weights that are not packed".into(), "weights behind a `dequant` in the prologue".into())),
+            true => {
+                Err(self.no("weights that are not packed".into(), "weights behind a `dequant` in the prologue".into()))
+            }
             false => Ok(()),
         }
     }

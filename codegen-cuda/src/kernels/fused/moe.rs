@@ -75,7 +75,9 @@ impl Experts {
             ));
         }
         let known = |t: &TensorType, i: usize| {
-            t.dims[i].as_const().ok_or_else(|| unsupported(format!("{t} with a symbolic size"), "constant E, N, K and J"))
+            t.dims[i]
+                .as_const()
+                .ok_or_else(|| unsupported(format!("{t} with a symbolic size"), "constant E, N, K and J"))
         };
         let [experts, n, k] = [known(wt, 0)?, known(wt, 1)?, known(wt, 2)?];
         let choices = known(it, 1)?;

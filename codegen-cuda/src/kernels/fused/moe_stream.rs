@@ -69,7 +69,10 @@ impl Plan {
     /// The variant for this problem, made smaller where it does not fit a multiprocessor. `even`: a strip holds an even number of tiles.
     fn choose(shape: &Experts, owner: bool, even: bool) -> Result<Plan> {
         let rows = ROWS.into_iter().find(|r| *r >= shape.rows()).ok_or_else(|| {
-            unsupported(format!("{} rows of experts", shape.rows()), format!("at most {}; template `moe_tile`", ROWS[3]))
+            unsupported(
+                format!("{} rows of experts", shape.rows()),
+                format!("at most {}; template `moe_tile`", ROWS[3]),
+            )
         })?;
         let pieces = pieces(Size::known(shape.k));
         let least = if even { 2 } else { 1 };
@@ -212,12 +215,7 @@ fn store(lines: &[String]) -> String {
     ];
     let lines: Vec<String> = lines.iter().map(|l| format!("  {l}")).collect();
     out.extend(lines.iter().map(String::as_str));
-    out.extend([
-        "}",
-        "const u32 next = (u32)(strip + groups);",
-        "item += next / STRIPS;",
-        "strip = next % STRIPS;",
-    ]);
+    out.extend(["}", "const u32 next = (u32)(strip + groups);", "item += next / STRIPS;", "strip = next % STRIPS;"]);
     out.join("\n")
 }
 

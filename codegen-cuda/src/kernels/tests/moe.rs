@@ -79,9 +79,8 @@ type Epilogue = (Vec<(&'static str, String)>, String, Vec<&'static str>, String)
 /// Operands, ops, yields and types of an epilogue.
 fn epilogue(kind: Kind, j: i64, e: i64, n: i64) -> Epilogue {
     let bias = vec![("b", format!("bf16[{e}, {n}]")), ("ids", format!("i32[T, {j}]"))];
-    let biased = format!(
-        "      %g = gather_rows %b, %ids : bf16[T, {j}, {n}]\n      %c = add %a, %g : f32[T, {j}, {n}]\n"
-    );
+    let biased =
+        format!("      %g = gather_rows %b, %ids : bf16[T, {j}, {n}]\n      %c = add %a, %g : f32[T, {j}, {n}]\n");
     let combined = format!("      %m = moe_combine %c, %p : f32[T, {n}]\n      %y = add %r, %m : f32[T, {n}]\n");
     let with = |more: &[(&'static str, String)]| [bias.as_slice(), more].concat();
     let weights = [("p", format!("f32[T, {j}]")), ("r", format!("f32[T, {n}]"))];

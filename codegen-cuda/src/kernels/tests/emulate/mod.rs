@@ -440,3 +440,26 @@ fn rows_do_not_depend_on_the_step() {
         }
     }
 }
+
+#[test]
+fn rows_of_experts_are_the_same_in_both_templates() {
+    use super::moe::{Kind, Shape, experts};
+    if filter().is_none() {
+        return;
+    }
+    for (kind, n, k) in [(Kind::Plain, 50, 352), (Kind::Interleaved, 80, 608), (Kind::Halves, 96, 640)] {
+        let of = |template: &str, tokens| {
+            experts(template, kind, Shape { tokens, choices: 2, experts: 6, n, k }, "mx64.fast")
+        };
+        let long = of("moe_tile", 70);
+        let given = inputs(&long);
+        let short: Vec<(Case, Inputs)> =
+            [1, 2, 4, 7, 33, 64].map(|t| (of("moe_stream", t), shortened(&long, &given, t).1)).into();
+        let pairs: Vec<_> = [(&long, &given)].into_iter().chain(short.iter().map(|(c, i)| (c, i))).collect();
+        let outputs = execute(&pairs).unwrap_or_else(|e| panic!("{e}"));
+        let (whole, parts) = outputs.split_first().unwrap();
+        for (part, (case, _)) in parts.iter().zip(&short) {
+            assert!(whole[0].2.starts_with(&part[0].2), "{}", case.name);
+        }
+    }
+}
