@@ -102,5 +102,9 @@ pub fn lower(cx: &Cx, body: &Body) -> Result<Lowered, LowerError> {
     let mut multiply = cx.launch(source, tiles * strips.count, 256, args)?;
     multiply.shared = v.dynamic() as u32;
     multiply.dependent = true;
-    Ok(Lowered { launches: vec![group, multiply], scratch: vec![4 * (shape.experts as u64 + 2), 4 * rows as u64] })
+    Ok(Lowered {
+        launches: vec![group, multiply],
+        scratch: vec![4 * (shape.experts as u64 + 2), 4 * rows as u64],
+        ..Lowered::default()
+    })
 }
