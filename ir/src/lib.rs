@@ -29,6 +29,7 @@ pub mod module;
 pub mod op;
 pub mod ops;
 pub mod template;
+pub mod rope;
 pub mod text;
 pub mod ty;
 pub mod verify;

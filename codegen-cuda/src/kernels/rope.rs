@@ -1,6 +1,7 @@
 //! Rotary tables and rotation.
 
-use gossamer_ir::{Attrs, OpKind};
+use gossamer_ir::OpKind;
+use gossamer_ir::rope::frequencies;
 
 use super::{Cx, blocks, operand, product, result, rows_of, single};
 use crate::emit::{Text, c_type, f32_literal};
@@ -40,29 +41,4 @@ pub fn lower(cx: &Cx) -> Result<Lowered, LowerError> {
         .build();
     let args = vec![operand(0), operand(1), operand(2), result(0), Arg::I64(n), Arg::I64(positions)];
     Ok(single(cx.launch(kernel, blocks(n, 256), 256, args)?))
-}
-
-/// Angles per position of the `dim / 2` pairs, in f32 and in the order of operations of the interpreter (and of the models' reference
-/// implementations), so that tables agree at large positions too.
-fn frequencies(attrs: &Attrs) -> Vec<f32> {
-    let (dim, theta, factor) = (attrs.int("dim"), attrs.float("theta"), attrs.float("factor"));
-    let period = |j: i64| theta.powf(f64::from((2 * j) as f32 / dim as f32)) as f32;
-    if factor <= 1.0 {
-        return (0..dim / 2).map(|j| 1.0 / period(j)).collect();
-    }
-    let original = attrs.int("original") as f64;
-    let bound = |beta: f64| dim as f64 * (original / (beta * 2.0 * std::f64::consts::PI)).ln() / (2.0 * theta.ln());
-    let (mut low, mut high) = (bound(attrs.float("beta_fast")), bound(attrs.float("beta_slow")));
-    if attrs.bool("truncate") {
-        (low, high) = (low.floor(), high.ceil());
-    }
-    (low, high) = (low.max(0.0), high.min(dim as f64 - 1.0));
-    if low == high {
-        high += 0.001; // a step, not a division by zero
-    }
-    let frequency = |j: i64| {
-        let keep = 1.0 - ((j as f32 - low as f32) / (high - low) as f32).clamp(0.0, 1.0);
-        1.0 / (factor as f32 * period(j)) * (1.0 - keep) + 1.0 / period(j) * keep
-    };
-    (0..dim / 2).map(frequency).collect()
 }

@@ -1,35 +1,7 @@
 //! Evaluation of rotary positions, the paged cache and attention.
 
-use std::f64::consts::PI;
-
 use super::*;
-
-/// Inverse frequencies of the rotary pairs, in f32 and in the order of operations of the reference implementations, so that a table entry is
-/// within an ulp of theirs even at large positions.
-fn inv_freqs(attrs: &Attrs, dim: usize) -> Vec<f32> {
-    let (theta, factor) = (attrs.float("theta"), attrs.float("factor"));
-    let plain = |j: usize| theta.powf(f64::from((2 * j) as f32 / dim as f32)) as f32;
-    if factor <= 1.0 {
-        return (0..dim / 2).map(|j| 1.0 / plain(j)).collect();
-    }
-    let original = attrs.int("original") as f64;
-    let bound = |beta: f64| dim as f64 * (original / (beta * 2.0 * PI)).ln() / (2.0 * theta.ln());
-    let (mut low, mut high) = (bound(attrs.float("beta_fast")), bound(attrs.float("beta_slow")));
-    if attrs.bool("truncate") {
-        (low, high) = (low.floor(), high.ceil());
-    }
-    (low, high) = (low.max(0.0), high.min(dim as f64 - 1.0));
-    if low == high {
-        high += 0.001; // a step, not a division by zero
-    }
-    (0..dim / 2)
-        .map(|j| {
-            let ramp = ((j as f32 - low as f32) / (high - low) as f32).clamp(0.0, 1.0);
-            let keep = 1.0 - ramp;
-            1.0 / (factor as f32 * plain(j)) * (1.0 - keep) + 1.0 / plain(j) * keep
-        })
-        .collect()
-}
+use crate::rope::frequencies;
 
 /// `rope_table`.
 pub fn rope_table(cx: &mut EvalCx) -> Result<Vec<Datum>, EvalError> {
@@ -38,7 +10,7 @@ pub fn rope_table(cx: &mut EvalCx) -> Result<Vec<Datum>, EvalError> {
     if rows.saturating_mul(dim) > MAX_ELEMENTS || !dim.is_multiple_of(2) {
         return Err(EvalError::Size { op: cx.op(), dims: dims_text(&[rows, dim]) });
     }
-    let freqs = inv_freqs(cx.attrs, dim);
+    let freqs = frequencies(cx.attrs);
     let scale = cx.attrs.float("scale") as f32;
     let table = par::rows(rows, dim, dim * 32, |p, row| {
         let (cos, sin) = row.split_at_mut(dim / 2);
@@ -228,29 +200,6 @@ mod tests {
         let mut e = Eval::new(OpKind::RopeTable);
         e.set_attrs(attrs);
         e.tensor()
-    }
-
-    #[test]
-    #[expect(clippy::excessive_precision, reason = "as the specification prints them")]
-    fn yarn_frequencies_are_those_of_the_specification() {
-        #[rustfmt::skip]
-        let want = [
-            1.0, 6.890442967e-01, 4.747820497e-01, 3.271458745e-01, 2.254180014e-01, 1.553229839e-01, 1.070244163e-01, 7.374456525e-02,
-            5.081327260e-02, 3.170569614e-02, 1.933500171e-02, 1.159204915e-02, 6.794959307e-03, 3.860359080e-03, 2.093792660e-03, 1.052602194e-03,
-            4.564839182e-04, 1.293186942e-04, 3.830881178e-05, 2.639646846e-05, 1.818833698e-05, 1.253256960e-05, 8.635495760e-06, 5.950239483e-06,
-            4.099978469e-06, 2.825066758e-06, 1.946596285e-06, 1.341290954e-06, 9.242089618e-07, 6.368209142e-07, 4.387978549e-07, 3.023511397e-07f32,
-        ];
-        let attrs = OpKind::RopeTable
-            .complete_attrs(Attrs::from([
-                ("dim", Attr::Int(64)),
-                ("dims", dims(&[1])),
-                ("factor", Attr::Float(32.0)),
-                ("theta", Attr::Float(150000.0)),
-            ]))
-            .unwrap();
-        for (j, (got, want)) in super::inv_freqs(&attrs, 64).iter().zip(want).enumerate() {
-            assert!((got - want).abs() <= 1.2e-7 * want, "pair {j}: {got:e}, expected {want:e}");
-        }
     }
 
     #[test]

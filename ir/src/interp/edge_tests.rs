@@ -88,12 +88,13 @@ fn cases(kind: OpKind, s: u32) -> Vec<Eval> {
         RmsNorm => vec![op().on([odd(&[4, 9], s), odd(&[9], s)])],
         LayerNorm => vec![op().on([odd(&[4, 9], s), odd(&[9], s), odd(&[9], s)])],
         RopeTable => [0.0, 1.0, -5.0, f64::NAN, 1e300]
-            .map(|theta| {
-                let attrs =
-                    [("dims", dims(&[3])), int("dim", 8), ("theta", Attr::Float(theta)), ("factor", Attr::Float(2.0))];
-                op().attrs(attrs)
+            .into_iter()
+            .flat_map(|theta| ["pairs", "rotations"].map(|ramp| (theta, ramp)))
+            .map(|(theta, ramp)| {
+                let (theta, factor) = (("theta", Attr::Float(theta)), ("factor", Attr::Float(2.0)));
+                op().attrs([("dims", dims(&[3])), int("dim", 8), theta, factor, word("ramp", ramp)])
             })
-            .into(),
+            .collect(),
         Rope => vec![op().on([odd(&[t, 16], s), wild(&[t], s), odd(&[3, 8], s)])],
         KvWrite | Attention => {
             let decl =

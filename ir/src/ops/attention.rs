@@ -21,9 +21,11 @@ pub static ROPE_TABLE: OpInfo = OpInfo {
     class: Class::Composite,
     summary: "Cosines and sines of rotary angles",
     doc: "Row p holds `cos(p * f_j) * scale` for j in 0..dim/2, then the sines. `f_j = theta^(-2j/dim)`; with `factor` above 1 the frequencies are \
-          blended as YaRN does (Peng et al. 2023, arXiv:2309.00071): `f_j / factor * (1 - m_j) + f_j * m_j`, `m_j = 1 - clamp((j - low) / (high - low), 0, 1)`, \
+          blended as `f_j / factor * (1 - m_j) + f_j * m_j`. Ramp over `pairs`, as YaRN does (Peng et al. 2023, arXiv:2309.00071): \
+          `m_j = 1 - clamp((j - low) / (high - low), 0, 1)`, \
           `low, high = dim * ln(original / (beta * 2 pi)) / (2 ln theta)` for beta_fast and beta_slow, rounded outward only if `truncate`, then limited to \
-          0..dim-1. `1 / theta^(2j/dim)`, the blend and the angles (position times frequency) \
+          0..dim-1. Over `rotations`, as Llama 3 does: `m_j = clamp((original * f_j / (2 pi) - beta_slow) / (beta_fast - beta_slow), 0, 1)`. \
+          `1 / theta^(2j/dim)`, the blend and the angles (position times frequency) \
           are f32; bounds are f64; cosine and sine are rounded to f32, then multiplied by `scale`.",
     operands: &[],
     attrs: &[
@@ -33,9 +35,20 @@ pub static ROPE_TABLE: OpInfo = OpInfo {
         attr("dims", AttrKind::Dims, Default::Required, "one dim: positions"),
         attr("factor", AttrKind::Float, Default::Float(1.0), "context extension; 1: plain RoPE"),
         attr("original", AttrKind::Int, Default::Int(4096), "context before extension, tokens"),
+        attr(
+            "ramp",
+            AttrKind::OneOf(&["pairs", "rotations"]),
+            Default::Word("pairs"),
+            "what the share of a kept frequency is linear in",
+        ),
         attr("scale", AttrKind::Float, Default::Float(1.0), "multiplies cosines and sines"),
         attr("theta", AttrKind::Float, Default::Float(10000.0), "base of the frequencies"),
-        attr("truncate", AttrKind::Bool, Default::Bool(false), "round the ramp's bounds outward to integers"),
+        attr(
+            "truncate",
+            AttrKind::Bool,
+            Default::Bool(false),
+            "round the bounds of a ramp over pairs outward to integers",
+        ),
     ],
     results: &["table"],
     infer: |cx| {

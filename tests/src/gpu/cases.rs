@@ -88,10 +88,11 @@ fn leaves(kind: OpKind) -> Vec<Scenario> {
                 .collect()
         }
         OpKind::Iota => [1, 33, 5000].map(|n| make(&n.to_string(), attrs([("dims", dims(&[n]))]))).into(),
-        _ => [(64, 100), (32, 1)]
-            .map(|(dim, rows)| {
-                let a = [("dim", Attr::Int(dim)), ("dims", dims(&[rows])), ("factor", Attr::Float(32.0))];
-                make(&format!("{rows} rows of {dim}"), attrs(a))
+        _ => [(64, 100, "pairs"), (32, 1, "pairs"), (32, 90, "rotations")]
+            .map(|(dim, rows, ramp)| {
+                let factor = ("factor", Attr::Float(32.0));
+                let a = [("dim", Attr::Int(dim)), ("dims", dims(&[rows])), factor, ("ramp", ramp.into())];
+                make(&format!("{rows} rows of {dim}, {ramp}"), attrs(a))
             })
             .into(),
     }

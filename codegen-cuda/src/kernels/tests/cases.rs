@@ -244,7 +244,9 @@ fn positions() -> Vec<Case> {
         ("theta", Attr::Float(150000.0)),
         ("scale", Attr::Float(1.3465735902799727)),
     ];
-    out.push(plain(K::RopeTable, vec![], yarn, "C=3000"));
+    out.push(plain(K::RopeTable, vec![], yarn.clone(), "C=3000"));
+    let [dim, dims, factor, ..] = yarn;
+    out.push(plain(K::RopeTable, vec![], [dim, dims, factor, ("ramp", "rotations".into())], "C=70"));
     for d in [BF16, F32] {
         let operands = vec![t(d, "T 192"), t(I32, "T"), t(F32, "C 64")];
         out.push(plain(K::Rope, operands, [], "T=5 C=40"));
