@@ -1,4 +1,4 @@
-//! Models: the DSL they are written in, GPT-OSS, configuration files and the names of weights in checkpoints.
+//! Models: the DSL they are written in, GPT-OSS, Llama, configuration files and the names of weights in checkpoints.
 //!
 //! Must never know passes or devices: a model says what is computed, unfused.
 //!
@@ -11,8 +11,10 @@
 //! ```
 
 pub mod config;
+pub mod decoder;
 pub mod dsl;
 pub mod gpt_oss;
+pub mod llama;
 pub mod names;
 pub mod presets;
 pub mod step;
@@ -26,5 +28,6 @@ use gossamer_ir::InferError;
 pub fn build(config: &config::ModelConfig, options: &step::StepOptions) -> Result<step::Program, InferError> {
     match config {
         config::ModelConfig::GptOss(c) => gpt_oss::build(c, options),
+        config::ModelConfig::Llama(c) => llama::build(c, options),
     }
 }

@@ -2,14 +2,18 @@
 //!
 //! A *weight* is what the graph sees: a canonical name (`l3.attn.q.w`), a logical shape and a [`WeightFormat`]. A *tensor*
 //! is what a checkpoint file stores. They differ in two ways: an MXFP4 weight is stored as two tensors (blocks and
-//! scales), and the original release stores q, k and v as rows of one tensor. One table below holds all of it.
+//! scales), and the original release stores q, k and v as rows of one tensor. One table per model holds all of it:
+//! [`gpt_oss`], [`llama`].
 //!
 //! Knows names and sizes only; reading files is the runtime's work.
+
+pub mod gpt_oss;
+pub mod llama;
 
 use std::fmt;
 use std::ops::Range;
 
-use crate::config::{GptOssConfig, MXFP4_BLOCK};
+use crate::config::MXFP4_BLOCK;
 
 /// Element type of a stored tensor.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -58,9 +62,11 @@ pub enum Part {
 pub enum WeightRole {
     /// Token embedding `[vocab, hidden]`.
     Embedding,
+    /// Token embedding that is also the output head `[vocab, hidden]`.
+    TiedEmbedding,
     /// Gain of an RMSNorm `[hidden]`.
     Norm,
-    /// Attention projection `[out, in]`.
+    /// Projection of attention or of a dense MLP `[out, in]`.
     Projection,
     /// Bias of an attention projection or of the router.
     Bias,
@@ -89,7 +95,7 @@ pub struct WeightSpec {
     pub role: WeightRole,
     /// Where a Hugging Face checkpoint keeps it; one entry per [`Part`].
     hugging_face: Vec<StoredPart>,
-    /// Where an original checkpoint keeps it; one entry per [`Part`].
+    /// Where an original checkpoint keeps it; one entry per [`Part`], none for a model without that layout.
     original: Vec<StoredPart>,
 }
 
@@ -156,7 +162,7 @@ impl WeightSpec {
         self.parts().iter().map(|&p| self.part_bytes(p)).sum()
     }
 
-    /// Where a checkpoint in this layout keeps the weight; one entry per part.
+    /// Where a checkpoint in this layout keeps the weight; one entry per part, none if the model has no such layout.
     pub fn stored(&self, layout: Layout) -> &[StoredPart] {
         match layout {
             Layout::HuggingFace => &self.hugging_face,
@@ -239,37 +245,22 @@ impl fmt::Display for Part {
     }
 }
 
-/// Every weight of the model: the embedding, the layers in order, the last norm, the head.
+/// Every tensor that a checkpoint of these weights stores, in their order; none if the model has no such layout.
 ///
 /// ```
-/// use gossamer_models::{names, presets};
-/// let weights = names::weights(&presets::gpt_oss_20b());
-/// assert_eq!(weights[1].name, "l0.attn_norm.w");
-/// assert_eq!(weights.iter().map(|w| w.elements()).sum::<u64>(), 20_914_757_184);
-/// ```
-pub fn weights(config: &GptOssConfig) -> Vec<WeightSpec> {
-    let mut weights = vec![weight(config, &EMBEDDING, None)];
-    for layer in 0..config.layers {
-        weights.extend(LAYER.iter().map(|row| weight(config, row, Some(layer))));
-    }
-    weights.extend([weight(config, &NORM, None), weight(config, &HEAD, None)]);
-    weights
-}
-
-/// Every tensor that a checkpoint stores, in the order of [`weights`].
-///
-/// ```
-/// use gossamer_models::names::{Layout, checkpoint_tensors};
-/// let tensors = checkpoint_tensors(&gossamer_models::presets::gpt_oss_20b(), Layout::HuggingFace);
+/// use gossamer_models::{names::{self, Layout}, presets};
+/// let weights = names::gpt_oss::weights(&presets::gpt_oss_20b());
+/// let tensors = names::checkpoint_tensors(&weights, Layout::HuggingFace);
 /// assert_eq!(tensors.len(), 459);
 /// assert_eq!(tensors.iter().map(|t| t.bytes()).sum::<u64>(), 13_761_264_768);
 /// ```
-pub fn checkpoint_tensors(config: &GptOssConfig, layout: Layout) -> Vec<TensorSpec> {
+pub fn checkpoint_tensors(weights: &[WeightSpec], layout: Layout) -> Vec<TensorSpec> {
+    // Weights that share a tensor are close together.
+    const NEAR: usize = 17;
     let mut tensors: Vec<TensorSpec> = Vec::new();
-    for weight in weights(config) {
+    for weight in weights {
         for stored in weight.stored(layout) {
-            // Weights that share a tensor are close together in the table.
-            let recent = tensors.len().saturating_sub(LAYER.len());
+            let recent = tensors.len().saturating_sub(NEAR);
             match tensors[recent..].iter_mut().find(|t| t.name == stored.tensor) {
                 Some(tensor) => tensor.weights.push(weight.name.clone()),
                 None => tensors.push(TensorSpec {
@@ -285,100 +276,22 @@ pub fn checkpoint_tensors(config: &GptOssConfig, layout: Layout) -> Vec<TensorSp
     tensors
 }
 
-/// Parameters used for one token: everything but the embedding table, and of the experts only the chosen ones.
-pub fn active_parameters(config: &GptOssConfig) -> u64 {
-    weights(config)
-        .iter()
-        .map(|w| match w.role {
-            WeightRole::Embedding => 0,
-            WeightRole::Expert | WeightRole::ExpertBias => {
-                w.elements() / config.experts as u64 * config.experts_per_token as u64
-            }
-            _ => w.elements(),
-        })
-        .sum()
+/// Parameters used for one token: everything but a table that is only looked up, and of the experts only the chosen ones.
+pub fn active_parameters(weights: &[WeightSpec], experts_per_token: usize) -> u64 {
+    let active = |w: &WeightSpec| match w.role {
+        WeightRole::Embedding => 0,
+        WeightRole::Expert | WeightRole::ExpertBias => w.elements() / w.shape[0] as u64 * experts_per_token as u64,
+        _ => w.elements(),
+    };
+    weights.iter().map(active).sum()
 }
 
-/// One line of the table. Names are without the prefix of the layer.
-struct Row {
-    name: &'static str,
-    role: WeightRole,
-    shape: fn(&GptOssConfig) -> Vec<usize>,
-    hugging_face: &'static str,
-    original: &'static str,
-    /// Which rows of the original tensor; the whole tensor for most.
-    slice: Slice,
-}
-
-#[derive(Clone, Copy)]
-enum Slice {
-    Whole,
-    Query,
-    Key,
-    Value,
-}
-
-const fn row(
-    name: &'static str,
-    role: WeightRole,
-    shape: fn(&GptOssConfig) -> Vec<usize>,
-    hugging_face: &'static str,
-    original: &'static str,
-) -> Row {
-    Row { name, role, shape, hugging_face, original, slice: Slice::Whole }
-}
-
-const fn sliced(mut row: Row, slice: Slice) -> Row {
-    row.slice = slice;
-    row
-}
-
-use WeightRole::{Bias, Embedding, Expert, ExpertBias, Head, Norm, Projection, Router, Sinks};
-
-const EMBEDDING: Row =
-    row("embed.w", Embedding, |c| vec![c.vocab, c.hidden], "model.embed_tokens.weight", "embedding.weight");
-const NORM: Row = row("norm.w", Norm, |c| vec![c.hidden], "model.norm.weight", "norm.scale");
-const HEAD: Row = row("head.w", Head, |c| vec![c.vocab, c.hidden], "lm_head.weight", "unembedding.weight");
-
-#[rustfmt::skip]
-const LAYER: [Row; 17] = [
-    row("attn_norm.w", Norm, |c| vec![c.hidden], "input_layernorm.weight", "attn.norm.scale"),
-    sliced(row("attn.q.w", Projection, |c| vec![c.q_width(), c.hidden], "self_attn.q_proj.weight", "attn.qkv.weight"), Slice::Query),
-    sliced(row("attn.q.b", Bias, |c| vec![c.q_width()], "self_attn.q_proj.bias", "attn.qkv.bias"), Slice::Query),
-    sliced(row("attn.k.w", Projection, |c| vec![c.kv_width(), c.hidden], "self_attn.k_proj.weight", "attn.qkv.weight"), Slice::Key),
-    sliced(row("attn.k.b", Bias, |c| vec![c.kv_width()], "self_attn.k_proj.bias", "attn.qkv.bias"), Slice::Key),
-    sliced(row("attn.v.w", Projection, |c| vec![c.kv_width(), c.hidden], "self_attn.v_proj.weight", "attn.qkv.weight"), Slice::Value),
-    sliced(row("attn.v.b", Bias, |c| vec![c.kv_width()], "self_attn.v_proj.bias", "attn.qkv.bias"), Slice::Value),
-    row("attn.sinks", Sinks, |c| vec![c.heads], "self_attn.sinks", "attn.sinks"),
-    row("attn.o.w", Projection, |c| vec![c.hidden, c.q_width()], "self_attn.o_proj.weight", "attn.out.weight"),
-    row("attn.o.b", Bias, |c| vec![c.hidden], "self_attn.o_proj.bias", "attn.out.bias"),
-    row("mlp_norm.w", Norm, |c| vec![c.hidden], "post_attention_layernorm.weight", "mlp.norm.scale"),
-    row("mlp.router.w", Router, |c| vec![c.experts, c.hidden], "mlp.router.weight", "mlp.gate.weight"),
-    row("mlp.router.b", Bias, |c| vec![c.experts], "mlp.router.bias", "mlp.gate.bias"),
-    // Rows alternate: 2j is gate channel j, 2j+1 is up channel j. The bias alternates the same way.
-    row("mlp.gate_up.w", Expert, |c| vec![c.experts, 2 * c.intermediate, c.hidden], "mlp.experts.gate_up_proj", "mlp.mlp1_weight"),
-    row("mlp.gate_up.b", ExpertBias, |c| vec![c.experts, 2 * c.intermediate], "mlp.experts.gate_up_proj_bias", "mlp.mlp1_bias"),
-    row("mlp.down.w", Expert, |c| vec![c.experts, c.hidden, c.intermediate], "mlp.experts.down_proj", "mlp.mlp2_weight"),
-    row("mlp.down.b", ExpertBias, |c| vec![c.experts, c.hidden], "mlp.experts.down_proj_bias", "mlp.mlp2_bias"),
-];
-
-fn weight(config: &GptOssConfig, row: &Row, layer: Option<usize>) -> WeightSpec {
-    let shape = (row.shape)(config);
-    let format = if row.role == Expert { WeightFormat::Mxfp4 } else { WeightFormat::Dense(StoredDType::BF16) };
-    let prefixed = |prefix: &str, name: &str| match layer {
+/// `name` under the prefix of its layer: `l3.attn.q.w`, `model.layers.3.self_attn.q_proj.weight`.
+fn prefixed(prefix: &str, layer: Option<usize>, name: &str) -> String {
+    match layer {
         Some(i) => format!("{prefix}{i}.{name}"),
         None => name.to_owned(),
-    };
-    let hugging_face = stored(&shape, format, &prefixed("model.layers.", row.hugging_face), '_', 0..shape[0], shape[0]);
-    let (q, kv) = (config.q_width(), config.kv_width());
-    let (rows, total) = match row.slice {
-        Slice::Whole => (0..shape[0], shape[0]),
-        Slice::Query => (0..q, q + 2 * kv),
-        Slice::Key => (q..q + kv, q + 2 * kv),
-        Slice::Value => (q + kv..q + 2 * kv, q + 2 * kv),
-    };
-    let original = stored(&shape, format, &prefixed("block.", row.original), '.', rows, total);
-    WeightSpec { name: prefixed("l", row.name), shape, format, role: row.role, hugging_face, original }
+    }
 }
 
 /// The stored tensors of a weight that is `rows` of `total` rows. MXFP4 names get a suffix after `separator`.
@@ -421,6 +334,7 @@ fn bytes_of(shape: &[usize], dtype: StoredDType) -> u64 {
 mod tests {
     use super::*;
     use crate::presets;
+    use gpt_oss::weights;
 
     #[test]
     fn totals_equal_the_published_checkpoints() {
@@ -429,14 +343,14 @@ mod tests {
             (presets::gpt_oss_120b(), 687, 543, 65_248_815_744, 116_829_156_672, 5_132_849_472),
         ] {
             for (layout, count) in [(Layout::HuggingFace, hf), (Layout::Original, original)] {
-                let tensors = checkpoint_tensors(&config, layout);
+                let tensors = checkpoint_tensors(&weights(&config), layout);
                 assert_eq!(tensors.len(), count);
                 assert_eq!(tensors.iter().map(TensorSpec::bytes).sum::<u64>(), bytes);
             }
             let weights = weights(&config);
             assert_eq!(weights.iter().map(WeightSpec::bytes).sum::<u64>(), bytes);
             assert_eq!(weights.iter().map(WeightSpec::elements).sum::<u64>(), parameters);
-            assert_eq!(active_parameters(&config), active);
+            assert_eq!(active_parameters(&weights, config.experts_per_token), active);
         }
     }
 
@@ -452,7 +366,7 @@ mod tests {
         let config = presets::gpt_oss_20b();
         let mut names: Vec<String> = weights(&config).into_iter().map(|w| w.name).collect();
         for layout in [Layout::HuggingFace, Layout::Original] {
-            names.extend(checkpoint_tensors(&config, layout).into_iter().map(|t| t.name));
+            names.extend(checkpoint_tensors(&weights(&config), layout).into_iter().map(|t| t.name));
         }
         let count = names.len();
         names.sort();
@@ -472,7 +386,7 @@ mod tests {
             assert_eq!(stored.bytes(), find(name).bytes());
             assert_eq!(stored.byte_offset(), rows.start as u64 * 5760);
         }
-        let tensors = checkpoint_tensors(&presets::gpt_oss_20b(), Layout::Original);
+        let tensors = checkpoint_tensors(&weights, Layout::Original);
         let qkv = tensors.iter().find(|t| t.name == "block.23.attn.qkv.bias").unwrap();
         assert_eq!(qkv.weights, ["l23.attn.q.b", "l23.attn.k.b", "l23.attn.v.b"]);
         assert_eq!(qkv.shape, [5120]);

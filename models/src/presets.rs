@@ -1,6 +1,6 @@
 //! The published models' configurations, for use without a checkpoint: inspecting, and benchmarks on random weights.
 
-use crate::config::{GptOssConfig, RopeConfig};
+use crate::config::{GptOssConfig, RopeConfig, RopeRamp};
 
 /// Names that [`preset`] knows.
 pub const PRESETS: [&str; 2] = ["gpt-oss-20b", "gpt-oss-120b"];
@@ -52,6 +52,7 @@ fn published(layers: usize, experts: usize) -> GptOssConfig {
             beta_fast: 32.0,
             beta_slow: 1.0,
             original_context: 4096,
+            ramp: RopeRamp::Pairs,
             truncate: false,
             attention_factor: RopeConfig::default_attention_factor(factor),
         },

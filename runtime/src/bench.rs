@@ -1,7 +1,7 @@
 //! What benchmarks count: bytes that a step must read, and how fast the device can read.
 
-use gossamer_models::config::{AttentionKind, ModelConfig};
-use gossamer_models::names::{WeightRole, weights};
+use gossamer_models::config::ModelConfig;
+use gossamer_models::names::WeightRole;
 
 use crate::exec::Executor;
 
@@ -29,23 +29,20 @@ impl Percentiles {
 /// Bytes that a decode step of `batch` sequences of `context` tokens must read: every weight it uses once, in the checkpoint's format, and the keys
 /// and values. Experts are counted as expected under uniform routing: `E (1 - (1 - k/E)^batch)` of them.
 pub fn decode_bytes(config: &ModelConfig, batch: usize, context: usize) -> u64 {
-    let ModelConfig::GptOss(c) = config;
-    let e = c.experts as f64;
-    let distinct = e * (1.0 - (1.0 - c.experts_per_token as f64 / e).powi(batch as i32));
     let mut bytes = 0.0;
-    for w in weights(c) {
+    for w in config.weights() {
         bytes += match w.role {
-            WeightRole::Embedding => w.bytes() as f64 / c.vocab as f64 * batch as f64,
-            WeightRole::Expert | WeightRole::ExpertBias => w.bytes() as f64 / e * distinct,
+            WeightRole::Embedding => w.bytes() as f64 / w.shape[0] as f64 * batch as f64,
+            WeightRole::Expert | WeightRole::ExpertBias => {
+                let e = w.shape[0] as f64;
+                let distinct = e * (1.0 - (1.0 - config.experts_per_token() as f64 / e).powi(batch as i32));
+                w.bytes() as f64 / e * distinct
+            }
             _ => w.bytes() as f64,
         };
     }
-    let keys = |kind| match kind {
-        AttentionKind::Sliding => context.min(c.sliding_window),
-        AttentionKind::Full => context,
-    };
-    let rows: usize = c.layer_types.iter().map(|k| keys(*k)).sum();
-    bytes as u64 + (batch * rows * c.kv_width() * 2 * 2) as u64
+    let rows: usize = config.windows().iter().map(|window| window.map_or(context, |w| context.min(w))).sum();
+    bytes as u64 + (batch * rows * config.kv_width() * 2 * 2) as u64
 }
 
 /// Bytes a second that the device can read: what the executor knows of it, else measured on the CPU.

@@ -4,7 +4,9 @@ use serde_json::{Value, json};
 
 use super::RopeConfig;
 use super::fields::{Fields, quote};
-use super::rope;
+use super::limits::{MAX_CONTEXT, MAX_EXPERTS, MAX_HEAD_DIM, MAX_HEADS, MAX_LAYERS, MAX_VOCAB, MAX_WIDTH};
+use super::rope::{self, RopeRules};
+use super::shared;
 
 /// Which keys a layer attends to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -59,19 +61,10 @@ pub struct GptOssConfig {
 /// Consecutive elements of a row that share one MXFP4 scale.
 pub const MXFP4_BLOCK: usize = 32;
 
-// Upper limits. They are far above any model, and low enough that no product of sizes formed from a valid
-// configuration (bytes of a tensor, bytes of all tensors) leaves 64 bits.
-const MAX_LAYERS: usize = 1 << 10;
-const MAX_EXPERTS: usize = 1 << 12;
-const MAX_WIDTH: usize = 1 << 18;
-const MAX_HEADS: usize = 1 << 12;
-const MAX_HEAD_DIM: usize = 1 << 10;
-const MAX_VOCAB: usize = 1 << 24;
-pub(super) const MAX_CONTEXT: usize = 1 << 26;
-
 const DEFAULT_ALPHA: f64 = 1.702;
 const DEFAULT_LIMIT: f64 = 7.0;
 const DEFAULT_EPS: f64 = 1e-5;
+const ROPE: RopeRules = RopeRules { types: &["yarn", "default"], theta: None, required: true };
 const LIMIT: std::ops::RangeInclusive<f64> = 1e-3..=1e6;
 
 impl GptOssConfig {
@@ -160,7 +153,7 @@ pub(super) fn parse_hugging_face(f: &mut Fields<'_>) -> GptOssConfig {
         context,
         sliding_window: sliding_window(f, &layer_types, context),
         layer_types,
-        rope: rope::parse_hugging_face(f, context),
+        rope: rope::parse_hugging_face(f, context, &ROPE),
         swiglu_alpha: f.number("swiglu_alpha", LIMIT, Some(DEFAULT_ALPHA)),
         swiglu_limit: f.number("swiglu_limit", LIMIT, Some(DEFAULT_LIMIT)),
         rms_eps: f.number("rms_norm_eps", 0.0..=1.0, Some(DEFAULT_EPS)),
@@ -324,22 +317,10 @@ fn check_relations(f: &mut Fields<'_>, c: &GptOssConfig, keys: &[&str; 2]) {
             f.problem(key, &format!("a multiple of {MXFP4_BLOCK}, the MXFP4 block"), FIX);
         }
     }
-    if c.kv_heads != 0 && !c.heads.is_multiple_of(c.kv_heads) {
-        f.problem("num_attention_heads", &format!("a multiple of num_key_value_heads, {}", c.kv_heads), FIX);
-    }
-    if !c.head_dim.is_multiple_of(2) {
-        f.problem("head_dim", "an even number: rotation pairs the halves of a head", FIX);
-    }
+    shared::check_heads(f, c.heads, c.kv_heads, c.head_dim);
     if c.experts != 0 && c.experts_per_token > c.experts {
         let key = if f.has(per_token) { per_token } else { "experts_per_token" };
         f.problem(key, &format!("at most {}, the value of {experts}", c.experts), FIX);
     }
-    if c.vocab != 0 {
-        for id in c.eos.iter().chain(&c.pad).filter(|&&id| id as usize >= c.vocab) {
-            f.warn(
-                "eos_token_id or pad_token_id",
-                &format!("{id} is outside the vocabulary of {}; it will never be produced", c.vocab),
-            );
-        }
-    }
+    shared::check_ids(f, c.eos.iter().chain(&c.pad), c.vocab);
 }

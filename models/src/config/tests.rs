@@ -1,3 +1,5 @@
+mod llama;
+
 use proptest::prelude::*;
 use serde_json::{Map, Value, json};
 
@@ -36,13 +38,18 @@ fn parse(value: &Value) -> Result<ParsedConfig, ConfigError> {
 }
 
 fn parsed(value: &Value) -> GptOssConfig {
-    let ModelConfig::GptOss(config) = parse(value).unwrap().config;
-    config
+    match parse(value).unwrap().config {
+        ModelConfig::GptOss(config) => config,
+        other => panic!("{other:?}"),
+    }
 }
 
 /// The fields complained about after one change to the published file.
 fn offenders(change: impl FnOnce(&mut Map<String, Value>)) -> Vec<String> {
-    let mut value = published();
+    offenders_of(published(), change)
+}
+
+fn offenders_of(mut value: Value, change: impl FnOnce(&mut Map<String, Value>)) -> Vec<String> {
     change(value.as_object_mut().unwrap());
     let error = parse(&value).unwrap_err();
     for line in error.to_string().lines() {
@@ -132,8 +139,7 @@ fn absent_truncate_is_true_with_a_warning() {
     let mut value = published();
     value["rope_scaling"].as_object_mut().unwrap().remove("truncate");
     let parsed = parse(&value).unwrap();
-    let ModelConfig::GptOss(config) = parsed.config;
-    assert!(config.rope.truncate);
+    assert!(matches!(parsed.config, ModelConfig::GptOss(config) if config.rope.truncate));
     assert!(parsed.warnings[0].contains("rope_scaling.truncate"), "{:?}", parsed.warnings);
 }
 
@@ -144,7 +150,7 @@ fn every_bad_value_names_its_field() {
             m.insert(key.into(), value);
         })
     };
-    assert_eq!(set("model_type", json!("llama")), ["model_type"]);
+    assert_eq!(set("model_type", json!("mixtral")), ["model_type"]);
     assert_eq!(set("model_type", json!(7)), ["model_type"]);
     assert_eq!(set("hidden_size", json!(2890)), ["hidden_size"]);
     assert_eq!(set("intermediate_size", json!(33)), ["intermediate_size"]);
@@ -228,6 +234,8 @@ fn any_json() -> impl Strategy<Value = Value> {
         (0_u64..300).prop_map(Value::from),
         "[a-z_0-9.]{0,12}".prop_map(Value::from),
         Just(json!("yarn")),
+        Just(json!("llama3")),
+        Just(json!("default")),
         Just(json!("mxfp4")),
     ];
     leaf.prop_recursive(3, 24, 5, |inner| {
@@ -283,7 +291,7 @@ proptest! {
     }
 
     #[test]
-    fn mutated_files_never_panic(value in prop_oneof![mutated(published()), mutated(original())]) {
+    fn mutated_files_never_panic(value in prop_oneof![mutated(published()), mutated(original()), mutated(llama::published())]) {
         never_panics_and_round_trips(&value);
     }
 }

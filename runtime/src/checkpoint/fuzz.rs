@@ -47,8 +47,8 @@ pub fn config(text: &str) {
     match ModelConfig::parse(text, "config.json") {
         Ok(parsed) => {
             let bytes: u64 = parsed.config.weights().iter().map(|w| w.bytes()).sum();
-            for layout in [gossamer_models::names::Layout::HuggingFace, gossamer_models::names::Layout::Original] {
-                let stored: u64 = parsed.config.checkpoint_tensors(layout).iter().map(|t| t.bytes()).sum();
+            for layout in parsed.config.layouts() {
+                let stored: u64 = parsed.config.checkpoint_tensors(*layout).iter().map(|t| t.bytes()).sum();
                 assert_eq!(stored, bytes);
             }
         }
@@ -114,7 +114,7 @@ mod tests {
         }
 
         #[test]
-        fn config_text(text in prop_oneof![".{0,100}", r#"\{"model_type": "gpt_oss", "(hidden_size|head_dim|rope_scaling|layer_types)": (\[\]|\{\}|-?[0-9]{1,20}|"\u0007")\}"#]) {
+        fn config_text(text in prop_oneof![".{0,100}", r#"\{"model_type": "(gpt_oss|llama)", "(hidden_size|head_dim|rope_scaling|layer_types)": (\[\]|\{\}|-?[0-9]{1,20}|"\u0007")\}"#]) {
             super::config(&text);
         }
     }

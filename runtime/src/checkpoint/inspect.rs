@@ -167,7 +167,7 @@ fn inspect_layout(model: &str, config: &ModelConfig, layout: Layout) -> Inspecti
             tensors: tensors.len(),
             shards: 0,
             parameters: weights.iter().map(|w| w.elements()).sum(),
-            active_parameters: active_parameters(config),
+            active_parameters: names::active_parameters(&weights, config.experts_per_token()),
             bytes,
             mxfp4_bytes,
             bf16_bytes: bytes - mxfp4_bytes,
@@ -177,11 +177,5 @@ fn inspect_layout(model: &str, config: &ModelConfig, layout: Layout) -> Inspecti
         kv_cache,
         warnings: Vec::new(),
         check: None,
-    }
-}
-
-fn active_parameters(config: &ModelConfig) -> u64 {
-    match config {
-        ModelConfig::GptOss(c) => names::active_parameters(c),
     }
 }

@@ -79,7 +79,7 @@ fn distribution(weight: &WeightSpec) -> (f32, f32) {
         WeightRole::Bias | WeightRole::ExpertBias => (0.0, 0.2),
         WeightRole::Projection | WeightRole::Expert | WeightRole::Router => (0.0, inputs.sqrt().recip()),
         // Logits wide enough that sampling has something to choose from.
-        WeightRole::Head => (0.0, 2.0 * inputs.sqrt().recip()),
+        WeightRole::Head | WeightRole::TiedEmbedding => (0.0, 2.0 * inputs.sqrt().recip()),
     }
 }
 

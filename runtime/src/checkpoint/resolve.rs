@@ -141,13 +141,12 @@ fn generation(
         true => GenerationDefaults::parse(&read_small(&path)?, &path.display().to_string())?,
         false => GenerationDefaults::default(),
     };
-    let ModelConfig::GptOss(config) = config;
-    for &id in &config.eos {
+    for &id in config.eos() {
         if !defaults.eos.contains(&id) {
             defaults.eos.push(id);
         }
     }
-    defaults.pad = defaults.pad.or(config.pad);
+    defaults.pad = defaults.pad.or(config.pad());
     if defaults.eos.is_empty() {
         warnings.push(format!(
             "{}: no eos_token_id in any configuration file; generation ends only at the token limit",

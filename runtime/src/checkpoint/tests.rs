@@ -334,9 +334,9 @@ fn tensors_twice_or_unknown() {
 #[test]
 fn bad_configs_come_first() {
     let mut draft = Draft::sharded();
-    draft.config["model_type"] = json!("llama");
+    draft.config["model_type"] = json!("mamba");
     let text = refused(draft.write().path());
-    one_line(&text, &["config.json: model_type: found \"llama\""]);
+    one_line(&text, &["config.json: model_type: found \"mamba\""]);
     let dir = draft.write();
     fs::write(dir.path().join("config.json"), "{").unwrap();
     let text = Checkpoint::open(dir.path()).unwrap_err().to_string();

@@ -48,7 +48,8 @@ pub(super) fn validate(
     if absent.len() == expected.len() {
         // One line instead of hundreds: this is another model.
         let found = format!("none of the {} tensors that config.json implies", expected.len());
-        problems.push(Problem::new(dir.display().to_string(), found, "a GPT-OSS checkpoint", "name another folder"));
+        let expected = format!("a checkpoint of a {} model", config.model_type());
+        problems.push(Problem::new(dir.display().to_string(), found, expected, "name another folder"));
     } else {
         // A tensor that the index places in a shard that lacks it has been reported.
         let reported = |name: &str| index.is_some_and(|i| i.weight_map.contains_key(name));
@@ -68,7 +69,7 @@ pub(super) fn validate(
                 format!("{file}: tensor {}", quoted(&tensor.name)),
                 found,
                 expected,
-                "fetch config.json again, or use a GPT-OSS checkpoint",
+                "fetch config.json again, or use a published checkpoint",
             ));
         } else {
             warnings.push(format!("{file}: tensor {}: not part of the model; ignored", quoted(&tensor.name)));
@@ -137,15 +138,15 @@ fn check_index(
 
 /// The layout whose names occur more often; the configuration's own file name style does not matter.
 fn choose_layout(config: &ModelConfig, found: &BTreeMap<String, StoredTensor>) -> (Layout, Vec<TensorSpec>) {
-    let candidate = |layout| {
-        let specs = config.checkpoint_tensors(layout);
+    let mut best: Option<(usize, Layout, Vec<TensorSpec>)> = None;
+    for layout in config.layouts() {
+        let specs = config.checkpoint_tensors(*layout);
         let hits = specs.iter().filter(|s| found.contains_key(&s.name)).count();
-        (hits, layout, specs)
-    };
-    let hugging_face = candidate(Layout::HuggingFace);
-    let original = candidate(Layout::Original);
-    let (_, layout, specs) = if original.0 > hugging_face.0 { original } else { hugging_face };
-    (layout, specs)
+        if best.as_ref().is_none_or(|b| hits > b.0) {
+            best = Some((hits, *layout, specs));
+        }
+    }
+    best.map_or((Layout::HuggingFace, Vec::new()), |(_, layout, specs)| (layout, specs))
 }
 
 fn check_tensor(dir: &Path, shards: &[Shard], spec: &TensorSpec, tensor: &StoredTensor) -> Option<Problem> {

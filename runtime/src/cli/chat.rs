@@ -28,6 +28,13 @@ pub fn chat(args: &ChatArgs) -> Result<(), Failure> {
             session.name
         )));
     };
+    if !session.engine.config().speaks_harmony() {
+        return Err(Failure::Failed(format!(
+            "{} is a {} model and has no harmony chat format; complete text with `gossamer run` instead",
+            session.name,
+            session.engine.config().model_type()
+        )));
+    }
     tokenizer.control().harmony(&tokenizer)?;
     let mut params = args.sampling.params(&session.generation);
     params.check(session.engine.config().vocab()).map_err(|e| Failure::Usage(e.to_string()))?;

@@ -36,8 +36,11 @@ pub fn logits(args: &LogitsArgs) -> Result<(), Failure> {
     let mut tensors = BTreeMap::from([("logits", view(Dtype::F32, vec![t, v], &logits)?)]);
     if args.hidden {
         tensors.insert("hidden", view(Dtype::F32, vec![all.logits.hidden.len(), t, h], &hidden)?);
-        let k = all.logits.routing.first().map_or(0, |layer| layer.len() / t);
-        tensors.insert("routing", view(Dtype::I32, vec![all.logits.routing.len(), t, k], &routing)?);
+        // A dense model chooses no experts.
+        if let Some(layer) = all.logits.routing.first() {
+            let shape = vec![all.logits.routing.len(), t, layer.len() / t];
+            tensors.insert("routing", view(Dtype::I32, shape, &routing)?);
+        }
     }
     if args.greedy > 0 {
         tensors.insert("greedy", view(Dtype::I32, vec![all.greedy.len()], &greedy)?);

@@ -15,8 +15,9 @@ use crate::text::harmony::{History, Message, render_prompt};
 pub fn run(args: &RunArgs) -> Result<(), Failure> {
     let (model, prompt) = words(args)?;
     let mut session = super::system::open(&args.model.session(&model)?)?;
-    let raw = args.raw || args.tokens.is_some();
-    let tokens = prompt_tokens(args, &session, prompt)?;
+    let plain = args.raw || !session.engine.config().speaks_harmony();
+    let raw = plain || args.tokens.is_some();
+    let tokens = prompt_tokens(args, &session, prompt, plain)?;
     let mut params = args.sampling.params(&session.generation);
     params.logprobs = args.logprobs;
     params.check(session.engine.config().vocab()).map_err(|e| Failure::Usage(e.to_string()))?;
@@ -126,7 +127,8 @@ fn words(args: &RunArgs) -> Result<(String, Option<String>), Failure> {
     }
 }
 
-fn prompt_tokens(args: &RunArgs, session: &Session, prompt: Option<String>) -> Result<Vec<u32>, Failure> {
+/// The ids of the prompt: of a conversation in harmony format, or of `plain` text with what the tokenizer puts before every text.
+fn prompt_tokens(args: &RunArgs, session: &Session, prompt: Option<String>, plain: bool) -> Result<Vec<u32>, Failure> {
     if let Some(path) = &args.tokens {
         return output::read_tokens(path);
     }
@@ -146,8 +148,8 @@ fn prompt_tokens(args: &RunArgs, session: &Session, prompt: Option<String>) -> R
     if prompt.trim().is_empty() {
         return Err(Failure::Usage("the prompt is empty; write something".into()));
     }
-    let tokens = match args.raw {
-        true => tokenizer.encode(&prompt),
+    let tokens = match plain {
+        true => [tokenizer.text_prefix(), &tokenizer.encode(&prompt)].concat(),
         false => {
             let mut messages = preamble(&args.prompt)?;
             messages.push(Message::user(prompt));

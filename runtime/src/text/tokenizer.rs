@@ -34,6 +34,7 @@ pub struct Tokenizer {
     control_ids: BTreeMap<String, u32>,
     control: ControlTokens,
     special: SpecialIds,
+    prefix: Vec<u32>,
 }
 
 /// The bos, eos and padding ids that the checkpoint's configuration files name.
@@ -66,7 +67,7 @@ impl Tokenizer {
 
     /// Reads a tokenizer from the bytes of a `tokenizer.json`; `file` names them in errors. Fails as [`Tokenizer::load`].
     pub fn from_bytes(file: &str, bytes: &[u8]) -> Result<Self, TokenizerError> {
-        let TokenizerFile { encoder, control, tokens, byte_ids } = tokenizer_file::parse(file, bytes)?;
+        let TokenizerFile { encoder, control, tokens, byte_ids, prefix } = tokenizer_file::parse(file, bytes)?;
         let mut table = TokenTable::new(&tokens);
         for &id in control.values() {
             table.mark_control(id);
@@ -79,6 +80,7 @@ impl Tokenizer {
             control: ControlTokens::look_up(|name| control.get(name).copied()),
             control_ids: control,
             special: SpecialIds::default(),
+            prefix,
         })
     }
 
@@ -89,6 +91,12 @@ impl Tokenizer {
             // The encoder was checked to know every byte, so it does not fail; were it to, the bytes still say the same.
             Err(_) => text.bytes().map(|byte| self.byte_ids[usize::from(byte)]).collect(),
         }
+    }
+
+    /// The control tokens that the file's post-processor puts before every text, such as Llama's `<|begin_of_text|>`; none for GPT-OSS.
+    /// [`Tokenizer::encode`] leaves them out.
+    pub fn text_prefix(&self) -> &[u32] {
+        &self.prefix
     }
 
     /// The exact bytes of one token: its name for a control token, nothing for an id the vocabulary does not have (the

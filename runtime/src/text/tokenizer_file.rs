@@ -33,6 +33,8 @@ pub(super) struct TokenizerFile {
     pub(super) tokens: Vec<Option<Vec<u8>>>,
     /// The id of each single byte.
     pub(super) byte_ids: Box<[u32; 256]>,
+    /// The control tokens that the post-processor puts before every text.
+    pub(super) prefix: Vec<u32>,
 }
 
 /// Reads and checks the bytes of a `tokenizer.json`; `file` names it in errors.
@@ -99,11 +101,12 @@ pub(super) fn parse(file: &str, bytes: &[u8]) -> Result<TokenizerFile, Tokenizer
     encoder.add_tokens(ordinary).map_err(|error| malformed(file, format!("added_tokens: {}", one_line(&error))))?;
     encoder.set_encode_special_tokens(true);
 
-    Ok(TokenizerFile { encoder, control, tokens, byte_ids })
+    let prefix = text_prefix(file, &raw.post_processor, &control)?;
+    Ok(TokenizerFile { encoder, control, tokens, byte_ids, prefix })
 }
 
-/// The parts of `tokenizer.json` that matter here. Truncation, padding, the post-processor and the decoder are left out on
-/// purpose: prompts are never cut or padded, and decoding is exact in bytes.
+/// The parts of `tokenizer.json` that matter here. Truncation, padding and the decoder are left out on purpose: prompts are
+/// never cut or padded, and decoding is exact in bytes. Of the post-processor only what it puts before a text counts.
 #[derive(Deserialize)]
 struct RawFile {
     #[serde(default)]
@@ -112,6 +115,8 @@ struct RawFile {
     normalizer: Value,
     #[serde(default)]
     pre_tokenizer: Value,
+    #[serde(default)]
+    post_processor: Value,
     model: RawModel,
 }
 
@@ -360,6 +365,24 @@ fn normalizer_is_nfc(file: &str, value: &Value) -> Result<bool, TokenizerError> 
         return Ok(true);
     }
     Err(invalid(file, "normalizer", quote(&value.to_string()), "null or type NFC"))
+}
+
+/// The ids before the text in the post-processor's template for a single text. Processors that only move offsets add none.
+fn text_prefix(file: &str, value: &Value, control: &BTreeMap<String, u32>) -> Result<Vec<u32>, TokenizerError> {
+    let single = std::slice::from_ref(value);
+    let steps = value["processors"].as_array().map_or(single, Vec::as_slice);
+    let mut prefix = Vec::new();
+    for step in steps.iter().filter(|step| step["type"] == "TemplateProcessing") {
+        let template = step["single"].as_array().map_or(&[][..], Vec::as_slice);
+        for token in template.iter().map_while(|piece| piece.get("SpecialToken")) {
+            let name = token["id"].as_str().unwrap_or_default();
+            let id = control.get(name).ok_or_else(|| {
+                invalid(file, "post_processor.single", quote(name), "the name of a special token of added_tokens")
+            })?;
+            prefix.push(*id);
+        }
+    }
+    Ok(prefix)
 }
 
 fn malformed(file: &str, reason: String) -> TokenizerError {

@@ -1,6 +1,6 @@
 //! Cache sizes and what GPUs have room for.
 
-use gossamer_models::config::{AttentionKind, ModelConfig};
+use gossamer_models::config::ModelConfig;
 use serde::Serialize;
 
 /// GPU memory sizes reported, in units of 10^9 bytes: RTX 4090, A100-40, H100, H200.
@@ -39,14 +39,18 @@ pub struct GpuFit {
 impl KvCache {
     /// The cache of a model.
     pub fn of(config: &ModelConfig) -> KvCache {
-        let ModelConfig::GptOss(c) = config;
-        let row = 2 * c.kv_width() as u64 * BF16; // keys and values of one token in one layer
+        let row = 2 * config.kv_width() as u64 * BF16; // keys and values of one token in one layer
+        let (mut full, mut window) = (0, 0);
+        for layer in config.windows() {
+            match layer {
+                None => full += 1,
+                Some(keys) => window += keys.min(config.context()) as u64,
+            }
+        }
         KvCache {
-            bytes_per_token: row * c.layers_of(AttentionKind::Full) as u64,
-            window_bytes_per_sequence: row
-                * c.layers_of(AttentionKind::Sliding) as u64
-                * c.sliding_window.min(c.context) as u64,
-            context: c.context as u64,
+            bytes_per_token: row * full,
+            window_bytes_per_sequence: row * window,
+            context: config.context() as u64,
         }
     }
 

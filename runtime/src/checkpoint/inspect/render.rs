@@ -45,15 +45,16 @@ fn write_text(out: &mut String, i: &Inspection) -> std::fmt::Result {
     writeln!(out, "tensors     {:>18}{files}", grouped(t.tensors as u64))?;
     writeln!(out, "parameters  {:>18}  ({} active per token)", grouped(t.parameters), grouped(t.active_parameters))?;
     writeln!(out, "bytes       {:>18}  ({})", grouped(t.bytes), gigabytes(t.bytes as i64))?;
-    writeln!(out, "  MXFP4     {:>18}", grouped(t.mxfp4_bytes))?;
+    if t.mxfp4_bytes > 0 {
+        writeln!(out, "  MXFP4     {:>18}", grouped(t.mxfp4_bytes))?;
+    }
     writeln!(out, "  BF16      {:>18}", grouped(t.bf16_bytes))?;
     let kv = &i.kv_cache;
-    let window = grouped(kv.window_bytes_per_sequence);
-    writeln!(
-        out,
-        "KV cache    {:>18}  bytes per token, and {window} per sequence for the windows",
-        grouped(kv.bytes_per_token)
-    )?;
+    let windows = match kv.window_bytes_per_sequence {
+        0 => String::new(),
+        bytes => format!(", and {} per sequence for the windows", grouped(bytes)),
+    };
+    writeln!(out, "KV cache    {:>18}  bytes per token{windows}", grouped(kv.bytes_per_token))?;
     writeln!(out)?;
     let reserved = gigabytes(RESERVED_BYTES as i64);
     writeln!(
@@ -164,12 +165,18 @@ fn describe(config: &Value) -> String {
     let n = |key: &str| config[key].as_u64().unwrap_or(0);
     let sliding =
         config["layer_types"].as_array().map_or(0, |l| l.iter().filter(|t| *t == "sliding_attention").count());
+    let windows = match sliding {
+        0 => String::new(),
+        _ => format!(" ({sliding} with a window of {})", n("sliding_window")),
+    };
+    let experts = match n("num_local_experts") {
+        0 => "dense".to_owned(),
+        e => format!("{e} experts with {} active", n("num_experts_per_tok")),
+    };
+    let tied = if config["tie_word_embeddings"] == true { " (the head is the embedding)" } else { "" };
     format!(
-        "{} layers ({sliding} with a window of {}), {} experts with {} active, hidden {}, intermediate {}, {} query and {} KV heads of {}, vocabulary {}, context {}",
+        "{} layers{windows}, {experts}, hidden {}, intermediate {}, {} query and {} KV heads of {}, vocabulary {}{tied}, context {}",
         n("num_hidden_layers"),
-        n("sliding_window"),
-        n("num_local_experts"),
-        n("num_experts_per_tok"),
         n("hidden_size"),
         n("intermediate_size"),
         n("num_attention_heads"),

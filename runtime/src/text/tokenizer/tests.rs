@@ -28,6 +28,35 @@ fn load_parts(tokenizer: &str, generation: &str, config: &str) -> Result<Tokeniz
     Tokenizer::load(folder.path())
 }
 
+/// The small tokenizer with a post-processor.
+fn with_post_processor(processor: Value) -> Result<Tokenizer, TokenizerError> {
+    let mut json: Value = serde_json::from_str(&fuzz::byte_tokenizer_json()).unwrap();
+    json["post_processor"] = processor;
+    Tokenizer::from_bytes("dir/tokenizer.json", json.to_string().as_bytes())
+}
+
+#[test]
+fn a_template_may_put_tokens_before_every_text() {
+    let template = |name: &str| {
+        json!({"type": "TemplateProcessing", "single": [
+            {"SpecialToken": {"id": name, "type_id": 0}}, {"Sequence": {"id": "A", "type_id": 0}},
+            {"SpecialToken": {"id": "<|end|>", "type_id": 0}}
+        ]})
+    };
+    let byte_level = json!({"type": "ByteLevel", "add_prefix_space": true, "trim_offsets": false, "use_regex": true});
+    let start = template("<|startoftext|>");
+    for processor in [start.clone(), json!({"type": "Sequence", "processors": [byte_level, start]})] {
+        let tokenizer = with_post_processor(processor).unwrap();
+        assert_eq!(tokenizer.text_prefix(), [tokenizer.control().startoftext.unwrap()]);
+        assert_eq!(tokenizer.encode("ab"), [97, 98]);
+    }
+    for processor in [Value::Null, byte_level.clone(), json!({"type": "Sequence", "processors": [byte_level]})] {
+        assert!(with_post_processor(processor).unwrap().text_prefix().is_empty());
+    }
+    let text = with_post_processor(template("<s>")).unwrap_err().to_string();
+    assert!(text.starts_with("dir/tokenizer.json: post_processor.single") && text.contains("<s>"), "{text}");
+}
+
 /// The error of the small tokenizer after `edit`; checks that it is one line naming the file.
 fn error_after(edit: impl FnOnce(&mut Value)) -> String {
     let mut json: Value = serde_json::from_str(&fuzz::byte_tokenizer_json()).unwrap();
