@@ -61,6 +61,89 @@ fn text_in_a_prompt_never_becomes_a_control_token() {
     assert_eq!(ids.iter().filter(|id| **id >= 4087).count(), 4, "{ids:?}");
 }
 
+fn llama() -> String {
+    root().join("tests/fixtures/llama-tiny").display().to_string()
+}
+
+#[test]
+fn a_model_without_harmony_completes_text() {
+    let prompt = fs::read_to_string(root().join("tests/fixtures/llama-tiny/prompt.json")).unwrap();
+    let prompt: serde_json::Value = serde_json::from_str(&prompt).unwrap();
+    let text = prompt["text"].as_str().unwrap();
+    let model = llama();
+    let args = ["run", &model, text, "--device", "cpu", "--temperature", "0", "-n", "8"];
+    let json = run(&[&args[..], &["--json"]].concat());
+    assert_eq!(json.code, 0, "{}", json.err);
+    let value: serde_json::Value = serde_json::from_str(&json.out).unwrap();
+    // The tokenizer's own first token, then the text: as transformers has it.
+    assert_eq!(value["prompt_tokens"], prompt["tokens"]);
+    assert_eq!((&value["messages"], value["tokens"].as_array().unwrap().len()), (&serde_json::Value::Null, 8));
+    let streamed = run(&args);
+    assert_eq!((streamed.code, streamed.out.trim_end_matches('\n')), (0, value["text"].as_str().unwrap()));
+    assert_eq!(run(&[&args[..], &["--raw"]].concat()).out, streamed.out);
+    fails(
+        &["chat", &model, "--device", "cpu"],
+        1,
+        &["llama-tiny", "llama model", "no harmony chat format", "gossamer run"],
+    );
+}
+
+#[test]
+fn llama_is_inspected_and_printed() {
+    let model = llama();
+    let text = run(&["inspect", &model, "--check"]).out;
+    for part in
+        ["(llama, Hugging Face layout", "3 layers, dense, hidden 64", "model.layers.2.mlp.gate_proj.weight", "lm_head"]
+    {
+        assert!(text.contains(part), "{part} is not in:\n{text}");
+    }
+    assert!(!text.contains("MXFP4") && !text.contains("windows"), "{text}");
+    let dir = TempDir::new().unwrap();
+    for fixture in ["llama-tiny", "llama-tied"] {
+        let file = dir.path().join("m.gir").display().to_string();
+        let model = root().join("tests/fixtures").join(fixture).display().to_string();
+        fs::write(&file, run(&["ir", &model, "--head", "full"]).out).unwrap();
+        assert_eq!(run(&["verify", &file]).code, 0);
+    }
+}
+
+#[test]
+fn broken_llama_checkpoints_name_the_file_and_the_fix() {
+    let copy = || {
+        let dir = TempDir::new().unwrap();
+        for entry in fs::read_dir(llama()).unwrap() {
+            let path = entry.unwrap().path();
+            fs::copy(&path, dir.path().join(path.file_name().unwrap())).unwrap();
+        }
+        dir
+    };
+    let cases: [(&str, &str, &[&str]); 4] = [
+        ("\"mlp_bias\": false", "\"mlp_bias\": true", &["mlp_bias", "found true", "no biases"]),
+        ("\"intermediate_size\": 136", "\"intermediate_size\": 137", &["gate_proj.weight", "[137, 64]"]),
+        ("\"num_hidden_layers\": 3", "\"num_hidden_layers\": 2", &["model.layers.2.", "no such tensor"]),
+        (
+            "\"tie_word_embeddings\": false",
+            "\"tie_word_embeddings\": \"no\"",
+            &["tie_word_embeddings", "true or false"],
+        ),
+    ];
+    for (from, to, parts) in cases {
+        let d = copy();
+        edit(&d.path().join("config.json"), from, to);
+        logits_fail(d.path(), parts);
+    }
+    // A head beside a tied embedding is not used, and said so.
+    let d = copy();
+    edit(&d.path().join("config.json"), "\"tie_word_embeddings\": false", "\"tie_word_embeddings\": true");
+    let (args, out) = logits(d.path(), &[]);
+    let ran = run(&args.iter().map(String::as_str).collect::<Vec<_>>());
+    assert!(
+        ran.code == 0 && out.exists() && ran.err.contains("lm_head.weight: not part of the model; ignored"),
+        "{}",
+        ran.err
+    );
+}
+
 #[test]
 fn results_and_usage() {
     assert!(run(&["ir", "demo", "--passes", "none"]).out.contains("moe_matmul"));

@@ -62,32 +62,66 @@ fn greedy(engine: &mut Engine, requests: &[Request]) -> Vec<Vec<u32>> {
     answers.iter().map(|a| a.tokens.iter().map(|t| t.token).collect()).collect()
 }
 
-#[test]
-fn the_fixture_agrees_with_transformers() {
-    let bytes = std::fs::read(root().join("tests/fixtures/tiny/expected.safetensors")).unwrap();
-    let expected = SafeTensors::deserialize(&bytes).unwrap();
-    let tokens = std::fs::read_to_string(root().join("tests/fixtures/tiny/tokens.json")).unwrap();
-    let tokens: Vec<u32> = serde_json::from_str(&tokens).unwrap();
-    let (logits, hidden) = (f32s(&expected, "logits"), f32s(&expected, "hidden"));
-    let want: Vec<u32> = expected
-        .tensor("greedy")
-        .unwrap()
-        .data()
-        .chunks_exact(4)
-        .map(|b| u32::from_le_bytes([b[0], b[1], b[2], b[3]]))
-        .collect();
+/// A sequence of a fixture, named by a suffix, and what transformers gives for it.
+struct Expected {
+    tokens: Vec<u32>,
+    logits: Vec<f32>,
+    vocab: usize,
+    /// The residual stream and its width, where the fixture has it.
+    hidden: Option<(Vec<f32>, usize)>,
+    greedy: Vec<u32>,
+}
+
+fn expected(fixture: &str, suffix: &str) -> Expected {
+    let bytes = fs::read(root().join(fixture).join("expected.safetensors")).unwrap();
+    let file = SafeTensors::deserialize(&bytes).unwrap();
+    let ids = |name: &str| -> Vec<u32> {
+        let data = file.tensor(&format!("{name}{suffix}")).unwrap().data().to_vec();
+        data.chunks_exact(4).map(|b| u32::from_le_bytes([b[0], b[1], b[2], b[3]])).collect()
+    };
+    let width = |name: &str| *file.tensor(name).unwrap().shape().last().unwrap();
+    let [logits, hidden] = ["logits", "hidden"].map(|name| format!("{name}{suffix}"));
+    Expected {
+        tokens: ids("tokens"),
+        logits: f32s(&file, &logits),
+        vocab: width(&logits),
+        hidden: file.tensor(&hidden).ok().map(|_| (f32s(&file, &hidden), width(&hidden))),
+        greedy: ids("greedy"),
+    }
+}
+
+/// Logits, hidden states and greedy tokens are those of transformers: with and without passes, fused and unfused, whole and in chunks.
+fn agrees_with_transformers(fixture: &str, suffix: &str) {
+    let want = expected(fixture, suffix);
     for (passes, fuse) in [("none", false), ("default", false), ("default", true)] {
         for chunk in [None, Some(7)] {
             let passes_list = parse_pipeline(passes).unwrap();
-            let o = SessionOptions { passes: passes_list, chunk, fuse: Some(fuse), ..options("tests/fixtures/tiny") };
+            let o = SessionOptions { passes: passes_list, chunk, fuse: Some(fuse), ..options(fixture) };
             let mut engine = open(&o).unwrap().engine;
-            let (got, got_hidden) = feed(&mut engine, &tokens);
-            let what = format!("passes {passes}, fused {fuse}, chunk {chunk:?}");
-            assert!(worst(&logits, &got, 512) < 1e-5, "{what}");
-            let flat: Vec<f32> = got_hidden.into_iter().flatten().collect();
-            assert!(worst(&hidden, &flat, 128) < 1e-5, "{what}");
-            assert_eq!(greedy(&mut engine, &[request(&tokens, want.len())]), vec![want.clone()], "{what}");
+            let (got, got_hidden) = feed(&mut engine, &want.tokens);
+            let what = format!("{fixture}, sequence `{suffix}`, passes {passes}, fused {fuse}, chunk {chunk:?}");
+            let error = worst(&want.logits, &got, want.vocab);
+            assert!(error < 1e-5, "{what}: {error:.2e}");
+            if let Some((hidden, width)) = &want.hidden {
+                let error = worst(hidden, &got_hidden.concat(), *width);
+                assert!(error < 1e-5, "{what}: {error:.2e}");
+            }
+            let tokens = greedy(&mut engine, &[request(&want.tokens, want.greedy.len())]);
+            assert_eq!(tokens, vec![want.greedy.clone()], "{what}");
         }
+    }
+}
+
+#[test]
+fn the_fixture_agrees_with_transformers() {
+    agrees_with_transformers("tests/fixtures/tiny", "");
+}
+
+/// Grouped heads of 32, and tied embeddings with heads of 64 and Llama 3's frequencies.
+#[test]
+fn llama_agrees_with_transformers() {
+    for (fixture, suffix) in [("llama-tiny", ""), ("llama-tiny", ".1"), ("llama-tied", "")] {
+        agrees_with_transformers(&format!("tests/fixtures/{fixture}"), suffix);
     }
 }
 

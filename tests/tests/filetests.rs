@@ -70,12 +70,17 @@ fn every_op_is_printed_and_read() {
 
 /// The models themselves are text too: they verify, print, and read back equal, before and after the default passes.
 #[test]
-fn presets_read_back() {
+fn models_read_back() {
     use gossamer_ir::{text, verify};
-    use gossamer_models::{gpt_oss, presets, step};
+    use gossamer_models::config::ModelConfig;
+    use gossamer_models::{presets, step};
     let options = step::StepOptions { head: step::Head::Full, max_tokens: 64, max_seqs: 4, context: 1024, page: 64 };
-    for config in [presets::gpt_oss_20b(), presets::gpt_oss_120b()] {
-        let program = gpt_oss::build(&config, &options).expect("a preset builds");
+    let [tiny, tied] =
+        [include_str!("../fixtures/llama-tiny/config.json"), include_str!("../fixtures/llama-tied/config.json")]
+            .map(|text| ModelConfig::parse(text, "config.json").expect("a fixture's configuration is valid").config);
+    let presets = [presets::gpt_oss_20b(), presets::gpt_oss_120b()].map(ModelConfig::GptOss);
+    for config in presets.into_iter().chain([tiny, tied]) {
+        let program = gossamer_models::build(&config, &options).expect("a model builds");
         let printed = text::print(&program.module);
         let facts = verify::verify(&program.module, verify::Stage::Tensor)
             .unwrap_or_else(|e| panic!("{}", e.render(Some(("printed", &printed)))));
@@ -86,4 +91,23 @@ fn presets_read_back() {
         let (module, _) = gossamer_passes::compile(program.module, &passes, &Default::default()).expect("passes run");
         verify::roundtrip(&module).unwrap_or_else(|e| panic!("{e}"));
     }
+}
+
+/// A dense model as text: the file is what the model builds, so that a change of the model is a change of the file.
+#[test]
+fn llama_is_its_file() {
+    use gossamer_ir::text;
+    use gossamer_models::config::ModelConfig;
+    use gossamer_models::step::{Head, StepOptions};
+    let config = include_str!("../fixtures/llama-tiny/config.json");
+    let config = ModelConfig::parse(config, "config.json").expect("the fixture's configuration is valid").config;
+    let options = StepOptions { head: Head::Greedy, max_tokens: 64, max_seqs: 4, context: 256, page: 64 };
+    let program = gossamer_models::build(&config, &options).expect("the fixture builds");
+    let built = format!("; test: roundtrip\n{}", text::print(&program.module));
+    let path = folder().join("roundtrip/llama.gir");
+    if std::env::var("BLESS").is_ok_and(|v| v == "1") {
+        std::fs::write(&path, &built).expect("the file can be written");
+    }
+    let file = std::fs::read_to_string(&path).unwrap_or_default();
+    assert!(file == built, "{} is not what the model builds; BLESS=1 accepts it\n{built}", path.display());
 }
