@@ -194,7 +194,7 @@ fn tiny_logits_and_hidden_states_are_within_the_bf16_bounds() {
 }
 
 /// Llama fixtures with the greatest relative error of logits: what transformers loses in bf16, times 1.2.
-const LLAMA: [(&str, f64); 2] = [("tests/fixtures/llama-tiny", 0.01 * 1.2), ("tests/fixtures/llama-tied", 0.01 * 1.2)];
+const LLAMA: [(&str, f64); 2] = [("tests/fixtures/llama-tiny", 0.02 * 1.2), ("tests/fixtures/llama-tied", 0.02 * 1.2)];
 
 #[test]
 fn llama_logits_are_within_the_bf16_bounds() {

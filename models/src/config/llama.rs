@@ -119,6 +119,7 @@ fn head_dim(f: &mut Fields<'_>, hidden: usize, heads: usize) -> usize {
     if !hidden.is_multiple_of(heads) || dim > MAX_HEAD_DIM {
         let expected = format!("a size from 1 to {MAX_HEAD_DIM}, because hidden_size / num_attention_heads is not one");
         f.problem("head_dim", &expected, "take the value from the published config.json");
+        return 0;
     }
     dim
 }

@@ -10,7 +10,7 @@ use super::pipeline;
 use crate::engine::SamplingParams;
 use crate::session::{DeviceChoice, SessionOptions};
 
-/// Compiles and runs GPT-OSS.
+/// Compiles and runs GPT-OSS and Llama models.
 #[derive(Debug, Parser)]
 #[command(name = "gossamer", version, about, long_about = None, arg_required_else_help = true)]
 pub struct Cli {

@@ -147,7 +147,11 @@ fn write_check(out: &mut String, check: &Check) -> std::fmt::Result {
         }
     }
     if clean {
-        writeln!(out, "data        every value is finite, no scale is NaN")?;
+        let scales = if check.scales.is_empty() { "" } else { ", no scale is NaN" };
+        writeln!(out, "data        every value is finite{scales}")?;
+    }
+    if check.scales.is_empty() {
+        return Ok(());
     }
     let histogram = check.histogram();
     let total = histogram.iter().map(|&(_, n)| n).sum::<u64>().max(1);
