@@ -144,6 +144,11 @@ impl<'a> Region<'a> {
         self.statistics.insert(op, variables.into_iter().collect());
     }
 
+    /// Element `index` of `value` is in `variable`, an expression without side effects that the template holds.
+    pub fn assume(&mut self, value: Value, index: &[Index], variable: &str) {
+        self.elements.insert((value, index.to_vec()), variable.to_string());
+    }
+
     /// The statements so far; the printer goes on with none, and with nothing computed.
     pub fn take(&mut self) -> Vec<String> {
         self.elements.clear();

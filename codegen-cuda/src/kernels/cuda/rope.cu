@@ -17,6 +17,7 @@ ${entry}(const ${type}* __restrict__ x, const i32* __restrict__ pos, const f32* 
   const i64 at = head * 2 * HALF + j;
   const f32 a = to_f32(x[at]);
   const f32 b = to_f32(x[at + HALF]);
-  y[at] = from_f32<${type}>(a * cosine - b * sine);
-  y[at + HALF] = from_f32<${type}>(b * cosine + a * sine);
+  // Products are rounded on their own, whatever kernel the op is part of.
+  y[at] = from_f32<${type}>(__fadd_rn(__fmul_rn(a, cosine), -__fmul_rn(b, sine)));
+  y[at + HALF] = from_f32<${type}>(__fadd_rn(__fmul_rn(b, cosine), __fmul_rn(a, sine)));
 }

@@ -12,7 +12,7 @@ constexpr u32 GROUP = ${group};  // tiles in a row that a block works on
 constexpr int PIECES = ${pieces};  // warps
 constexpr int THREADS = PIECES * 32;
 constexpr int UNITS = (K + 63) / 64;
-constexpr int STAGES = ${stages};  // units of a warp's ring, a power of 2
+constexpr int STAGES = ${stages};  // units of a warp's ring
 constexpr int SLOTS = ${slots};
 constexpr int NT = (SLOTS + 7) / 8;  // tiles of 8 slots
 constexpr int X_ROW = UNITS * 64 + 32;  // elements; half a line off, for the banks' sake
@@ -80,15 +80,19 @@ ${entry}(${params}) {
 #pragma unroll
   for (int i = 0; i < STAGES; i++) fetch();
   ${prefetch}
+  ${look_up}
   let_successors_start();
   wait_for_predecessors();
+  // Loads of rows of x and of what the first epilogue needs are under way together.
+  ${load_x}
+  ${look_up_first}
   ${stage_x}
   __syncthreads();
 
   int stage = 0;
   int buffer = 0;
   for (u32 tile = first_tile; tile < TILES; tile = next_tile(tile)) {
-    ${early}
+    ${look_up_next}
     f32 acc[NT][4] = {};
     for (int i = 0; i < unit_count; i++) {
       copy_wait<STAGES - 1>();

@@ -3,11 +3,11 @@
 //! The sums are those of [`super::super::contraction`]: pieces of K depend on K alone, multiplies of a piece are added in the order of K and the pieces
 //! in order, so the bits of a row do not depend on the template or on the other rows. The norm sums a row as its own kernel does.
 
-use gossamer_ir::{DType, Func, OpKind, Value};
+use gossamer_ir::{DType, Func, OpId, OpKind, Value};
 
 use super::super::contraction::{MAX_K, PROCESSORS, UNIT, pieces};
 use super::super::region::{
-    Columns, Index, Need, Region, Sink, Source, Split, Target, malformed, split, text, unsupported,
+    Columns, Index, Line, Need, Region, Sink, Source, Split, Target, malformed, split, text, unsupported,
 };
 use super::super::{Cx, Size, blocks, rows, scalar, single};
 use super::finish::{branch, parts, product_sinks};
@@ -22,8 +22,10 @@ type Result<T> = std::result::Result<T, LowerError>;
 const HEIGHT: i64 = 16;
 /// Bytes of a unit of a warp's ring: 16 rows of w, 64 columns, 2 bytes.
 const UNIT_BYTES: i64 = 2 * HEIGHT * UNIT;
-/// Blocks an SM holds and units in a warp's ring, most wanted first. Two blocks hide each other's epilogues.
-const RINGS: [(i64, i64); 5] = [(2, 4), (1, 8), (1, 4), (1, 2), (1, 1)];
+/// Tiles a multiprocessor beyond which a kernel is a long stream, to which single blocks with deep rings suit best.
+const LONG: i64 = 8;
+/// Rows of x that a norm keeps in registers at once, and the elements of them that a thread may hold.
+const HELD: (i64, i64) = (4, 48);
 
 /// The problem.
 struct Shape {
@@ -49,7 +51,7 @@ impl Plan {
         let wanted = [1, 8, 16, 32].into_iter().find(|s| *s >= shape.rows).unwrap_or(32);
         for slots in [32, 16, 8, 1].into_iter().filter(|s| *s <= wanted) {
             let sums = if slots <= 8 { 2 } else { 1 };
-            for (blocks, stages) in RINGS {
+            for (blocks, stages) in rings(shape, pieces) {
                 let plan = Plan { slots, blocks, stages, sums, pieces };
                 let block = plan.dynamic(shape.k) + plan.fixed(shape.k);
                 if block <= i64::from(SHARED_PER_BLOCK)
@@ -77,6 +79,18 @@ impl Plan {
     }
 }
 
+/// Blocks that an SM holds and units in a warp's ring, most wanted first. What a kernel asks for at once is what keeps memory busy while the one before
+/// it ends and its rows are staged: a ring that holds a block's whole first tile is best, in two blocks an SM where there is work for them.
+fn rings(shape: &Shape, pieces: i64) -> Vec<(i64, i64)> {
+    let tiles = blocks(shape.n, HEIGHT);
+    let first = match blocks(blocks(shape.k, UNIT), pieces).clamp(4, 8) {
+        _ if tiles > LONG * PROCESSORS => (1, 10),
+        whole if tiles > PROCESSORS => (2, whole),
+        whole => (1, whole),
+    };
+    [first].into_iter().chain([8, 6, 4, 2, 1].map(|stages| (1, stages))).collect()
+}
+
 /// Lowers a kernel of template `stream`.
 pub fn lower(cx: &Cx, body: &Body) -> Result<Lowered> {
     let main = body.kernel.main();
@@ -99,7 +113,7 @@ pub fn lower(cx: &Cx, body: &Body) -> Result<Lowered> {
         return Err(unsupported("computed weights", "weights that are operands"));
     };
     let weights = params.operand(cx, weights)?;
-    let staging = stage_x(cx, body, *x, &shape, &mut params)?;
+    let staging = stage_x(cx, body, *x, &shape, &plan, &mut params)?;
     let code = epilogue_code(cx, body, &found, columns, &shape, &plan, group, &mut params)?;
     params.int("rows", shape.rows);
 
@@ -138,8 +152,11 @@ pub fn lower(cx: &Cx, body: &Body) -> Result<Lowered> {
         .set("weights", weights)
         .set("fetch", fetch)
         .set("prefetch", staging.prefetch.join("\n"))
+        .set("look_up", code.look_up.join("\n"))
+        .set("load_x", staging.load.join("\n"))
+        .set("look_up_first", if code.look_up.is_empty() { "" } else { "look_up(first_tile);" })
         .set("stage_x", staging.code.join("\n"))
-        .set("early", code.early.join("\n"))
+        .set("look_up_next", if code.look_up.is_empty() { "" } else { "if (tile != first_tile) look_up(tile);" })
         .set("epilogue", code.late.join("\n"))
         .build();
     let row_tiles = blocks(shape.rows, plan.slots);
@@ -196,10 +213,12 @@ fn group(sinks: &[Sink]) -> Result<i64> {
 struct Staging {
     shared: Vec<String>,
     prefetch: Vec<String>,
+    /// Loads that other loads may follow before the rest.
+    load: Vec<String>,
     code: Vec<String>,
 }
 
-fn stage_x(cx: &Cx, body: &Body, x: Value, shape: &Shape, params: &mut Params) -> Result<Staging> {
+fn stage_x(cx: &Cx, body: &Body, x: Value, shape: &Shape, plan: &Plan, params: &mut Params) -> Result<Staging> {
     let (prologue, value) = match body.main_value(x) {
         Origin::Operand(i) => return copy_x(cx, i, shape, params),
         Origin::Prologue(v) => (body.kernel.prologue().ok_or_else(|| malformed("a value of no prologue"))?, v),
@@ -225,61 +244,209 @@ fn stage_x(cx: &Cx, body: &Body, x: Value, shape: &Shape, params: &mut Params) -
     // Row numbers once a row.
     let lookups: Vec<Value> =
         ops().filter(|(_, op)| op.kind == OpKind::GatherRows).map(|(_, op)| op.operands[1]).collect();
-    let look_up =
+    let mut look_up =
         |r: &mut Region| -> Result<()> { lookups.iter().try_for_each(|ids| r.element(*ids, &at[..1]).map(drop)) };
+    match norm {
+        Some((id, op)) => {
+            let norm = Norm { id, x: op.operands[0], eps: f32_literal(op.attrs.float("eps")), value };
+            let lanes = i64::from(rows::threads(Some(shape.k))) / 32;
+            out.shared.push(format!("constexpr int LANES = {lanes};"));
+            out.shared.push("__shared__ f32 norm_sums[SLOTS][LANES];".to_string());
+            let steps = blocks(shape.k, 32 * lanes);
+            match plan.pieces >= lanes && steps <= HELD.1 / 2 {
+                true => {
+                    let weights = op.operands[1];
+                    hold_norm(&mut region, &norm, weights, shape, plan, steps, &mut look_up, &mut out)?;
+                }
+                false => loop_norm(&mut region, &norm, shape, &mut look_up, &mut out)?,
+            }
+        }
+        None => {
+            let (outer, (inner, element)) = region.scope(|r| {
+                look_up(r)?;
+                r.scope(|r| r.element(value, &at))
+            })?;
+            out.code.push("for (int slot = 0; slot < count; slot++) {".to_string());
+            out.code.push("  const i32 t = row0 + slot;".to_string());
+            store_row(&outer, &inner, &element, shape, &mut out.code);
+            out.code.push("}".to_string());
+        }
+    }
+    if shape.k % UNIT != 0 {
+        out.code.push("for (int i = threadIdx.x; i < SLOTS * (UNITS * 64 - K); i += THREADS) {".to_string());
+        out.code.push("  x_rows[i / (UNITS * 64 - K) * X_ROW + K + i % (UNITS * 64 - K)] = In{0};".to_string());
+        out.code.push("}".to_string());
+    }
+    params.sizes(cx, &region)?;
+    Ok(out)
+}
+
+/// A norm in front of the product.
+struct Norm {
+    id: OpId,
+    x: Value,
+    eps: String,
+    /// What of it is staged.
+    value: Value,
+}
+
+/// Prints the loop that computes a row's elements and puts them in place.
+fn store_row(outer: &[Line], inner: &[Line], element: &str, shape: &Shape, code: &mut Vec<String>) {
+    code.extend(text(outer).iter().map(|l| format!("  {l}")));
+    code.push("#pragma unroll 6".to_string());
+    code.push("  for (int k = threadIdx.x; k < K; k += THREADS) {".to_string());
+    code.extend(text(inner).iter().map(|l| format!("    {l}")));
+    code.push(format!("    x_rows[slot * X_ROW + k] = {};", scalar::store(shape.dtype, element)));
+    code.push("  }".to_string());
+}
+
+/// The norm with its rows in registers between the sum and the product: each element is asked for once, all of them at once.
+#[expect(clippy::too_many_arguments, reason = "one use; they are the whole of what the code is made from")]
+fn hold_norm(
+    region: &mut Region,
+    norm: &Norm,
+    weights: Value,
+    shape: &Shape,
+    plan: &Plan,
+    steps: i64,
+    look_up: &mut dyn FnMut(&mut Region) -> Result<()>,
+    out: &mut Staging,
+) -> Result<()> {
+    let at = [Index::var("t"), Index::var("k")];
+    let (outer, (load, x)) = region.scope(|r| {
+        look_up(r)?;
+        r.scope(|r| r.element(norm.x, &at))
+    })?;
+    let (load_weight, weight) = region.scope(|r| r.element(weights, &at[1..]))?;
+    region.set_statistics(norm.id, ["scale".to_string()]);
+    region.assume(norm.x, &at, "held[b][i]");
+    region.assume(weights, &at[1..], "norm_weights[i]");
+    let (outer_2, (finish, element)) = region.scope(|r| {
+        look_up(r)?;
+        r.scope(|r| r.element(norm.value, &at))
+    })?;
+    let batch = (HELD.1 / steps).clamp(1, HELD.0.min(plan.slots));
+    let push = |lines: &mut Vec<String>, indent: usize, more: &[String]| {
+        lines.extend(more.iter().map(|l| format!("{}{l}", " ".repeat(indent))));
+    };
+    let lines = |s: &str| s.lines().map(str::to_string).collect::<Vec<_>>();
+    let load_lines = &mut out.load;
+    push(
+        load_lines,
+        0,
+        &lines(&format!(
+            "// The norm: LANES warps make the partial sums that its own kernel makes, of rows that stay in registers.
+constexpr int BATCH = {batch};  // rows at once
+constexpr int STEPS = {steps};
+f32 held[BATCH][STEPS];
+auto load_rows = [&](int first) {{
+#pragma unroll
+  for (int b = 0; b < BATCH; b++) {{
+    const i32 t = row0 + (first + b < count ? first + b : count - 1);"
+        )),
+    );
+    push(load_lines, 4, &text(&outer));
+    push(load_lines, 0, &lines("#pragma unroll\n    for (int i = 0; i < STEPS; i++) {\n      const bool inside = (int)threadIdx.x + i * LANES * 32 < K;\n      const int k = inside ? (int)threadIdx.x + i * LANES * 32 : 0;"));
+    push(load_lines, 6, &text(&load));
+    push(load_lines, 0, &lines(&format!("      held[b][i] = inside ? {x} : 0.0f;\n    }}\n  }}\n}};")));
+    push(
+        load_lines,
+        0,
+        &lines(
+            "f32 norm_weights[STEPS];
+if (piece < LANES) {
+  load_rows(0);
+#pragma unroll
+  for (int i = 0; i < STEPS; i++) {
+    const int k = (int)threadIdx.x + i * LANES * 32 < K ? (int)threadIdx.x + i * LANES * 32 : 0;",
+        ),
+    );
+    push(load_lines, 4, &text(&load_weight));
+    push(load_lines, 0, &lines(&format!("    norm_weights[i] = {weight};\n  }}\n}}")));
+    push(
+        &mut out.code,
+        0,
+        &lines(&format!(
+            "for (int first = 0; first < count; first += BATCH) {{
+  if (piece < LANES) {{
+    if (first > 0) load_rows(first);
+#pragma unroll
+    for (int b = 0; b < BATCH; b++) {{
+      f32 squares = 0.0f;
+#pragma unroll
+      for (int i = 0; i < STEPS; i++) squares += held[b][i] * held[b][i];
+      squares = warp_sum(squares);
+      if (lane == 0 && first + b < SLOTS) norm_sums[first + b][piece] = squares;
+    }}
+  }}
+  __syncthreads();
+  if (piece < LANES) {{
+#pragma unroll
+    for (int b = 0; b < BATCH; b++) {{
+      const int slot = first + b < count ? first + b : count - 1;
+      const i32 t = row0 + slot;
+      const f32 squares = warp_sum(lane < LANES ? norm_sums[slot][lane] : 0.0f);
+      const f32 scale = 1.0f / sqrtf(squares / (f32)K + {});",
+            norm.eps
+        )),
+    );
+    push(&mut out.code, 6, &text(&outer_2));
+    push(&mut out.code, 0, &lines("#pragma unroll\n      for (int i = 0; i < STEPS; i++) {\n        const int k = (int)threadIdx.x + i * LANES * 32;\n        if (first + b < count && k < K) {"));
+    push(&mut out.code, 10, &text(&finish));
+    push(
+        &mut out.code,
+        0,
+        &lines(&format!(
+            "          x_rows[slot * X_ROW + k] = {};\n        }}\n      }}\n    }}\n  }}\n}}",
+            scalar::store(shape.dtype, &element)
+        )),
+    );
+    Ok(())
+}
+
+/// The norm in two passes over rows of any length.
+fn loop_norm(
+    region: &mut Region,
+    norm: &Norm,
+    shape: &Shape,
+    look_up: &mut dyn FnMut(&mut Region) -> Result<()>,
+    out: &mut Staging,
+) -> Result<()> {
+    let at = [Index::var("t"), Index::var("k")];
+    let (outer, (load, x)) = region.scope(|r| {
+        look_up(r)?;
+        r.scope(|r| r.element(norm.x, &at))
+    })?;
     let mut push = |indent: usize, lines: &[String]| {
         out.code.extend(lines.iter().map(|l| format!("{}{l}", " ".repeat(indent))));
     };
     let line = |s: &str| [s.to_string()];
-    if let Some((id, op)) = norm {
-        let (outer, (code, element)) = region.scope(|r| {
-            look_up(r)?;
-            r.scope(|r| r.element(op.operands[0], &at))
-        })?;
-        push(0, &line("// The norm's sum as its own kernel makes it, a warp for each of its partial sums."));
-        push(0, &line("for (int job = piece; job < count * LANES; job += PIECES) {"));
-        push(2, &line("const i32 t = row0 + job / LANES;"));
-        push(2, &text(&outer));
-        push(2, &line("f32 squares = 0.0f;"));
-        push(0, &line("#pragma unroll 6"));
-        push(2, &line("for (int k = job % LANES * 32 + lane; k < K; k += LANES * 32) {"));
-        push(4, &text(&code));
-        push(4, &[format!("squares += {element} * {element};")]);
-        push(2, &line("}"));
-        push(2, &line("squares = warp_sum(squares);"));
-        push(2, &line("if (lane == 0) norm_sums[job / LANES][job % LANES] = squares;"));
-        push(0, &line("}"));
-        push(0, &line("__syncthreads();"));
-        region.set_statistics(id, ["scale".to_string()]);
-    }
+    push(0, &line("// The norm's sum as its own kernel makes it, a warp for each of its partial sums."));
+    push(0, &line("for (int job = piece; job < count * LANES; job += PIECES) {"));
+    push(2, &line("const i32 t = row0 + job / LANES;"));
+    push(2, &text(&outer));
+    push(2, &line("f32 squares = 0.0f;"));
+    push(0, &line("#pragma unroll 6"));
+    push(2, &line("for (int k = job % LANES * 32 + lane; k < K; k += LANES * 32) {"));
+    push(4, &text(&load));
+    push(4, &[format!("squares += {x} * {x};")]);
+    push(2, &line("}"));
+    push(2, &line("squares = warp_sum(squares);"));
+    push(2, &line("if (lane == 0) norm_sums[job / LANES][job % LANES] = squares;"));
+    push(0, &line("}"));
+    push(0, &line("__syncthreads();"));
     push(0, &line("for (int slot = 0; slot < count; slot++) {"));
     push(2, &line("const i32 t = row0 + slot;"));
-    if let Some((_, op)) = norm {
-        let eps = f32_literal(op.attrs.float("eps"));
-        push(2, &line("const f32 squares = warp_sum(lane < LANES ? norm_sums[slot][lane] : 0.0f);"));
-        push(2, &[format!("const f32 scale = 1.0f / sqrtf(squares / (f32)K + {eps});")]);
-    }
+    push(2, &line("const f32 squares = warp_sum(lane < LANES ? norm_sums[slot][lane] : 0.0f);"));
+    push(2, &[format!("const f32 scale = 1.0f / sqrtf(squares / (f32)K + {});", norm.eps)]);
+    region.set_statistics(norm.id, ["scale".to_string()]);
     let (outer, (inner, element)) = region.scope(|r| {
         look_up(r)?;
-        r.scope(|r| r.element(value, &at))
+        r.scope(|r| r.element(norm.value, &at))
     })?;
-    push(2, &text(&outer));
-    push(0, &line("#pragma unroll 6"));
-    push(2, &line("for (int k = threadIdx.x; k < K; k += THREADS) {"));
-    push(4, &text(&inner));
-    push(4, &[format!("x_rows[slot * X_ROW + k] = {};", scalar::store(shape.dtype, &element))]);
-    push(2, &line("}"));
-    if shape.k % UNIT != 0 {
-        push(2, &line("for (int k = K + threadIdx.x; k < UNITS * 64; k += THREADS) x_rows[slot * X_ROW + k] = In{0};"));
-    }
-    push(0, &line("}"));
-    if norm.is_some() {
-        let lanes = rows::threads(Some(shape.k)) / 32;
-        out.shared.push(format!("constexpr int LANES = {lanes};"));
-        out.shared.push("__shared__ f32 norm_sums[SLOTS][LANES];".to_string());
-    }
-    params.sizes(cx, &region)?;
-    Ok(out)
+    store_row(&outer, &inner, &element, shape, &mut out.code);
+    out.code.push("}".to_string());
+    Ok(())
 }
 
 fn copy_x(cx: &Cx, operand: usize, shape: &Shape, params: &mut Params) -> Result<Staging> {
@@ -299,7 +466,8 @@ fn copy_x(cx: &Cx, operand: usize, shape: &Shape, params: &mut Params) -> Result
 #[derive(Default)]
 struct Code {
     shared: Vec<String>,
-    early: Vec<String>,
+    /// Which element a thread makes and, as a lambda of the tile, what it needs for it besides the product. Empty: found out when it is made.
+    look_up: Vec<String>,
     late: Vec<String>,
 }
 
@@ -334,16 +502,6 @@ fn epilogue_code(
         branch(&mut late, part.range, shape.n, [halves.late, part.maxima].concat());
     }
     params.sizes(cx, &region)?;
-    let place = |i: &str| {
-        vec![
-            format!("const int slot = {i} / HEIGHT;"),
-            format!("const int local = {i} % HEIGHT;"),
-            format!("const int column = {};", columns.global("(int)tile", "local", HEIGHT)),
-            "const bool active = slot < count && column < N;".to_string(),
-            "const i32 n = column < N ? column : N - 1;".to_string(),
-            "const i32 t = row0 + (slot < count ? slot : 0);".to_string(),
-        ]
-    };
     let mut element = Vec::new();
     for sink in found.iter().filter(|s| matches!(s.target, Target::TileMax { .. })) {
         element.push(format!("f32 most{} = __uint_as_float(0xff800000u);", sink.result));
@@ -354,33 +512,55 @@ fn epilogue_code(
     for sink in found.iter().filter(|s| matches!(s.target, Target::TileMax { .. })) {
         let ty = body.epilogue().graph.ty(sink.value).as_tensor().map_or(DType::F32, |t| t.dtype);
         out.shared.push(format!("__shared__ f32 running{}[OUTPUTS];", sink.result));
-        element.extend(tile_max(sink, ty, &pointers[sink.result], blocks(shape.n, group * HEIGHT), hoist));
+        element.extend(tile_max(sink, ty, &pointers[sink.result], blocks(shape.n, group * HEIGHT)));
     }
-    let indent = |lines: Vec<String>| lines.into_iter().map(|l| format!("  {l}"));
+    let column = columns.global("(int)tile", "local", HEIGHT);
+    let lines = |s: &str| s.lines().map(str::to_string).collect::<Vec<_>>();
+    let indent = |n: usize, lines: Vec<String>| lines.into_iter().map(move |l| format!("{}{l}", " ".repeat(n)));
     if hoist {
-        out.early = place("(int)threadIdx.x");
-        out.early.extend(declarations);
-        out.early.push("if (threadIdx.x < OUTPUTS) {".to_string());
-        out.early.extend(indent(early));
-        out.early.push("}".to_string());
-        out.late.push("if (threadIdx.x < OUTPUTS) {".to_string());
-        out.late.extend(indent(element));
+        // The last warps have least to do when rows are staged.
+        out.look_up = lines(
+            "const int made = (int)threadIdx.x - (THREADS - OUTPUTS);  // the element of a tile that this thread makes, if any
+const int slot = made >= 0 ? made / HEIGHT : SLOTS;
+const int local = made & (HEIGHT - 1);
+const i32 t = row0 + (slot < count ? slot : 0);
+bool active = false;
+i32 n = 0;",
+        );
+        out.look_up.extend(declarations);
+        out.look_up.extend(lines(&format!(
+            "auto look_up = [&](u32 tile) {{
+  const int column = {column};
+  active = slot < count && column < N;
+  n = column < N ? column : N - 1;
+  if (made < 0) return;"
+        )));
+        out.look_up.extend(indent(2, early));
+        out.look_up.push("};".to_string());
+        out.late.push("if (made >= 0) {".to_string());
     } else {
-        out.late.push("for (int i = threadIdx.x; i < OUTPUTS; i += THREADS) {".to_string());
-        out.late.extend(indent(place("i")));
-        out.late.extend(indent(element));
+        out.late = lines(&format!(
+            "for (int made = threadIdx.x; made < OUTPUTS; made += THREADS) {{
+  const int slot = made / HEIGHT;
+  const int local = made % HEIGHT;
+  const int column = {column};
+  const bool active = slot < count && column < N;
+  const i32 n = column < N ? column : N - 1;
+  const i32 t = row0 + (slot < count ? slot : 0);"
+        ));
     }
+    out.late.extend(indent(2, element));
     out.late.push("}".to_string());
     Ok(out)
 }
 
 /// The maximum of a group of tiles: kept an element apart from tile to tile, then over the 16 lanes of a slot.
-fn tile_max(sink: &Sink, dtype: DType, pointer: &str, tiles: i64, hoist: bool) -> Vec<String> {
-    let (r, i) = (sink.result, if hoist { "threadIdx.x" } else { "i" });
+fn tile_max(sink: &Sink, dtype: DType, pointer: &str, tiles: i64) -> Vec<String> {
+    let r = sink.result;
     vec![
-        format!("if (tile % GROUP != 0) most{r} = fmaxf(most{r}, running{r}[{i}]);"),
+        format!("if (tile % GROUP != 0) most{r} = fmaxf(most{r}, running{r}[made]);"),
         "if (tile % GROUP != GROUP - 1 && tile + 1 < TILES) {".to_string(),
-        format!("  running{r}[{i}] = most{r};"),
+        format!("  running{r}[made] = most{r};"),
         "} else {".to_string(),
         "#pragma unroll".to_string(),
         format!(

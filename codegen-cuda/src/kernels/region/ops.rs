@@ -221,7 +221,7 @@ impl Region<'_> {
         Ok(format!("{g} / (1.0f + expf(-({alpha}) * {g})) * ({u} + 1.0f)"))
     }
 
-    /// Each element from itself and its partner. The order of operations is explicit: every template gives the same bits.
+    /// Each element from itself and its partner. The operations are explicit, as in the op's own kernel: every template gives the same bits.
     fn rope(&mut self, op: &Op, index: &[Index]) -> Result<String> {
         let [x, pos, table] = op.operands[..] else { return Err(malformed("rope must have 3 operands")) };
         let (t, c) = (&index[0], &index[1]);
@@ -239,8 +239,8 @@ impl Region<'_> {
         let other = self.element(x, &[t.clone(), Index::var(other)])?;
         let cosine = self.element(table, &[Index::var(row.clone()), Index::var(angle.clone())])?;
         let sine = self.element(table, &[Index::var(row), Index::var(angle).plus(half)])?;
-        let turned = self.bind("f32", "turned", format!("{other} * {sine}"));
-        Ok(format!("fmaf({own}, {cosine}, {low} ? -{turned} : {turned})"))
+        let turned = self.bind("f32", "turned", format!("__fmul_rn({other}, {sine})"));
+        Ok(format!("__fadd_rn(__fmul_rn({own}, {cosine}), {low} ? -{turned} : {turned})"))
     }
 
     fn combine(&mut self, op: &Op, index: &[Index]) -> Result<String> {

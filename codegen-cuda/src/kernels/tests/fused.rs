@@ -198,6 +198,8 @@ pub fn cases() -> Vec<Case> {
     out_cases.push(head(100, 128, 32, "T=3 R=2"));
     out_cases.push(head(320, 72, 16, "T=3 R=9"));
     out_cases.push(head(80, 320, 48, "T=20 R=17"));
+    out_cases.push(head(80, 1088, 48, "T=20 R=17"));
+    out_cases.push(head(48, 1088, 48, "T=20 R=6"));
     for layout in ["interleaved", "halves"] {
         out_cases.push(gated("stream", 48, 128, layout, "T=3"));
         out_cases.push(gated("tile", 128, 72, layout, "T=70"));

@@ -7,3 +7,4 @@ mod fused;
 mod inputs;
 mod moe;
 mod text;
+mod dump;

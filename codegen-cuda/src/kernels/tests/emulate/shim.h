@@ -110,6 +110,7 @@ static unsigned __float2uint_rz(float x) { return x != x || x < 0 ? 0 : x >= 429
 static float __int2float_rn(int x) { return (float)x; }
 static float __uint2float_rn(unsigned x) { return (float)x; }
 static float __fmul_rn(float x, float y) { return x * y; }
+static float __fadd_rn(float x, float y) { return x + y; }
 static unsigned __umulhi(unsigned a, unsigned b) { return (unsigned)((uint64_t)a * b >> 32); }
 static int __popc(unsigned x) { return __builtin_popcount(x); }
 static int __ffs(int x) { return __builtin_ffs(x); }
