@@ -67,54 +67,54 @@ ${entry}(${pointers}, u32 tiles${params}) {
   const int first_slot = (warp / WARPS_N) * NT * 8;
   f32 acc[RT][NT][4] = {};
   f32 sum[RT][NT][4] = {};
-  int piece = 0;
-  int piece_end = units / PIECES;
-  while (piece_end == 0 && piece < PIECES) piece_end = (int)((i64)units * (++piece + 1) / PIECES);
 #pragma unroll
   for (int u = 0; u < STAGES - 1; u++) {
     if (u < units) fetch(u);
     copy_commit();
   }
-  for (int u = 0; u < units; u++) {
-    copy_wait<STAGES - 2>();
-    __syncthreads();
-    if (u + STAGES - 1 < units) fetch(u + STAGES - 1);
-    copy_commit();
-    const u8* const from = stages + (u % STAGES) * STAGE;
+  int u = 0;
+#pragma unroll 1
+  for (int piece = 0; piece < PIECES; piece++) {
+    const int end = (int)((i64)units * (piece + 1) / PIECES);
+#pragma unroll 1
+    for (; u < end; u++) {
+      copy_wait<STAGES - 2>();
+      __syncthreads();
+      if (u + STAGES - 1 < units) fetch(u + STAGES - 1);
+      copy_commit();
+      const u8* const from = stages + (u % STAGES) * STAGE;
 #pragma unroll
-    for (int half = 0; half < 2; half++) {
-      uint4 a[RT][2];
-      uint4 b[NT];
+      for (int half = 0; half < 2; half++) {
+        uint4 a[RT][2];
+        uint4 b[NT];
 #pragma unroll
-      for (int r = 0; r < RT; r++) {
+        for (int r = 0; r < RT; r++) {
 #pragma unroll
-        for (int h = 0; h < 2; h++) {
-          a[r][h] = *(const uint4*)(from + half * W_HALF + (first_row + 16 * r + 8 * h + g) * 64 + c * 16);
-        }
-      }
-#pragma unroll
-      for (int s = 0; s < NT; s++) {
-        b[s] = *(const uint4*)(from + 2 * W_HALF + half * X_HALF + (first_slot + 8 * s + g) * 64 + c * 16);
-      }
-#pragma unroll
-      for (int r = 0; r < RT; r++) {
-#pragma unroll
-        for (int s = 0; s < NT; s++) mma_k32<In>(acc[r][s], a[r][0], a[r][1], b[s]);
-      }
-    }
-    if (u + 1 == piece_end) {
-#pragma unroll
-      for (int r = 0; r < RT; r++) {
-#pragma unroll
-        for (int s = 0; s < NT; s++) {
-#pragma unroll
-          for (int e = 0; e < 4; e++) {
-            sum[r][s][e] += acc[r][s][e];
-            acc[r][s][e] = 0.0f;
+          for (int h = 0; h < 2; h++) {
+            a[r][h] = *(const uint4*)(from + half * W_HALF + (first_row + 16 * r + 8 * h + g) * 64 + c * 16);
           }
         }
+#pragma unroll
+        for (int s = 0; s < NT; s++) {
+          b[s] = *(const uint4*)(from + 2 * W_HALF + half * X_HALF + (first_slot + 8 * s + g) * 64 + c * 16);
+        }
+#pragma unroll
+        for (int r = 0; r < RT; r++) {
+#pragma unroll
+          for (int s = 0; s < NT; s++) mma_k32<In>(acc[r][s], a[r][0], a[r][1], b[s]);
+        }
       }
-      while (piece_end == u + 1 && piece < PIECES) piece_end = (int)((i64)units * (++piece + 1) / PIECES);
+    }
+#pragma unroll
+    for (int r = 0; r < RT; r++) {
+#pragma unroll
+      for (int s = 0; s < NT; s++) {
+#pragma unroll
+        for (int e = 0; e < 4; e++) {
+          sum[r][s][e] += acc[r][s][e];
+          acc[r][s][e] = 0.0f;
+        }
+      }
     }
   }
   copy_wait<0>();
