@@ -331,6 +331,10 @@ fn launch(
             (pieces * 32, 0)
         }
         Family::Tile { height } => {
+            let elements = product(&cx.values(cx.plain(0)?)?);
+            if elements > i64::from(u32::MAX) {
+                return Err(cx.unsupported(format!("{elements} elements of x"), "fewer than 2^32"));
+            }
             let (stages, warps_n, shared) = tile_geometry(height);
             source = source.with(Piece::Mma).set("stages", stages).set("warps_n", warps_n).set("blocks", 2);
             (256, shared)

@@ -33,7 +33,7 @@ ${entry}(${pointers}, u32 tiles${params}) {
   const int copy_k = threadIdx.x & 7;
   const In* const w_tile = w + ${w_base};
   u32 w_row[HEIGHT / 32];
-  const In* x_row[SLOTS / 32];
+  u32 x_row[SLOTS / 32];
 #pragma unroll
   for (int i = 0; i < HEIGHT / 32; i++) {
     const int n = copy_row + 32 * i;
@@ -42,7 +42,7 @@ ${entry}(${pointers}, u32 tiles${params}) {
 #pragma unroll
   for (int i = 0; i < SLOTS / 32; i++) {
     const int slot = copy_row + 32 * i < count ? copy_row + 32 * i : 0;
-    x_row[i] = x + (i64)(${x_row}) * K;
+    x_row[i] = (u32)(${x_row}) * (u32)K;  // x has fewer than 2^32 elements: registers are short here
   }
   const int units = (int)((K + 63) / 64);
   auto fetch = [&](int u) {
@@ -59,8 +59,8 @@ ${entry}(${pointers}, u32 tiles${params}) {
 #pragma unroll
     for (int i = 0; i < SLOTS / 32; i++) {
       u8* const at = to + x_at + i * 32 * 64;
-      if (ALIGNED) copy16_async(at, x_row[i] + (k < K ? k : 0), k < K);
-      else *(uint4*)at = load8<false>(x_row[i], k, K);
+      if (ALIGNED) copy16_async(at, x + x_row[i] + (k < K ? k : 0), k < K);
+      else *(uint4*)at = load8<false>(x + x_row[i], k, K);
     }
   };
   const int first_row = (warp % WARPS_N) * RT * 16;

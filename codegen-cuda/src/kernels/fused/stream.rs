@@ -346,7 +346,13 @@ auto load_rows = [&](int first) {{
         )),
     );
     push(load_lines, 4, &text(&outer));
-    push(load_lines, 0, &lines("#pragma unroll\n    for (int i = 0; i < STEPS; i++) {\n      const bool inside = (int)threadIdx.x + i * LANES * 32 < K;\n      const int k = inside ? (int)threadIdx.x + i * LANES * 32 : 0;"));
+    push(
+        load_lines,
+        0,
+        &lines(
+            "#pragma unroll\n    for (int i = 0; i < STEPS; i++) {\n      const bool inside = (int)threadIdx.x + i * LANES * 32 < K;\n      const int k = inside ? (int)threadIdx.x + i * LANES * 32 : 0;",
+        ),
+    );
     push(load_lines, 6, &text(&load));
     push(load_lines, 0, &lines(&format!("      held[b][i] = inside ? {x} : 0.0f;\n    }}\n  }}\n}};")));
     push(
@@ -391,7 +397,13 @@ if (piece < LANES) {
         )),
     );
     push(&mut out.code, 6, &text(&outer_2));
-    push(&mut out.code, 0, &lines("#pragma unroll\n      for (int i = 0; i < STEPS; i++) {\n        const int k = (int)threadIdx.x + i * LANES * 32;\n        if (first + b < count && k < K) {"));
+    push(
+        &mut out.code,
+        0,
+        &lines(
+            "#pragma unroll\n      for (int i = 0; i < STEPS; i++) {\n        const int k = (int)threadIdx.x + i * LANES * 32;\n        if (first + b < count && k < K) {",
+        ),
+    );
     push(&mut out.code, 10, &text(&finish));
     push(
         &mut out.code,

@@ -39,6 +39,9 @@ pub fn lower(cx: &Cx, body: &Body) -> Result<Lowered, LowerError> {
     if rows == 0 {
         return Ok(Lowered::default());
     }
+    if rows.saturating_mul(k) > i64::from(u32::MAX) {
+        return Err(unsupported(format!("{rows} rows of {k}"), "fewer than 2^32 elements"));
+    }
     let height = tile_height(n, rows);
     let found = product_sinks(body, product)?;
     if found.iter().any(|s| matches!(s.target, Target::TileMax { .. } | Target::ArgMax)) {

@@ -7,4 +7,3 @@ mod fused;
 mod inputs;
 mod moe;
 mod text;
-mod dump;
