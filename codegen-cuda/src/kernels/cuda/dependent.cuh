@@ -14,6 +14,5 @@ __device__ __forceinline__ void stream16_async(void* shared, const void* global,
   const u32 bytes = valid ? 16u : 0u;
   u64 policy;
   asm("createpolicy.fractional.L2::evict_first.b64 %0, 1.0;" : "=l"(policy));
-  asm volatile("cp.async.cg.shared.global.L2::cache_hint.L2::256B [%0], [%1], 16, %2, %3;" ::"r"(to), "l"(global), "r"(bytes), "l"(policy)
-               : "memory");
+  asm volatile("cp.async.cg.shared.global.L2::cache_hint.L2::256B [%0], [%1], 16, %2, %3;" ::"r"(to), "l"(global), "r"(bytes), "l"(policy) : "memory");
 }

@@ -178,7 +178,7 @@ fn shape(cx: &Cx, main: &Func, x: Value, w: Value) -> Result<Shape> {
     if x.dtype != w.dtype || !matches!(x.dtype, DType::BF16 | DType::F16) {
         return Err(unsupported(format!("{x} times {w}"), "bf16 or f16 on both sides"));
     }
-    if k < 1 || k >= MAX_K || n < 1 || n > i64::from(i32::MAX) - HEIGHT {
+    if !(1..MAX_K).contains(&k) || n < 1 || n > i64::from(i32::MAX) - HEIGHT {
         return Err(unsupported(format!("{n} x {k} weights"), "N below 2^31 and K below 2^24"));
     }
     let rows = cx.size(&x.dims[0])?.value;

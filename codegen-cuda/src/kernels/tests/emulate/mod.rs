@@ -37,6 +37,7 @@ const ASSEMBLY: &[(&str, &str)] = &[
     (r#"asm volatile("bar.sync %0, %1;" ::"r"(id), "n"(THREADS) : "memory");"#, "emu_barrier(id, THREADS);"),
     (r#"asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));"#, "y = exp2f(x);"),
     (r#"asm("lg2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));"#, "y = log2f(x);"),
+    (r#"asm("createpolicy.fractional.L2::evict_first.b64 %0, 1.0;" : "=l"(policy));"#, "policy = 0;"),
     (r#"asm volatile("griddepcontrol.wait;" ::: "memory");"#, ""),
     (r#"asm volatile("griddepcontrol.launch_dependents;" ::: "memory");"#, ""),
     (r#"asm volatile("movmatrix.sync.aligned.m8n8.trans.b16 %0, %1;" : "=r"(y) : "r"(x));"#, "y = emu_transpose8(x);"),
