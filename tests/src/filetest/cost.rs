@@ -35,8 +35,17 @@ struct Figures {
     kernels: Vec<String>,
     /// One each kernel.
     terms: Vec<Terms>,
-    /// Arena, most alive, scratch; of the whole step.
-    memory: Option<(u64, u64, u64)>,
+    /// Of the whole step.
+    memory: Option<Memory>,
+}
+
+/// Memory of a step in bytes.
+#[derive(Debug)]
+struct Memory {
+    arena: u64,
+    live: u64,
+    /// Scratch, or why an op has none.
+    scratch: Result<u64, String>,
 }
 
 pub(super) fn run(source: &Source, args: &str) -> Result<(), Stop> {
@@ -120,8 +129,9 @@ fn of_plan(p: &Plan, options: &Options) -> Result<Figures, String> {
     let layouts = BTreeMap::new();
     let count = |id| Ok(lower_step(p, id, &layouts).map_err(|e| e.to_string())?.launches.len());
     let figures = of_ops(&p.decls, &p.func, &p.steps, &fixed, &count, options)?;
-    let scratch = Needs::of(p).map_err(|e| e.to_string())?.scratch;
-    Ok(Figures { memory: Some((p.buffers.arena_bytes, p.buffers.live_bytes, scratch)), ..figures })
+    let scratch = Needs::of(p).map(|n| n.scratch).map_err(|e| e.to_string());
+    let memory = Memory { arena: p.buffers.arena_bytes, live: p.buffers.live_bytes, scratch };
+    Ok(Figures { memory: Some(memory), ..figures })
 }
 
 /// Checks `launches <= 6`.
@@ -156,11 +166,11 @@ fn holds(claim: &str, figures: &Figures) -> Result<(), String> {
 
 fn figure(name: &str, figures: &Figures) -> Result<f64, String> {
     let sum = |of: &dyn Fn(&Terms) -> f64| Ok(figures.terms.iter().map(of).sum());
-    let memory = |of: &dyn Fn((u64, u64, u64)) -> u64| {
-        let m = figures
-            .memory
-            .ok_or_else(|| format!("`{name}` is known of a whole step; move the line in front of all functions"))?;
-        Ok(of(m) as f64)
+    let memory = |of: &dyn Fn(&Memory) -> Result<u64, String>| {
+        let all = figures.memory.as_ref();
+        let all =
+            all.ok_or_else(|| format!("`{name}` is known of a whole step; move the line in front of all functions"))?;
+        of(all).map(|n| n as f64)
     };
     match name {
         "launches" => figures.launches.clone().map(|n| n as f64),
@@ -170,9 +180,9 @@ fn figure(name: &str, figures: &Figures) -> Result<f64, String> {
         "activations" => sum(&|t| t.bytes.read + t.bytes.written),
         "us" => sum(&|t| t.total_us),
         "roofline" => sum(&|t| t.roofline_us),
-        "arena" => memory(&|m| m.0),
-        "live" => memory(&|m| m.1),
-        "scratch" => memory(&|m| m.2),
+        "arena" => memory(&|m| Ok(m.arena)),
+        "live" => memory(&|m| Ok(m.live)),
+        "scratch" => memory(&|m| m.scratch.clone()),
         _ => Err(format!(
             "`{name}` is unknown; known: launches, kernels, bytes, weights, state, activations, us, roofline, arena, live, scratch"
         )),
