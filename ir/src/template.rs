@@ -55,6 +55,8 @@ pub struct Template {
     pub operands: usize,
     /// Greatest number of ops in the epilogue.
     pub ops: usize,
+    /// True if what the epilogue combines the main result with must be vectors of columns or scalars: no residual.
+    pub vectors: bool,
     /// Launches of one kernel at most.
     pub launches: u32,
 }
@@ -241,6 +243,7 @@ pub const TEMPLATES: &[Template] = &[
         halves: 8,
         operands: 24,
         ops: 24,
+        vectors: false,
         launches: 1,
     },
     Template {
@@ -258,6 +261,7 @@ pub const TEMPLATES: &[Template] = &[
         halves: 64,
         operands: 24,
         ops: 24,
+        vectors: false,
         launches: 1,
     },
     Template {
@@ -275,6 +279,7 @@ pub const TEMPLATES: &[Template] = &[
         halves: 16,
         operands: 16,
         ops: 24,
+        vectors: false,
         launches: 1,
     },
     Template {
@@ -292,6 +297,7 @@ pub const TEMPLATES: &[Template] = &[
         halves: 16,
         operands: 16,
         ops: 24,
+        vectors: false,
         launches: 2,
     },
     Template {
@@ -309,6 +315,7 @@ pub const TEMPLATES: &[Template] = &[
         halves: 1,
         operands: 8,
         ops: 8,
+        vectors: true,
         launches: 1,
     },
     Template {
@@ -326,6 +333,7 @@ pub const TEMPLATES: &[Template] = &[
         halves: 1,
         operands: 6,
         ops: 0,
+        vectors: false,
         launches: 2,
     },
     Template {
@@ -343,6 +351,7 @@ pub const TEMPLATES: &[Template] = &[
         halves: 1,
         operands: 12,
         ops: 16,
+        vectors: false,
         launches: 1,
     },
     Template {
@@ -360,6 +369,7 @@ pub const TEMPLATES: &[Template] = &[
         halves: 1,
         operands: 16,
         ops: 24,
+        vectors: false,
         launches: 1,
     },
     Template {
@@ -377,6 +387,7 @@ pub const TEMPLATES: &[Template] = &[
         halves: 1,
         operands: 2,
         ops: 0,
+        vectors: false,
         launches: 1,
     },
     Template {
@@ -394,6 +405,7 @@ pub const TEMPLATES: &[Template] = &[
         halves: 1,
         operands: usize::MAX,
         ops: 0,
+        vectors: false,
         launches: 8,
     },
 ];
@@ -562,6 +574,11 @@ impl Template {
             let op = f.graph.op(*id);
             if !self.epilogue.contains(&op.kind) {
                 return Err(self.no(format!("`{}` in the epilogue", op.kind.name()), names(self.epilogue)));
+            }
+            let loaded = |v: &&Value| f.graph.op(v.op).kind == OpKind::Param && **v != acc;
+            let large = |v: &Value| f.graph.ty(*v).as_tensor().is_some_and(|t| t.rank() > 1);
+            if self.vectors && op.kind.class() == Class::Elementwise && op.operands.iter().filter(loaded).any(large) {
+                return Err(self.no(format!("`{}` of a whole tensor in the epilogue", op.kind.name()), "vectors of columns".into()));
             }
             self.check_halves(op)?;
         }
