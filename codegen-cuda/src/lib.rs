@@ -18,6 +18,7 @@
 //! ```
 
 pub mod cache;
+pub mod dylib;
 mod emit;
 mod kernels;
 pub mod layout;

@@ -36,13 +36,48 @@ pub struct OpInstance<'a> {
 /// What runs an op.
 #[derive(Clone, Debug, Default)]
 pub struct Lowered {
-    /// Kernels in the order they run; each may read what the ones before it wrote. Empty if the results have no element.
+    /// Kernels in the order they run; each may read what the ones before it wrote. Empty if the results have no element, and for library calls.
     pub launches: Vec<Launch>,
     /// Bytes of each scratch buffer; contents need not be kept or cleared.
     pub scratch: Vec<u64>,
     /// Words of [`Arg::Counters`] that are used, at most [`MAX_COUNTERS`].
     pub counters: u32,
+    /// A call of a library instead of kernels; then `launches` is empty.
+    pub library: Option<Gemm>,
 }
+
+impl Lowered {
+    /// How many things are launched: kernels, or one library call.
+    pub fn count(&self) -> usize {
+        self.launches.len() + usize::from(self.library.is_some())
+    }
+}
+
+/// A matmul by NVIDIA's cuBLASLt: `y[m, n] = sum over k of x[m, k] * w[n, k]`, all three row-major without gaps, summed in f32 and rounded once.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Gemm {
+    /// Rows of x and y, at least 1.
+    pub m: u64,
+    /// Rows of w, columns of y, at least 1.
+    pub n: u64,
+    /// Columns of x and w, at least 1.
+    pub k: u64,
+    /// Element type of x and w: bf16 or f16.
+    pub input: DType,
+    /// Element type of y: f32 or that of x.
+    pub output: DType,
+    /// Address of x.
+    pub x: Arg,
+    /// Address of w.
+    pub w: Arg,
+    /// Address of y.
+    pub y: Arg,
+    /// Address of memory the library may use, [`GEMM_WORKSPACE`] bytes.
+    pub workspace: Arg,
+}
+
+/// Bytes of [`Gemm::workspace`]: what NVIDIA advises for Hopper. Fixed, because the algorithm that is chosen depends on it.
+pub const GEMM_WORKSPACE: u64 = 32 << 20;
 
 /// Most words of [`Arg::Counters`].
 pub const MAX_COUNTERS: u32 = 1 << 15;

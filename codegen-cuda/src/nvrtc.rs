@@ -3,20 +3,27 @@
 //! Owns finding and opening the library, the fixed option list, and turning its results into values and one-line errors.
 //! Must not know what a kernel computes, what a GPU is doing, or where cubins are kept ([`crate::cache`]).
 //!
-//! The entry points are resolved from the library that was found, by handle. cudarc's own table opens a library by name on first use,
-//! panics when there is none, and may pick another copy than the one chosen here; so it is not used for NVRTC.
+//! The entry points are resolved from the library that was found, see [`crate::dylib`].
 
 mod library;
-mod search;
 
 use std::ffi::CString;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use crate::dylib::{Missing, Refusal, Wanted};
 use crate::resources::{self, KernelResources, Resources};
 use library::Api;
 
-pub(crate) use search::tool_candidates;
+
+/// Where NVRTC is looked for.
+pub(crate) const WANTED: Wanted = Wanted {
+    variable: "GOSSAMER_NVRTC",
+    stem: "libnvrtc.so",
+    names: &["libnvrtc.so.13", "libnvrtc.so.12", "libnvrtc.so"],
+    wheels: &["cu13", "cuda_nvrtc"],
+    beside: &[],
+};
 
 /// The only target: Hopper with its architecture-specific instructions (wgmma, setmaxnreg).
 pub const TARGET: &str = "sm_90a";
@@ -102,28 +109,17 @@ impl Nvrtc {
     }
 
     fn load_with(env: &dyn Fn(&str) -> Option<std::ffi::OsString>) -> Result<Nvrtc, NvrtcError> {
-        let candidates = search::candidates(env)?;
-        let mut failures = Vec::new();
-        for candidate in &candidates {
-            match Api::open(candidate) {
-                Ok(api) if api.version.0 < 12 => {
-                    failures.push(format!("{} is version {}.{}", api.path.display(), api.version.0, api.version.1));
-                }
-                Ok(api) => return Ok(Nvrtc::of(api)),
-                // A name the loader does not know is the normal case and says nothing; a file that is there and does not load does.
-                Err(reason) => {
-                    if let search::Candidate::File(path) = candidate {
-                        failures.push(format!("{}: {reason}", path.display()));
-                    }
-                }
+        let found = WANTED.find(env, |candidate| match Api::open(candidate)? {
+            api if api.version.0 < 12 => {
+                let (major, minor) = api.version;
+                Err(Refusal::Unfit(format!("{} is version {major}.{minor}", api.path.display())))
             }
-        }
-        let failures = failures.join("; ");
-        if let Some(path) = search::override_of(env) {
-            return Err(NvrtcError::BadOverride { path, found: failures });
-        }
-        let unusable = if failures.is_empty() { failures } else { format!(" (unusable: {failures})") };
-        Err(NvrtcError::NotFound { unusable })
+            api => Ok(api),
+        });
+        found.map(Nvrtc::of).map_err(|missing| match missing {
+            Missing::Override { path, found } => NvrtcError::BadOverride { path, found },
+            Missing::Nowhere { unusable } => NvrtcError::NotFound { unusable },
+        })
     }
 
     fn of(api: Api) -> Nvrtc {

@@ -24,6 +24,8 @@ pub struct Options {
     pub machine: Machine,
     /// Names of rewrite rules that are not applied, see [`rule::RULES`].
     pub disabled_rules: Vec<String>,
+    /// Names of rewrite rules that are applied although they are off, see [`rule::RuleInfo::off`].
+    pub enabled_rules: Vec<String>,
     /// Verify the module before the first pass and after each.
     pub verify: bool,
 }
@@ -36,6 +38,7 @@ impl Default for Options {
             spaces: fuse::Spaces::default(),
             machine: Machine::default(),
             disabled_rules: vec![],
+            enabled_rules: vec![],
             verify: true,
         }
     }
@@ -262,6 +265,7 @@ pub fn compile_with(
         false => Ok(()),
     };
     rule::check_names(&options.disabled_rules)?;
+    rule::check_names(&options.enabled_rules)?;
     let mut stage = Stage::Tensor;
     check(&module, stage, &|| "input".to_string())?;
     observe(0, "input", &module);

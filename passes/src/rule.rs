@@ -1,4 +1,4 @@
-//! The rewrite rules by name: what `--list-rules` prints and `--disable-rule` takes.
+//! The rewrite rules by name: what `--list-rules` prints, and what `--disable-rule` and `--enable-rule` take.
 
 use std::fmt::Write as _;
 
@@ -38,19 +38,22 @@ pub struct RuleInfo {
     pub family: Family,
     /// One line: what it rewrites into what.
     pub meaning: &'static str,
+    /// Why it is applied only if asked for; `None`: it is applied.
+    pub off: Option<&'static str>,
 }
 
 /// Every rule, by family and name.
 pub static RULES: std::sync::LazyLock<Vec<RuleInfo>> =
     std::sync::LazyLock::new(|| crate::fuse::rules::RULES.iter().map(|r| r.info).collect());
 
-/// The rules as a table: name, family, meaning.
+/// The rules as a table: name, family, meaning, and of those that are off the reason.
 pub fn list() -> String {
     let width = RULES.iter().map(|r| r.name.len()).max().unwrap_or(4).max(4);
     let mut out = format!("{:<width$}  {:<7} meaning\n", "name", "family");
     for r in RULES.iter() {
         // Writing to a string cannot fail.
-        let _ = writeln!(out, "{:<width$}  {:<7} {}", r.name, r.family.name(), r.meaning);
+        let off = r.off.map_or(String::new(), |why| format!(" (off without --enable-rule: {why})"));
+        let _ = writeln!(out, "{:<width$}  {:<7} {}{off}", r.name, r.family.name(), r.meaning);
     }
     out
 }
@@ -63,7 +66,14 @@ pub(crate) fn known() -> String {
     }
 }
 
-/// Checks names given to [`Options::disabled_rules`](crate::Options::disabled_rules).
+/// Names of the rules that are not applied: those that are disabled, and those that are off and not enabled. In the order of the table.
+pub fn excluded(disabled: &[String], enabled: &[String]) -> Vec<String> {
+    let named = |list: &[String], r: &RuleInfo| list.iter().any(|n| n == r.name);
+    let left_out = |r: &&RuleInfo| named(disabled, r) || r.off.is_some() && !named(enabled, r);
+    RULES.iter().filter(left_out).map(|r| r.name.to_string()).collect()
+}
+
+/// Checks names given to [`Options::disabled_rules`](crate::Options::disabled_rules) or [`Options::enabled_rules`](crate::Options::enabled_rules).
 ///
 /// # Errors
 /// [`PassError::UnknownRule`] for the first that is not a rule, with what is known.
@@ -71,5 +81,25 @@ pub fn check_names(names: &[String]) -> Result<(), PassError> {
     match names.iter().find(|n| RULES.iter().all(|r| r.name != **n)) {
         Some(name) => Err(PassError::UnknownRule { name: name.clone() }),
         None => Ok(()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn rules_that_are_off_must_be_asked_for() {
+        let name = "seed/cublaslt".to_string();
+        let names = std::slice::from_ref(&name);
+        assert_eq!(excluded(&[], &[]), [name.clone()]);
+        assert_eq!(excluded(&[], names), [""; 0]);
+        // What is disabled stays out.
+        assert_eq!(excluded(names, names), [name.clone()]);
+        assert_eq!(excluded(&["grow/bias".into()], names), ["grow/bias"]);
+        assert!(check_names(names).is_ok());
+        let line = list().lines().find(|l| l.starts_with("seed/cublaslt")).unwrap().to_string();
+        assert!(line.contains("off without --enable-rule: "), "{line}");
+        assert!(RULES.iter().filter(|r| r.off.is_some()).count() == 1);
     }
 }

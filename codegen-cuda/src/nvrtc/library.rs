@@ -5,7 +5,7 @@ use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use std::ptr;
 
-use super::search::{Candidate, numbers};
+use crate::dylib::{Candidate, Library, numbers, path_of};
 
 type Program = *mut c_void;
 /// `nvrtcResult`; an integer here, as a newer library may return values that no enum of ours lists.
@@ -46,18 +46,14 @@ pub(super) struct Output {
 impl Api {
     /// Opens a candidate and resolves every entry point. The error says why in one line.
     pub(super) fn open(candidate: &Candidate) -> Result<Api, String> {
-        let name = match candidate {
-            Candidate::File(path) => {
-                let path = path.canonicalize().map_err(|e| e.to_string())?;
-                preload_builtins(&path);
-                CString::new(path.as_os_str().as_bytes()).map_err(|e| e.to_string())?
-            }
-            Candidate::Name(name) => CString::new(*name).map_err(|e| e.to_string())?,
-        };
-        let handle = open(&name)?;
+        let name = candidate.name()?;
+        if let Candidate::File(path) = candidate {
+            preload_builtins(path);
+        }
+        let library = Library::open(&name)?;
         // SAFETY: each type is the signature of that function in NVRTC's C interface, unchanged since version 11.2.
         unsafe {
-            let version: unsafe extern "C" fn(*mut c_int, *mut c_int) -> Status = symbol(handle, c"nvrtcVersion")?;
+            let version: unsafe extern "C" fn(*mut c_int, *mut c_int) -> Status = library.symbol(c"nvrtcVersion")?;
             let path =
                 path_of(version as *const c_void).unwrap_or_else(|| PathBuf::from(name.to_string_lossy().as_ref()));
             if matches!(candidate, Candidate::Name(_)) {
@@ -71,14 +67,14 @@ impl Api {
             Ok(Api {
                 path,
                 version: (u32::try_from(major).unwrap_or(0), u32::try_from(minor).unwrap_or(0)),
-                create: symbol(handle, c"nvrtcCreateProgram")?,
-                compile: symbol(handle, c"nvrtcCompileProgram")?,
-                destroy: symbol(handle, c"nvrtcDestroyProgram")?,
-                cubin_size: symbol(handle, c"nvrtcGetCUBINSize")?,
-                cubin: symbol(handle, c"nvrtcGetCUBIN")?,
-                log_size: symbol(handle, c"nvrtcGetProgramLogSize")?,
-                log: symbol(handle, c"nvrtcGetProgramLog")?,
-                error_string: symbol(handle, c"nvrtcGetErrorString")?,
+                create: library.symbol(c"nvrtcCreateProgram")?,
+                compile: library.symbol(c"nvrtcCompileProgram")?,
+                destroy: library.symbol(c"nvrtcDestroyProgram")?,
+                cubin_size: library.symbol(c"nvrtcGetCUBINSize")?,
+                cubin: library.symbol(c"nvrtcGetCUBIN")?,
+                log_size: library.symbol(c"nvrtcGetProgramLogSize")?,
+                log: library.symbol(c"nvrtcGetProgramLog")?,
+                error_string: library.symbol(c"nvrtcGetErrorString")?,
             })
         }
     }
@@ -168,57 +164,8 @@ fn preload_builtins(library: &Path) {
             && same_release
             && let Ok(path) = CString::new(folder.join(&name).as_os_str().as_bytes())
         {
-            // The handle is dropped on purpose: the library must stay loaded.
-            let _ = open(&path);
+            // It stays open.
+            let _ = Library::open(&path);
         }
-    }
-}
-
-fn open(name: &CStr) -> Result<*mut c_void, String> {
-    // SAFETY: opening a shared library runs its initialisers; NVRTC's have no preconditions.
-    let handle = unsafe { libc::dlopen(name.as_ptr(), libc::RTLD_NOW | libc::RTLD_LOCAL) };
-    if handle.is_null() { Err(loader_error()) } else { Ok(handle) }
-}
-
-fn loader_error() -> String {
-    // SAFETY: dlerror returns null or a C string that is valid until the next call on this thread.
-    let text = unsafe { libc::dlerror() };
-    if text.is_null() {
-        return "the loader gave no reason".to_owned();
-    }
-    // SAFETY: see above.
-    unsafe { CStr::from_ptr(text) }.to_string_lossy().replace('\n', " ")
-}
-
-/// # Safety
-/// `F` must be the type of the function of that name.
-unsafe fn symbol<F: Copy>(handle: *mut c_void, name: &CStr) -> Result<F, String> {
-    const { assert!(size_of::<F>() == size_of::<*mut c_void>()) };
-    // SAFETY: the handle is open; the caller vouches for the type.
-    unsafe {
-        let address = libc::dlsym(handle, name.as_ptr());
-        if address.is_null() {
-            return Err(format!("it has no symbol {}", name.to_string_lossy()));
-        }
-        Ok(std::mem::transmute_copy::<*mut c_void, F>(&address))
-    }
-}
-
-/// The file that an address was loaded from.
-fn path_of(address: *const c_void) -> Option<PathBuf> {
-    let mut info = libc::Dl_info {
-        dli_fname: ptr::null(),
-        dli_fbase: ptr::null_mut(),
-        dli_sname: ptr::null(),
-        dli_saddr: ptr::null_mut(),
-    };
-    // SAFETY: `info` is written on success; the name is a C string owned by the loader.
-    unsafe {
-        if libc::dladdr(address, &mut info) == 0 || info.dli_fname.is_null() {
-            return None;
-        }
-        let bytes = CStr::from_ptr(info.dli_fname).to_bytes();
-        let path = Path::new(std::ffi::OsStr::from_bytes(bytes));
-        Some(path.canonicalize().unwrap_or_else(|_| path.to_owned()))
     }
 }

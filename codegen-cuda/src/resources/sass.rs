@@ -85,7 +85,7 @@ pub struct Nvdisasm {
 impl Nvdisasm {
     /// Looks beside the NVRTC named by `GOSSAMER_NVRTC`, in `PATH`, `CUDA_HOME`, `CUDA_PATH` and Python wheels.
     pub fn find() -> Option<Nvdisasm> {
-        let found = nvrtc::tool_candidates(&|n| std::env::var_os(n), "nvdisasm");
+        let found = nvrtc::WANTED.tools(&|n| std::env::var_os(n), "nvdisasm");
         found.into_iter().next().map(|path| Nvdisasm { path })
     }
 

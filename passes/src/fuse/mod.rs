@@ -37,8 +37,8 @@ pub use report::{FuncReport, KernelReport, Report};
 use saturate::Saturation;
 use term::Term;
 
-use crate::Options;
 use crate::cost::{self, Machine, Terms};
+use crate::{Options, rule};
 
 /// A function in a saturated e-graph, ready for extraction at any sizes.
 pub struct Space {
@@ -226,9 +226,10 @@ pub fn run(module: &mut Module, options: &Options) -> Result<Option<Report>, Fus
         return Ok(None);
     }
     let decls = Arc::new(module.clone());
+    let excluded = rule::excluded(&options.disabled_rules, &options.enabled_rules);
     let mut report = Report::default();
     for f in &mut module.funcs {
-        let space = options.spaces.space(&decls, f, &options.disabled_rules)?;
+        let space = options.spaces.space(&decls, f, &excluded)?;
         let (fused, part) = choose(&decls, &space, &options.sizes, &options.machine)?;
         *f = fused;
         report.funcs.push(part);

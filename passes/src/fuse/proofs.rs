@@ -516,6 +516,7 @@ static SWAPPED: Rule = Rule {
         name: "test/swapped",
         family: crate::rule::Family::Seed,
         meaning: "wrong on purpose",
+        off: None,
     },
     kinds: &[OpKind::Sub],
     how: How::Custom(|eg, class, node| {
@@ -533,6 +534,7 @@ static LOSSLESS: Rule = Rule {
         name: "test/lossless",
         family: crate::rule::Family::Seed,
         meaning: "wrong on purpose",
+        off: None,
     },
     kinds: &[OpKind::Cast],
     how: How::Custom(|eg, _, node| {

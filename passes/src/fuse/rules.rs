@@ -130,7 +130,7 @@ const ABSORBED: &[OpKind] = &[
 ];
 
 const fn info(name: &'static str, family: Family, meaning: &'static str) -> RuleInfo {
-    RuleInfo { name, family, meaning }
+    RuleInfo { name, family, meaning, off: None }
 }
 
 const fn seed(name: &'static str, kinds: &'static [OpKind], template: &'static str, meaning: &'static str) -> Rule {
@@ -155,7 +155,14 @@ pub static RULES: &[Rule] = &[
     seed("seed/stream", &[K::MatMul], "stream", "matmul of few rows becomes a kernel that streams its weights"),
     seed("seed/tile", &[K::MatMul], "tile", "matmul of many rows becomes a tiled kernel"),
     seed("seed/router", &[K::MatMul], "router", "matmul with few columns becomes a kernel that sees whole rows"),
-    seed("seed/cublaslt", &[K::MatMul], "cublaslt", "matmul of many rows becomes a library call"),
+    Rule {
+        info: RuleInfo {
+            off: Some("the library sums in another order for another number of rows, so a row's bits depend on its neighbours"),
+            ..info("seed/cublaslt", Family::Seed, "matmul of many rows becomes a call of NVIDIA's cuBLASLt")
+        },
+        kinds: &[K::MatMul],
+        how: How::Seed("cublaslt"),
+    },
     seed(
         "seed/moe-stream",
         &[K::MoeMatMul],

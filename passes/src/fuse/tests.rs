@@ -70,3 +70,22 @@ fn one_space_serves_every_bucket_and_the_same_text_comes_out() {
         assert_eq!(a.to_string(), b.to_string());
     }
 }
+
+#[test]
+fn the_library_is_used_when_asked_for() {
+    let module = program(step::Head::Greedy);
+    let shared = Spaces::default();
+    let calls = |options: &Options| {
+        let (_, report) = fused(module.clone(), options);
+        let kernels = report.funcs.iter().flat_map(|f| &f.kernels).map(|k| k.kernel.summary());
+        kernels.filter(|s| s.starts_with("cublaslt")).collect::<Vec<_>>()
+    };
+    let prompt = options(&shared, 2048, 1);
+    assert_eq!(calls(&prompt), [""; 0]);
+    let asked = Options { enabled_rules: vec!["seed/cublaslt".into()], ..prompt };
+    // Where nothing else would take a matmul of many rows, the library does, and only there.
+    let alone = Options { disabled_rules: vec!["seed/tile".into()], ..asked.clone() };
+    assert!(calls(&alone).iter().all(|s| s == "cublaslt[matmul]"));
+    assert!(calls(&alone).len() >= 4, "{:?}", calls(&alone));
+    assert_eq!(calls(&Options { sizes: options(&shared, 1, 1).sizes, ..asked }), [""; 0]);
+}

@@ -4,6 +4,7 @@
 //! regions is [`super::region`]'s. Kernels here may be launched before their predecessor has ended ([`crate::lower::Launch::dependent`]): before
 //! `wait_for_predecessors()` they touch nothing that a step computes.
 
+mod cublaslt;
 mod finish;
 mod map;
 mod moe;
@@ -38,8 +39,9 @@ pub fn lower(cx: &Cx) -> Result<Lowered, LowerError> {
         "row" => row::lower(cx, &body),
         "map" => map::lower(cx, &body),
         "single" | "attention" => single::lower(cx, &body),
+        "cublaslt" => cublaslt::lower(cx, &body),
         other => {
-            let known = "stream, tile, moe_stream, moe_tile, router, attention, row, map, single";
+            let known = "stream, tile, moe_stream, moe_tile, router, attention, row, map, cublaslt, single";
             Err(cx.unsupported(format!("template `{other}`"), known))
         }
     }

@@ -1,66 +1,56 @@
-//! Where NVRTC and the disassembler may be: an ordered list of candidates, from environment variables and well-known folders.
+//! Where a library and the programs of a toolkit may be: an ordered list of candidates, from environment variables and well-known folders.
 
-use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 
-use super::NvrtcError;
-
-type Env<'a> = &'a dyn Fn(&str) -> Option<OsString>;
-
-/// One thing to open.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) enum Candidate {
-    /// A file.
-    File(PathBuf),
-    /// A name for the system loader to resolve.
-    Name(&'static str),
-}
+use super::{Candidate, Env, Missing, Wanted};
 
 /// Candidates in the order they are tried; only the override if there is one.
-pub(super) fn candidates(env: Env) -> Result<Vec<Candidate>, NvrtcError> {
-    if let Some(value) = override_of(env) {
-        return overridden(value).map(|file| vec![Candidate::File(file)]);
+pub(super) fn candidates(wanted: &Wanted, env: Env) -> Result<Vec<Candidate>, Missing> {
+    if let Some(value) = set(env, wanted.variable) {
+        return overridden(wanted, value).map(|file| vec![Candidate::File(file)]);
     }
-    let mut list: Vec<_> = ["libnvrtc.so.13", "libnvrtc.so.12", "libnvrtc.so"].map(Candidate::Name).to_vec();
-    let folders = toolkits(env)
+    let mut list: Vec<_> = wanted.names.iter().map(|n| Candidate::Name(n)).collect();
+    let folders = beside(wanted, env)
         .into_iter()
-        .flat_map(|t| library_folders(&t))
-        .chain(wheels(env).into_iter().map(|w| w.join("lib")));
-    list.extend(folders.filter_map(|f| library_in(&f)).map(Candidate::File));
+        .chain(toolkits(env).into_iter().flat_map(|t| library_folders(&t)))
+        .chain(wheels(wanted, env).into_iter().map(|w| w.join("lib")));
+    list.extend(folders.filter_map(|f| library_in(wanted, &f)).map(Candidate::File));
     Ok(list)
 }
 
-/// What the user set instead of a search.
-pub(super) fn override_of(env: Env) -> Option<PathBuf> {
-    set(env, "GOSSAMER_NVRTC")
-}
-
-/// Paths a program of the toolkit (`nvdisasm`) may have, best first: beside the NVRTC of the override, then `PATH`, then toolkits and wheels.
-pub(crate) fn tool_candidates(env: Env, tool: &str) -> Vec<PathBuf> {
+/// Paths a program of the toolkit (`nvdisasm`) may have, best first: beside the library of the override, then `PATH`, then toolkits and wheels.
+pub(super) fn tool_candidates(wanted: &Wanted, env: Env, tool: &str) -> Vec<PathBuf> {
     let mut folders = Vec::new();
-    if let Some(value) = override_of(env) {
+    if let Some(value) = set(env, wanted.variable) {
         // The override is <root>, <root>/lib or <root>/lib/libnvrtc.so.N.
         folders.extend(value.ancestors().take(3).map(|a| a.join("bin")));
         folders.push(value.join("nvidia/cu13/bin"));
     }
     folders.extend(env("PATH").iter().flat_map(std::env::split_paths));
-    folders.extend(toolkits(env).into_iter().chain(wheels(env)).map(|t| t.join("bin")));
+    folders.extend(toolkits(env).into_iter().chain(wheels(wanted, env)).map(|t| t.join("bin")));
     folders.into_iter().map(|f| f.join(tool)).filter(|p| p.is_file()).collect()
 }
 
-fn overridden(value: PathBuf) -> Result<PathBuf, NvrtcError> {
+fn overridden(wanted: &Wanted, value: PathBuf) -> Result<PathBuf, Missing> {
     if value.is_file() {
         return Ok(value);
     }
     let found = if value.is_dir() {
-        if let Some(file) = library_folders(&value).iter().find_map(|f| library_in(f)) {
+        if let Some(file) = library_folders(&value).iter().find_map(|f| library_in(wanted, f)) {
             return Ok(file);
         }
-        "there is no libnvrtc.so in that folder"
+        format!("there is no {} in that folder", wanted.stem)
     } else {
-        "that path does not exist"
+        "that path does not exist".to_owned()
     };
-    Err(NvrtcError::BadOverride { path: value, found: found.to_owned() })
+    Err(Missing::Override { path: value, found })
+}
+
+/// Folders of other libraries of the toolkit that the user pointed at.
+fn beside(wanted: &Wanted, env: Env) -> Vec<PathBuf> {
+    let values = wanted.beside.iter().filter_map(|n| set(env, n));
+    let folders = values.map(|v| if v.is_file() { v.parent().map(Path::to_path_buf).unwrap_or_default() } else { v });
+    folders.flat_map(|f| library_folders(&f)).collect()
 }
 
 /// Folders that may hold the libraries of a toolkit unpacked at `root`, itself included.
@@ -73,8 +63,8 @@ fn toolkits(env: Env) -> Vec<PathBuf> {
     named.chain([PathBuf::from("/usr/local/cuda")]).collect()
 }
 
-/// Roots of NVIDIA wheels: `<site-packages>/nvidia/cu13` and the older `<site-packages>/nvidia/cuda_nvrtc`.
-fn wheels(env: Env) -> Vec<PathBuf> {
+/// Roots of NVIDIA wheels: `<site-packages>/nvidia/cu13` and older ones with a folder for each library.
+fn wheels(wanted: &Wanted, env: Env) -> Vec<PathBuf> {
     let mut prefixes: Vec<PathBuf> = ["VIRTUAL_ENV", "CONDA_PREFIX"].into_iter().filter_map(|n| set(env, n)).collect();
     prefixes.extend(set(env, "HOME").map(|h| h.join(".local")));
     prefixes.extend(["/usr/local", "/usr"].map(PathBuf::from));
@@ -87,18 +77,18 @@ fn wheels(env: Env) -> Vec<PathBuf> {
         for python in pythons {
             for packages in ["site-packages", "dist-packages"] {
                 let nvidia = prefix.join("lib").join(&python).join(packages).join("nvidia");
-                roots.extend(["cu13", "cuda_nvrtc"].map(|w| nvidia.join(w)).into_iter().filter(|w| w.is_dir()));
+                roots.extend(wanted.wheels.iter().map(|w| nvidia.join(w)).filter(|w| w.is_dir()));
             }
         }
     }
     roots
 }
 
-/// The NVRTC with the highest version in one folder.
-fn library_in(folder: &Path) -> Option<PathBuf> {
+/// The copy of the library with the highest version in one folder.
+fn library_in(wanted: &Wanted, folder: &Path) -> Option<PathBuf> {
     let mut names = names_in(folder);
     // This leaves out libnvrtc-builtins, libnvrtc.alt and the static archives.
-    names.retain(|n| n == "libnvrtc.so" || n.starts_with("libnvrtc.so."));
+    names.retain(|n| n.strip_prefix(wanted.stem).is_some_and(|rest| rest.is_empty() || rest.starts_with('.')));
     names.into_iter().max_by_key(|n| numbers(n)).map(|n| folder.join(n)).filter(|p| p.is_file())
 }
 
@@ -110,7 +100,7 @@ fn names_in(folder: &Path) -> Vec<String> {
 }
 
 /// The decimal numbers in a name, in order: `libnvrtc.so.13.0` gives `[13, 0]`.
-pub(super) fn numbers(name: &str) -> Vec<u64> {
+pub(crate) fn numbers(name: &str) -> Vec<u64> {
     name.split(|c: char| !c.is_ascii_digit()).filter_map(|d| d.parse().ok()).collect()
 }
 
@@ -122,6 +112,7 @@ fn set(env: Env, name: &str) -> Option<PathBuf> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::nvrtc::WANTED;
     use std::collections::BTreeMap;
     use std::fs;
 
@@ -132,7 +123,7 @@ mod tests {
 
     fn files(vars: &[(&str, &Path)]) -> Vec<PathBuf> {
         let vars: BTreeMap<_, _> = vars.iter().map(|(n, p)| (n.to_string(), p.as_os_str().to_owned())).collect();
-        let list = candidates(&|n| vars.get(n).cloned()).unwrap();
+        let list = candidates(&WANTED, &|n| vars.get(n).cloned()).unwrap();
         list.into_iter().filter_map(|c| if let Candidate::File(p) = c { Some(p) } else { None }).collect()
     }
 
@@ -172,8 +163,29 @@ mod tests {
         ] {
             touch(&root.path().join(name));
         }
-        assert_eq!(library_in(root.path()), Some(root.path().join("libnvrtc.so.13.0.88")));
-        assert_eq!(library_in(&root.path().join("absent")), None);
+        assert_eq!(library_in(&WANTED, root.path()), Some(root.path().join("libnvrtc.so.13.0.88")));
+        assert_eq!(library_in(&WANTED, &root.path().join("absent")), None);
+    }
+
+    #[test]
+    fn a_library_is_found_beside_another() {
+        let root = tempfile::tempdir().unwrap();
+        let library = root.path().join("lib/libcublasLt.so.13");
+        touch(&library);
+        let nvrtc = root.path().join("lib/libnvrtc.so.13");
+        touch(&nvrtc);
+        let wanted = Wanted {
+            variable: "CUBLASLT",
+            stem: "libcublasLt.so",
+            names: &[],
+            wheels: &[],
+            beside: &["GOSSAMER_NVRTC"],
+        };
+        for value in [root.path().to_path_buf(), root.path().join("lib"), nvrtc] {
+            let env = |n: &str| (n == "GOSSAMER_NVRTC").then(|| value.clone().into());
+            let found = candidates(&wanted, &env).unwrap();
+            assert_eq!(found.first(), Some(&Candidate::File(library.clone())));
+        }
     }
 
     #[test]
@@ -184,7 +196,7 @@ mod tests {
         touch(&root.path().join("lib/libnvrtc.so.13"));
         for value in ["", "lib", "lib/libnvrtc.so.13"] {
             let value = root.path().join(value);
-            let found = tool_candidates(&|n| (n == "GOSSAMER_NVRTC").then(|| value.clone().into()), "nvdisasm");
+            let found = tool_candidates(&WANTED, &|n| (n == "GOSSAMER_NVRTC").then(|| value.clone().into()), "nvdisasm");
             assert_eq!(found.first(), Some(&tool));
         }
     }
