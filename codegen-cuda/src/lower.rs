@@ -76,6 +76,13 @@ pub struct Gemm {
     pub workspace: Arg,
 }
 
+impl Gemm {
+    /// What it is called where kernels have their entry names: `cublaslt_64x128x256` of m, n and k.
+    pub fn name(&self) -> String {
+        format!("cublaslt_{}x{}x{}", self.m, self.n, self.k)
+    }
+}
+
 /// Bytes of [`Gemm::workspace`]: what NVIDIA advises for Hopper. Fixed, because the algorithm that is chosen depends on it.
 pub const GEMM_WORKSPACE: u64 = 32 << 20;
 

@@ -53,6 +53,8 @@ pub struct Doctor {
     pub gpus: Vec<Result<GpuInfo, CudaError>>,
     /// NVRTC, or why there is none.
     pub nvrtc: Result<NvrtcInfo, String>,
+    /// cuBLASLt, or the one-line error of looking for it.
+    pub cublaslt: Result<cuda::CublasLtInfo, CudaError>,
     /// The kernel cache; `None` if there is no folder for it.
     pub cache: Option<CacheInfo>,
     /// Memory and cores of the host.
@@ -92,6 +94,7 @@ impl Doctor {
             driver,
             gpus,
             nvrtc: inputs.nvrtc,
+            cublaslt: cuda::CublasLt::find(),
             cache: inputs.cache_folder.as_deref().map(probe::cache),
             host: probe::host(),
             selftest: None,
@@ -120,6 +123,7 @@ impl Doctor {
         let mut lines = vec![self.driver_line()];
         lines.extend(self.gpus.iter().map(gpu_line));
         lines.push(self.nvrtc_line());
+        lines.push(self.cublaslt_line());
         lines.push(self.cache_line());
         lines.push(ok("host memory", host_text(&self.host)));
         lines.push(ok("CPU", format!("{} cores", self.host.cores)));
@@ -161,6 +165,7 @@ impl Doctor {
             "driver": self.driver.as_ref().ok(),
             "gpus": self.gpus.iter().flatten().map(gpu_json).collect::<Vec<_>>(),
             "nvrtc": self.nvrtc.as_ref().ok(),
+            "cublaslt": self.cublaslt.as_ref().ok(),
             "cache": self.cache,
             "host": self.host,
             "fits": self.fits(),
@@ -191,6 +196,19 @@ impl Doctor {
                 missing("NVRTC", problem.to_owned(), fix.to_owned())
             }
         }
+    }
+
+    /// Never missing: only a rule that is off by default calls it.
+    fn cublaslt_line(&self) -> Line {
+        let text = match &self.cublaslt {
+            Ok(found) => format!("{} at {}, for --enable-rule seed/cublaslt", found.version, found.path.display()),
+            Err(error) => {
+                let problem = error.problem();
+                let problem = problem.strip_prefix("no cuBLASLt: ").unwrap_or(&problem);
+                format!("not needed without --enable-rule seed/cublaslt; {problem}")
+            }
+        };
+        ok("cuBLASLt", text)
     }
 
     fn cache_line(&self) -> Line {
@@ -357,6 +375,7 @@ mod tests {
             driver: Err(CudaError::NoDriver { detail: "libcuda.so.1 was not found".into() }),
             gpus: Vec::new(),
             nvrtc: Err("NVRTC 12 or newer not found; install the wheel".into()),
+            cublaslt: Err(CudaError::NoCublasLt { detail: "version 12 or newer not found".into() }),
             cache: None,
             host: HostInfo { memory_total: Some(24 << 30), memory_available: Some(20 << 30), cores: 2 },
             selftest: None,
@@ -472,6 +491,17 @@ Models run on the CPU here; the lines marked missing say what a GPU would need.
         assert_eq!(text, "kernels: 41 kernels, 3.0 MiB, cannot be written: Read-only file system");
         doctor.cache = Some(CacheInfo { problem: None, disk_free: Some(1 << 20), ..cache });
         assert!(line(&doctor, "kernel cache").text.ends_with("only 1.0 MiB left on its disk"));
+    }
+
+    #[test]
+    fn a_library_that_few_need_is_not_missing() {
+        let mut doctor = bare();
+        let found = line(&doctor, "cuBLASLt");
+        assert_eq!((found.status, found.fix), (Status::Ok, None));
+        assert!(found.text.ends_with("seed/cublaslt; version 12 or newer not found"), "{}", found.text);
+        doctor.cublaslt = Ok(cuda::CublasLtInfo { version: "13.0.0".into(), path: "lib/libcublasLt.so.13".into() });
+        assert!(line(&doctor, "cuBLASLt").text.starts_with("13.0.0 at lib/libcublasLt.so.13, "));
+        assert_eq!(doctor.to_json()["cublaslt"]["version"], "13.0.0");
     }
 
     #[test]

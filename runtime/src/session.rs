@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 use std::sync::Arc;
 
+use gossamer_ir::LayoutName;
 use gossamer_ir::interp::Rounding;
 use gossamer_passes::manager::Pass;
 use gossamer_passes::{Options, manager};
@@ -13,7 +14,7 @@ use gossamer_models::step::Head;
 use gossamer_passes::bucket::StepSize;
 
 use crate::checkpoint::{CheckpointError, ModelRef, WeightSource, resolve};
-use crate::cuda::{CudaError, Device, Driver};
+use crate::cuda::{CublasLt, CudaError, Device, Driver};
 use crate::engine::{Engine, EngineError, EngineOptions};
 use crate::exec::cpu::CpuExecutor;
 use crate::exec::cuda::{CudaExecutor, CudaOptions, Observer};
@@ -54,6 +55,8 @@ pub struct SessionOptions {
     pub fuse: Option<bool>,
     /// Rewrite rules to do without, by name.
     pub disabled_rules: Vec<String>,
+    /// Rewrite rules to apply although they are off, by name.
+    pub enabled_rules: Vec<String>,
     /// Head that the memory plan counts with.
     pub head: Head,
     /// Numerics of the CPU executor.
@@ -75,6 +78,7 @@ impl SessionOptions {
             passes: manager::default_pipeline(),
             fuse: None,
             disabled_rules: vec![],
+            enabled_rules: vec![],
             head: Head::Sample,
             rounding: Rounding::Exact,
             tokenizer: None,
@@ -177,9 +181,13 @@ pub fn open_with(options: &SessionOptions, hooks: &Hooks) -> Result<Session, Ses
     }
     let source: Arc<dyn WeightSource> = Arc::new(weights);
     let engine = match gpu(options.device, &mut notes)? {
-        Some(device) => cuda_engine(options, hooks, config, source, device)?,
+        Some(device) => {
+            let mut passes = pass_options(options, Some(MXFP4_LAYOUT.into()));
+            leave_out_library(&mut passes, &mut notes);
+            cuda_engine(options, hooks, config, source, device, passes)?
+        }
         None => {
-            let passes = Options { disabled_rules: options.disabled_rules.clone(), ..Options::default() };
+            let passes = pass_options(options, None);
             let limits = limits(options, &config, CPU_CONTEXT, CPU_CHUNK, passes, options.fuse.unwrap_or(false));
             let (rounding, observer) = (options.rounding, hooks.load.clone());
             Engine::new(config, limits, |states| {
@@ -232,6 +240,23 @@ fn limits(
     }
 }
 
+/// What the passes are told by the user.
+fn pass_options(o: &SessionOptions, mxfp4_layout: Option<LayoutName>) -> Options {
+    let (disabled_rules, enabled_rules) = (o.disabled_rules.clone(), o.enabled_rules.clone());
+    Options { mxfp4_layout, disabled_rules, enabled_rules, ..Options::default() }
+}
+
+/// Leaves the rule out whose kernels need cuBLASLt, where there is none.
+fn leave_out_library(passes: &mut Options, notes: &mut Vec<String>) {
+    const RULE: &str = "seed/cublaslt";
+    if passes.enabled_rules.iter().any(|r| r == RULE)
+        && let Err(e) = CublasLt::find()
+    {
+        passes.enabled_rules.retain(|r| r != RULE);
+        notes.push(format!("rule {RULE} stays off: {e}"));
+    }
+}
+
 /// An engine on a GPU, with the context cut to what fits unless one was asked for.
 fn cuda_engine(
     options: &SessionOptions,
@@ -239,9 +264,8 @@ fn cuda_engine(
     config: ModelConfig,
     source: Arc<dyn WeightSource>,
     device: Device,
+    passes: Options,
 ) -> Result<Engine, SessionError> {
-    let disabled_rules = options.disabled_rules.clone();
-    let passes = Options { mxfp4_layout: Some(MXFP4_LAYOUT.into()), disabled_rules, ..Options::default() };
     let mut limits = limits(options, &config, usize::MAX, GPU_CHUNK, passes, options.fuse.unwrap_or(true));
     let plan = memory_plan(&config, &limits, options.head, &device)?;
     let plan = match (plan.missing > 0, options.context, plan.fits_context) {

@@ -195,5 +195,5 @@ fn few(cx: &Cx, fill: impl Fn(Text) -> Text, few: Few) -> Result<Lowered, LowerE
     launch.dependent = true;
     launch.shared = ((2 * 8 * heads * (kv.dim + 4) * 4).max(16 * part) + (MAX_FEW + 4) * 4) as u32;
     let scratch = vec![(works.min(PARTS) * part) as u64];
-    Ok(Lowered { launches: vec![launch], scratch, counters: 2 * PARTS as u32 })
+    Ok(Lowered { launches: vec![launch], scratch, counters: 2 * PARTS as u32, ..Lowered::default() })
 }

@@ -96,6 +96,9 @@ pub struct ModelArgs {
     /// Do without this rewrite rule; repeatable (names: opt --list-rules)
     #[arg(long = "disable-rule", value_name = "NAME")]
     pub disabled_rules: Vec<String>,
+    /// Apply this rewrite rule although it is off; repeatable (names and reasons: opt --list-rules)
+    #[arg(long = "enable-rule", value_name = "NAME")]
+    pub enabled_rules: Vec<String>,
     /// Numerics on the CPU
     #[arg(long, value_enum, default_value = "f32")]
     pub numerics: NumericsArg,
@@ -120,7 +123,8 @@ impl ModelArgs {
             context: self.context,
             chunk: self.prefill_chunk,
             passes: pipeline::passes(&self.passes)?,
-            disabled_rules: pipeline::disabled_rules(&self.disabled_rules)?,
+            disabled_rules: pipeline::rules(&self.disabled_rules)?,
+            enabled_rules: pipeline::rules(&self.enabled_rules)?,
             rounding: match self.numerics {
                 NumericsArg::F32 => Rounding::Exact,
                 NumericsArg::Bf16 => Rounding::Typed,
@@ -327,6 +331,9 @@ pub struct PipelineArgs {
     /// Do without this rewrite rule; repeatable (names: opt --list-rules)
     #[arg(long = "disable-rule", value_name = "NAME")]
     pub disabled_rules: Vec<String>,
+    /// Apply this rewrite rule although it is off; repeatable (names and reasons: opt --list-rules)
+    #[arg(long = "enable-rule", value_name = "NAME")]
+    pub enabled_rules: Vec<String>,
     /// Write one file a pass and trace.json into this folder
     #[arg(long, value_name = "DIR")]
     pub dump_dir: Option<PathBuf>,
@@ -412,6 +419,9 @@ pub struct DiffArgs {
     /// Do without this rewrite rule in B; repeatable
     #[arg(long = "disable-rule", value_name = "NAME")]
     pub disabled_rules: Vec<String>,
+    /// Apply this rewrite rule in B although it is off; repeatable
+    #[arg(long = "enable-rule", value_name = "NAME")]
+    pub enabled_rules: Vec<String>,
     /// Format
     #[arg(long, value_enum, default_value = "text")]
     pub format: DiffFormatArg,
@@ -464,6 +474,9 @@ pub struct ExplainArgs {
     /// Do without this rewrite rule; repeatable (names: opt --list-rules)
     #[arg(long = "disable-rule", value_name = "NAME")]
     pub disabled_rules: Vec<String>,
+    /// Apply this rewrite rule although it is off; repeatable (names and reasons: opt --list-rules)
+    #[arg(long = "enable-rule", value_name = "NAME")]
+    pub enabled_rules: Vec<String>,
     /// What the step returns
     #[arg(long, value_enum, default_value = "sample")]
     pub head: HeadArg,

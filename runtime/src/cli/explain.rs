@@ -15,7 +15,8 @@ use crate::session::{GPU_CHUNK, PAGE};
 
 pub fn explain(args: &ExplainArgs) -> Result<(), Failure> {
     let passes = pipeline::passes(&args.passes)?;
-    let disabled_rules = pipeline::disabled_rules(&args.disabled_rules)?;
+    let disabled_rules = pipeline::rules(&args.disabled_rules)?;
+    let enabled_rules = pipeline::rules(&args.enabled_rules)?;
     let measured = args.measure.then(|| super::measure::step(args)).transpose()?;
     let (module, layout) = module(args)?;
     let (name, sizes) = match (&args.bucket, &args.sizes) {
@@ -38,7 +39,7 @@ pub fn explain(args: &ExplainArgs) -> Result<(), Failure> {
         None => Machine::default(),
     };
     let mxfp4_layout = layout.map(Into::into);
-    let options = Options { mxfp4_layout, sizes, machine, disabled_rules, ..Options::default() };
+    let options = Options { mxfp4_layout, sizes, machine, disabled_rules, enabled_rules, ..Options::default() };
     let request = Request { name: &args.model, bucket: &name, entry: &entry, passes: &passes, options: &options };
     let mut e = match explain::explain(module, &request) {
         Err(engine::EngineError::Pass(e)) => return Err(pipeline::shown(&args.model, e)),

@@ -40,7 +40,8 @@ pub fn step(args: &ExplainArgs) -> Result<Profile, Failure> {
         chunk: Some(tokens.max(crate::session::GPU_CHUNK).min(args.context * seqs)),
         max_seqs: seqs,
         passes: pipeline::passes(&args.passes)?,
-        disabled_rules: pipeline::disabled_rules(&args.disabled_rules)?,
+        disabled_rules: pipeline::rules(&args.disabled_rules)?,
+        enabled_rules: pipeline::rules(&args.enabled_rules)?,
         ..SessionOptions::new(&args.model)
     };
     let mut session = super::system::open(&options)?;

@@ -42,17 +42,18 @@ pub fn diff(args: &DiffArgs) -> Result<(), Failure> {
     if d.is_empty() { Ok(()) } else { Err(Failure::Reported) }
 }
 
-/// Side 0 or 1 of a comparison. An option that is given once holds for both sides; rules are left out on the second only.
+/// Side 0 or 1 of a comparison. An option that is given once holds for both sides; rules are left out and added on the second only.
 fn side(args: &DiffArgs, name: &str, index: usize) -> Result<Module, Failure> {
     let of = |given: &[String]| given.get(index).or(given.last()).cloned();
     // Text is compared as it is; a model as it would run.
     let list = of(&args.passes).unwrap_or_else(|| if pipeline::is_text(name) { "none" } else { "default" }.into());
     let passes = pipeline::passes(&list)?;
     let module = pipeline::load(name, args.head)?;
-    let disabled_rules = if index == 1 { args.disabled_rules.clone() } else { vec![] };
+    let rules = |names: &[String]| if index == 1 { names.to_vec() } else { vec![] };
     let pipeline = PipelineArgs {
         bucket: of(&args.bucket),
-        disabled_rules,
+        disabled_rules: rules(&args.disabled_rules),
+        enabled_rules: rules(&args.enabled_rules),
         gpu_layouts: args.gpu_layouts,
         ..PipelineArgs::default()
     };

@@ -71,7 +71,7 @@ pub fn passes(text: &str) -> Result<Vec<Pass>, Failure> {
 }
 
 /// Rules by name; unknown ones are wrong usage.
-pub fn disabled_rules(names: &[String]) -> Result<Vec<String>, Failure> {
+pub fn rules(names: &[String]) -> Result<Vec<String>, Failure> {
     rule::check_names(names).map_err(usage)?;
     Ok(names.to_vec())
 }
@@ -101,7 +101,8 @@ pub fn options(name: &str, module: &Module, args: &PipelineArgs) -> Result<Optio
     Ok(Options {
         mxfp4_layout: args.gpu_layouts.then(|| crate::exec::MXFP4_LAYOUT.into()),
         sizes: sizes(module, bucket, args.sizes.as_deref())?,
-        disabled_rules: disabled_rules(&args.disabled_rules)?,
+        disabled_rules: rules(&args.disabled_rules)?,
+        enabled_rules: rules(&args.enabled_rules)?,
         ..Options::default()
     })
 }

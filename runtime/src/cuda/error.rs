@@ -174,6 +174,22 @@ pub enum CudaError {
         /// How many allocation and free nodes.
         nodes: usize,
     },
+    /// cuBLASLt was not found.
+    #[error("no cuBLASLt: {detail}; {}", FIX_NO_CUBLASLT)]
+    NoCublasLt {
+        /// Where it was looked for, or why a copy was not used.
+        detail: String,
+    },
+    /// A call of cuBLASLt failed.
+    #[error("{call} failed while {what}: {status}; {}", FIX_CUBLASLT)]
+    CublasLt {
+        /// The entry point.
+        call: &'static str,
+        /// The library's name of the result.
+        status: String,
+        /// What was being done.
+        what: String,
+    },
     /// A file could not be written.
     #[error("cannot write {path}: {problem}; {}", FIX_FILE)]
     File {
@@ -198,6 +214,8 @@ impl CudaError {
             Self::Driver { code, .. } => fix_for_code(*code),
             Self::Poisoned { .. } => FIX_POISONED,
             Self::BadModule { .. } | Self::NoSuchFunction { .. } => FIX_MODULE,
+            Self::NoCublasLt { .. } => FIX_NO_CUBLASLT,
+            Self::CublasLt { .. } => FIX_CUBLASLT,
             Self::File { .. } => FIX_FILE,
             Self::OutOfBounds { .. }
             | Self::Misaligned { .. }
@@ -241,6 +259,8 @@ const FIX_HOST_MEMORY: &str = "free host memory, or raise the limit on locked me
 const FIX_POISONED: &str = "restart the process, and report it with the first failure if it happens again";
 const FIX_MODULE: &str = "clear the kernel cache and compile again";
 const FIX_FILE: &str = "choose a path that can be written";
+const FIX_NO_CUBLASLT: &str = "install the Python wheel nvidia-cublas (13.0), or set GOSSAMER_CUBLASLT to the folder of libcublasLt.so.13";
+const FIX_CUBLASLT: &str = "do without --enable-rule seed/cublaslt, and report this line";
 const FIX_INTERNAL: &str = "this is a bug in Gossamer, please report it";
 const FIX_BUSY: &str = "another process holds the GPU exclusively: stop it or wait";
 const FIX_RETRY: &str = "run gossamer doctor, and report this line if it finds nothing";
@@ -337,6 +357,12 @@ mod tests {
     fn samples() -> Vec<CudaError> {
         vec![
             CudaError::NoDriver { detail: "libcuda.so.1 was not found".into() },
+            CudaError::NoCublasLt { detail: "GOSSAMER_CUBLASLT=/x: that path does not exist".into() },
+            CudaError::CublasLt {
+                call: "cublasLtMatmul",
+                status: "CUBLAS_STATUS_NOT_SUPPORTED".into(),
+                what: "launching a matmul of 64x128x256".into(),
+            },
             CudaError::OldDriver { found: "CUDA 12.8".into() },
             CudaError::NoDevice { detail: "the driver lists 0 devices".into() },
             CudaError::NoSuchDevice { asked: 3, count: 1 },

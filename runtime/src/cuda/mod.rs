@@ -1,7 +1,7 @@
 //! A thin launch layer over the CUDA driver.
 //!
 //! Owns: finding the driver, devices and their primary contexts, device and pinned host memory, modules and functions,
-//! streams, events, launches and CUDA graphs. Must not know: models, plans, kernel sources, checkpoints or NVRTC; it takes
+//! streams, events, launches, CUDA graphs and the one library that is called ([`CublasLt`]). Must not know: models, plans, kernel sources, checkpoints or NVRTC; it takes
 //! cubins as bytes and launches what it is told to.
 //!
 //! Rules that hold everywhere here:
@@ -18,6 +18,7 @@
 //! from one thread at a time.
 
 mod capture;
+mod cublaslt;
 mod driver;
 mod error;
 mod event;
@@ -30,6 +31,7 @@ mod selftest;
 mod stream;
 mod symbols;
 
+pub use cublaslt::{CublasLt, CublasLtInfo, Element, Gemm, GemmShape};
 pub use driver::{
     ComputeCapability, CudaVersion, Device, DeviceProps, Driver, DriverVersion, MemoryInfo, NEEDED_CAPABILITY,
     NEEDED_CUDA, NEEDED_DRIVER,

@@ -1,7 +1,8 @@
 //! The CUDA executor: weights and state on one GPU, each plan a CUDA graph that is replayed every step.
 //!
 //! - Weights are loaded when the first plan needs them and shared by all plans ([`resident`]).
-//! - Every op of a plan becomes one kernel or a few ([`bind`]); their text is compiled once and cached on disk ([`kernels`]).
+//! - Every op of a plan becomes one kernel or a few ([`bind`]), or a call of a library ([`library`]); the text of kernels is compiled once and cached
+//!   on disk ([`kernels`]).
 //! - A step is one graph: one copy of all inputs to the GPU, the kernels in plan order, the copies of the results back. Nothing else is launched.
 //! - All plans share one workspace ([`workspace`]); when a larger plan makes it move, graphs are captured again before they next run.
 //!
@@ -14,6 +15,7 @@ pub mod bind;
 pub mod block;
 pub mod convert;
 pub mod kernels;
+pub mod library;
 mod loader;
 pub mod profile;
 pub mod resident;
@@ -29,19 +31,20 @@ use std::sync::Arc;
 
 use gossamer_codegen_cuda::cache::CacheStats;
 use gossamer_codegen_cuda::lower::{KernelSource, MAX_COUNTERS, Part};
-use gossamer_ir::{LayoutName, Type, Value};
+use gossamer_ir::{LayoutName, OpId, Type, Value};
 use gossamer_passes::Plan;
 
 use self::bind::{Address, BoundArg, BoundLaunch, Homes, Region, kernel_error};
 use self::block::Block;
 use self::kernels::Kernels;
+use self::library::{BoundGemm, Gemms};
 use self::loader::Uploader;
 use self::resident::{Loader, Resident, Residents};
 use self::state::States;
 use self::workspace::{Needs, Workspace};
 use super::{ExecError, Executor, HostData, Inputs, PlanId, Profile, StateSpec};
 use crate::checkpoint::WeightSource;
-use crate::cuda::{ArgList, Device, DeviceBuffer, DeviceSlice, Function, GraphExec, LaunchConfig, POISON_BYTE, Stream};
+use crate::cuda::{ArgList, Device, DeviceBuffer, DeviceSlice, Function, Gemm, GraphExec, LaunchConfig, POISON_BYTE, Stream};
 
 /// Something that takes time while a plan is prepared; for a progress bar.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -104,6 +107,7 @@ pub struct CudaExecutor {
     // In this order for dropping: graphs before the kernels and memory they use. `Drop` waits for the stream first.
     plans: Vec<Prepared>,
     kernels: Kernels,
+    gemms: Gemms,
     workspace: Workspace,
     residents: Residents<Arc<DeviceBuffer>>,
     states: States,
@@ -123,7 +127,7 @@ struct Prepared {
     outputs: Block,
     /// Where each result is, in the order of `outputs`.
     results: Vec<Source>,
-    launches: Vec<Launch>,
+    calls: Vec<Call>,
     /// The graph, and the workspace's generation when it was captured.
     graph: Option<(u64, GraphExec)>,
 }
@@ -132,6 +136,36 @@ struct Prepared {
 enum Source {
     Workspace(Address),
     Resident(Arc<DeviceBuffer>),
+}
+
+/// What a step enqueues between the copies of inputs and results.
+enum Call {
+    Kernel(Launch),
+    Library(BoundGemm, Arc<Gemm>),
+}
+
+impl Call {
+    /// The op it belongs to.
+    fn op(&self) -> OpId {
+        match self {
+            Call::Kernel(launch) => launch.bound.op,
+            Call::Library(bound, _) => bound.op,
+        }
+    }
+
+    /// Entry name of the kernel, or what stands for it.
+    fn name(&self) -> String {
+        match self {
+            Call::Kernel(launch) => launch.bound.kernel.entry.clone(),
+            Call::Library(bound, _) => bound.name.clone(),
+        }
+    }
+}
+
+/// A call before its kernel or algorithm is known.
+enum Bound {
+    Kernel(BoundLaunch),
+    Library(BoundGemm),
 }
 
 /// A launch with its loaded kernel.
@@ -162,6 +196,7 @@ impl CudaExecutor {
         Ok(CudaExecutor {
             plans: Vec::new(),
             kernels,
+            gemms: Gemms::default(),
             workspace,
             residents,
             states,
@@ -227,7 +262,7 @@ impl CudaExecutor {
             // SAFETY: the graph is of this generation of the workspace; weights, state and workspace live as long as `self`, and nothing
             // else runs on the stream until it has been waited for below.
             Some((_, graph)) => unsafe { graph.launch(&self.stream)? },
-            None => self.enqueue(p, &mut |launch| self.checked(p, launch))?,
+            None => self.enqueue(p, &mut |call| self.checked(p, call))?,
         }
         Ok(self.stream.synchronize()?)
     }
@@ -241,6 +276,12 @@ impl CudaExecutor {
         if self.options.eager || p.graph.as_ref().is_some_and(|g| g.0 == generation) {
             return Ok(());
         }
+        // A library loads its kernels at their first launch, which a capture refuses. This one writes what the step writes anyway.
+        for call in &p.calls {
+            if let Call::Library(..) = call {
+                self.enqueue_call(call)?;
+            }
+        }
         let (graph, ()) = self.stream.capture(|| self.enqueue(p, &mut |_| Ok(())))?;
         let exec = graph.instantiate()?;
         exec.upload(&self.stream)?;
@@ -249,8 +290,8 @@ impl CudaExecutor {
         Ok(())
     }
 
-    /// Enqueues a step. `after` sees each launch when it is enqueued.
-    fn enqueue(&self, p: &Prepared, after: &mut dyn FnMut(&Launch) -> Result<(), ExecError>) -> Result<(), ExecError> {
+    /// Enqueues a step. `after` sees each call when it is enqueued.
+    fn enqueue(&self, p: &Prepared, after: &mut dyn FnMut(&Call) -> Result<(), ExecError>) -> Result<(), ExecError> {
         self.enqueue_inputs(p)?;
         self.enqueue_kernels(p, after)?;
         self.enqueue_results(p)
@@ -267,15 +308,26 @@ impl CudaExecutor {
     fn enqueue_kernels(
         &self,
         p: &Prepared,
-        after: &mut dyn FnMut(&Launch) -> Result<(), ExecError>,
+        after: &mut dyn FnMut(&Call) -> Result<(), ExecError>,
     ) -> Result<(), ExecError> {
-        p.launches.iter().try_for_each(|launch| {
-            let args = self.arguments(&launch.bound.args);
-            // SAFETY: every pointer is to this executor's weights, state or workspace of this generation, which outlive the step; the
-            // buffer plan keeps values that are alive apart, and kernels stay within their operands by the contract of `lower`.
-            unsafe { launch.function.launch(&self.stream, &launch.config, &args)? };
-            after(launch)
+        p.calls.iter().try_for_each(|call| {
+            self.enqueue_call(call)?;
+            after(call)
         })
+    }
+
+    fn enqueue_call(&self, call: &Call) -> Result<(), ExecError> {
+        // SAFETY: every pointer is to this executor's weights, state or workspace of this generation, which outlive the step; the buffer plan keeps
+        // values that are alive apart and at multiples of 256 bytes, and kernels and library stay within their operands by the contract of `lower`.
+        match call {
+            Call::Kernel(launch) => unsafe {
+                launch.function.launch(&self.stream, &launch.config, &self.arguments(&launch.bound.args))?;
+            },
+            Call::Library(bound, gemm) => unsafe {
+                gemm.launch(&self.stream, bound.places.map(|a| self.workspace.resolve(a)))?;
+            },
+        }
+        Ok(())
     }
 
     fn enqueue_results(&self, p: &Prepared) -> Result<(), ExecError> {
@@ -311,11 +363,11 @@ impl CudaExecutor {
         })
     }
 
-    /// Waits for a launch and, if it failed, says which op it was.
-    fn checked(&self, p: &Prepared, launch: &Launch) -> Result<(), ExecError> {
+    /// Waits for a call and, if it failed, says which op it was.
+    fn checked(&self, p: &Prepared, call: &Call) -> Result<(), ExecError> {
         self.stream.synchronize().map_err(|e| {
-            let op = bind::op_label(&p.plan, launch.bound.op);
-            kernel_error(format!("{op}, kernel {}: {e}", launch.bound.kernel.entry))
+            let op = bind::op_label(&p.plan, call.op());
+            kernel_error(format!("{op}, kernel {}: {e}", call.name()))
         })
     }
 
@@ -377,6 +429,16 @@ impl CudaExecutor {
         Ok(out)
     }
 
+    /// A launch with its kernel, which was loaded before.
+    fn kernel(&self, bound: BoundLaunch) -> Result<Call, ExecError> {
+        let function = self.kernels.get(&bound.kernel).cloned().ok_or_else(|| {
+            kernel_error(format!("kernel {} was not loaded; please report it", bound.kernel.entry))
+        })?;
+        let block = [bound.block, 1, 1];
+        let config = LaunchConfig { grid: bound.grid, block, shared: bound.shared, cluster: None, pdl: bound.dependent };
+        Ok(Call::Kernel(Launch { bound, function, config }))
+    }
+
     fn load_weights(&mut self, plan: &Plan) -> Result<(), ExecError> {
         let options = self.options.clone();
         let device = &self.device;
@@ -406,32 +468,34 @@ impl Executor for CudaExecutor {
         for id in &plan.steps {
             let lowered = bind::lower_step(&plan, *id, &layouts)?;
             scratch = scratch.max(bind::scratch_bytes(&lowered));
-            bound.extend(bind::bind_step(&plan, *id, &lowered, &homes)?);
+            bound.extend(bind::bind_step(&plan, *id, &lowered, &homes)?.into_iter().map(Bound::Kernel));
+            bound.extend(library::bind_gemm(&plan, *id, &lowered, &homes)?.map(Bound::Library));
         }
         let mut needed: BTreeMap<Arc<KernelSource>, u32> = BTreeMap::new();
-        for launch in &bound {
+        for bound in &bound {
+            let Bound::Kernel(launch) = bound else { continue };
             let shared = needed.entry(launch.kernel.clone()).or_default();
             *shared = launch.shared.max(*shared);
         }
         let options = &self.options;
         self.kernels
             .load(&self.device, &needed, &|done, total, next| options.tell(LoadEvent::Kernels { done, total, next }))?;
-        let mut launches = Vec::with_capacity(bound.len());
+        let mut calls = Vec::with_capacity(bound.len());
         for bound in bound {
-            let function = self.kernels.get(&bound.kernel).cloned().ok_or_else(|| {
-                kernel_error(format!("kernel {} was not loaded; please report it", bound.kernel.entry))
-            })?;
-            let block = [bound.block, 1, 1];
-            let config =
-                LaunchConfig { grid: bound.grid, block, shared: bound.shared, cluster: None, pdl: bound.dependent };
-            launches.push(Launch { bound, function, config });
+            calls.push(match bound {
+                Bound::Kernel(launch) => self.kernel(launch)?,
+                Bound::Library(gemm) => {
+                    let chosen = self.gemms.get(&self.device, gemm.shape)?;
+                    Call::Library(gemm, chosen)
+                }
+            });
         }
         let results = self.results(&plan, &homes, &residents)?;
         let needs = Needs::with_scratch(&plan, scratch)?;
         let (inputs, _) = block::inputs(&plan)?;
         let outputs = block::outputs(&plan)?;
         let id = PlanId(self.plans.len());
-        self.plans.push(Prepared { plan, needs, inputs, outputs, results, launches, graph: None });
+        self.plans.push(Prepared { plan, needs, inputs, outputs, results, calls, graph: None });
         // Here, not at the first step, so that a workspace that does not fit is an error of preparing.
         if let Err(e) = self.ready(id) {
             self.plans.pop();

@@ -98,14 +98,16 @@ impl Kernels<'_> {
     fn add(&mut self, id: OpId) -> Result<(), EngineError> {
         let op = self.plan.func.graph.op(id);
         let lowered = lower_step(self.plan, id, &BTreeMap::new())?;
-        if lowered.launches.is_empty() {
+        if lowered.count() == 0 {
             return Ok(());
         }
         let scratch = scratch_bytes(&lowered);
         self.out.scratch = self.out.scratch.max(scratch);
         let value = op.names.first().map_or(String::new(), |n| n.to_string());
         let first = self.out.launches.len();
-        let card = self.card(id, &lowered.launches.iter().map(|l| &*l.kernel.entry).collect::<Vec<_>>());
+        let call = lowered.library.as_ref().map(|gemm| gemm.name());
+        let entries: Vec<&str> = lowered.launches.iter().map(|l| &*l.kernel.entry).chain(call.as_deref()).collect();
+        let card = self.card(id, &entries);
         for (part, l) in lowered.launches.iter().enumerate() {
             let source = || Generated { text: l.kernel.text.clone(), resources: None };
             self.out.sources.entry(l.kernel.entry.clone()).or_insert_with(source);
@@ -120,6 +122,22 @@ impl Kernels<'_> {
                 shared: l.shared,
                 scratch,
                 measured_us: None,
+            });
+        }
+        if let Some(entry) = call {
+            let (scope, value) = (scope(&value), value.clone());
+            let (grid, block, shared, measured_us) = ([0; 3], 0, 0, None);
+            self.out.launches.push(LaunchEntry {
+                card,
+                part: 0,
+                entry,
+                scope,
+                value,
+                grid,
+                block,
+                shared,
+                scratch,
+                measured_us,
             });
         }
         let card = &mut self.out.cards[card];

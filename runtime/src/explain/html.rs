@@ -285,6 +285,11 @@ fn card(out: &mut String, e: &Explanation, index: usize, c: &Card) {
         let source = e.sources.get(&l.entry);
         let [x, y, z] = l.grid;
         let _ = write!(out, "<h3>Launch</h3><dl class=\"terms\"><dt>entry</dt><dd>{}</dd>", escape(&l.entry));
+        if l.is_library_call() {
+            let _ = write!(out, "<dt>scratch</dt><dd>{} bytes</dd></dl>", l.scratch);
+            out.push_str("<p>A call of NVIDIA's cuBLASLt, which launches kernels of its own.</p>");
+            continue;
+        }
         let _ = write!(out, "<dt>grid</dt><dd>{x} \u{d7} {y} \u{d7} {z} blocks of {} threads</dd>", l.block);
         let _ = write!(out, "<dt>shared memory</dt><dd>{} bytes dynamic", l.shared);
         match source.and_then(|s| s.resources) {

@@ -126,15 +126,15 @@ pub struct LaunchEntry {
     pub card: usize,
     /// Which launch of its kernel this is, from 0. The prediction belongs to the first.
     pub part: usize,
-    /// Entry name in the CUDA text.
+    /// Entry name in the CUDA text, or the name of a library call.
     pub entry: String,
     /// First value that the op makes, `l3.q`.
     pub value: String,
     /// The scope the op was inlined from, `l3`.
     pub scope: Option<String>,
-    /// Blocks.
+    /// Blocks; 0 of a library call, which has no kernel of ours.
     pub grid: [u32; 3],
-    /// Threads of a block.
+    /// Threads of a block; 0 of a library call.
     pub block: u32,
     /// Bytes of dynamic shared memory of a block.
     pub shared: u32,
@@ -142,6 +142,13 @@ pub struct LaunchEntry {
     pub scratch: u64,
     /// Median time by itself, in microseconds.
     pub measured_us: Option<f64>,
+}
+
+impl LaunchEntry {
+    /// True if a library is called instead of a kernel.
+    pub fn is_library_call(&self) -> bool {
+        self.block == 0
+    }
 }
 
 /// A generated source.

@@ -170,6 +170,11 @@ fn card(e: &Explanation, launch: usize) -> String {
     }
     out.push_str("\nlaunch\n");
     let _ = writeln!(out, "  {:<22} {}", "entry", l.entry);
+    if l.is_library_call() {
+        let _ = writeln!(out, "  {:<22} {} bytes", "scratch", l.scratch);
+        out.push_str("  a call of NVIDIA's cuBLASLt, which launches kernels of its own\n");
+        return out;
+    }
     let [x, y, z] = l.grid;
     let _ = writeln!(out, "  {:<22} {x} x {y} x {z} blocks of {} threads", "grid", l.block);
     let _ = writeln!(out, "  {:<22} {} bytes", "dynamic shared memory", l.shared);

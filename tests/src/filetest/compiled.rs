@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use gossamer_codegen_cuda::lower::{Launch, OpInstance, lower};
+use gossamer_codegen_cuda::lower::{Lowered, OpInstance, lower};
 use gossamer_ir::{Bindings, Class, Func, Module, OpId, OpKind, Type, verify};
 use gossamer_passes::cost::Machine;
 use gossamer_passes::{Options, compile, manager};
@@ -17,10 +17,12 @@ pub(super) struct Settings {
     pub sizes: Bindings,
     /// Layout that MXFP4 weights get.
     pub layout: Option<String>,
+    /// Rules that are applied although they are off.
+    pub rules: Vec<String>,
 }
 
 impl Settings {
-    /// Takes a line `T = 4, layout = mx64`; what only other modes read is passed over.
+    /// Takes a line `T = 4, layout = mx64, enable = seed/cublaslt`; what only other modes read is passed over.
     pub fn set(&mut self, text: &str) -> Result<(), String> {
         let mut depth = 0i32;
         let outer = |c: char| {
@@ -33,6 +35,7 @@ impl Settings {
             };
             match (name, value.parse::<i64>()) {
                 ("layout", _) => self.layout = Some(value.to_string()),
+                ("enable", _) => self.rules.push(value.to_string()),
                 (name, Ok(n)) if !name.starts_with('@') => drop(self.sizes.insert(name.into(), n)),
                 ("rounding", _) => {}
                 (name, _) if name.starts_with('@') => {}
@@ -69,6 +72,7 @@ pub(super) fn compiled(
         mxfp4_layout: settings.layout.as_deref().map(Into::into),
         sizes,
         machine: Machine::default(),
+        enabled_rules: settings.rules.clone(),
         ..Options::default()
     };
     let (module, _) = compile(module, &passes, &options).map_err(|e| fail(e.to_string()))?;
@@ -100,13 +104,13 @@ pub(super) fn steps(f: &Func) -> (Vec<OpId>, Vec<OpId>) {
     (at_load, run)
 }
 
-/// The launches of one op.
-pub(super) fn launches(module: &Module, f: &Func, id: OpId, sizes: &Bindings) -> Result<Vec<Launch>, String> {
+/// What runs one op.
+pub(super) fn lowered(module: &Module, f: &Func, id: OpId, sizes: &Bindings) -> Result<Lowered, String> {
     let op = f.graph.op(id);
     let operands: Vec<Type> = op.operands.iter().map(|v| f.graph.ty(*v).clone()).collect();
     let instance = OpInstance { op, operands: &operands, module, sizes, early: &[] };
     let name = op.names.first().map_or("", |n| n);
-    lower(&instance).map(|l| l.launches).map_err(|e| format!("%{name}: {e}"))
+    lower(&instance).map_err(|e| format!("%{name}: {e}"))
 }
 
 #[cfg(test)]

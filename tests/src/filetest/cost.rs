@@ -23,7 +23,7 @@ use gossamer_runtime::exec::cuda::bind::lower_step;
 use gossamer_runtime::exec::cuda::workspace::Needs;
 use gossamer_runtime::explain;
 
-use super::compiled::{Settings, compiled, launches, steps};
+use super::compiled::{Settings, compiled, lowered, steps};
 use super::modes::Stop;
 use super::{Directive, Failure, Kind, Source};
 
@@ -82,7 +82,7 @@ fn check(d: &Directive, module: &Module, options: &Options) -> Result<(), String
         Some(name) => {
             let f = module.func(name).ok_or_else(|| format!("there is no function @{name} after the passes"))?;
             let (fixed, run) = steps(f);
-            let count = |id| Ok(launches(module, f, id, &options.sizes)?.len());
+            let count = |id| Ok(lowered(module, f, id, &options.sizes)?.count());
             of_ops(module, f, &run, &fixed, &count, options)?
         }
         None => {
@@ -127,7 +127,7 @@ fn of_plan(p: &Plan, options: &Options) -> Result<Figures, String> {
     let weights = p.func.graph.ids().into_iter().filter(|id| p.func.graph.op(*id).kind == OpKind::Weight);
     let fixed: Vec<OpId> = weights.chain(p.load.iter().copied()).collect();
     let layouts = BTreeMap::new();
-    let count = |id| Ok(lower_step(p, id, &layouts).map_err(|e| e.to_string())?.launches.len());
+    let count = |id| Ok(lower_step(p, id, &layouts).map_err(|e| e.to_string())?.count());
     let figures = of_ops(&p.decls, &p.func, &p.steps, &fixed, &count, options)?;
     let scratch = Needs::of(p).map(|n| n.scratch).map_err(|e| e.to_string());
     let memory = Memory { arena: p.buffers.arena_bytes, live: p.buffers.live_bytes, scratch };

@@ -8,7 +8,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use gossamer_codegen_cuda::cache::{KernelCache, default_folder};
 use gossamer_codegen_cuda::nvrtc::{self, Source as Text};
 
-use super::compiled::{Settings, compiled, launches, steps};
+use super::compiled::{Settings, compiled, lowered, steps};
 use super::matcher::check_with;
 use super::modes::Stop;
 use super::{Failure, Kind, Source};
@@ -22,8 +22,12 @@ pub(super) fn run(source: &Source, args: &str) -> Result<(), Stop> {
         let mut number = 0;
         for id in steps(f).1 {
             let made =
-                launches(&module, f, id, &options.sizes).map_err(|e| Failure::new(0, format!("@{}: {e}", f.name)))?;
-            for l in made {
+                lowered(&module, f, id, &options.sizes).map_err(|e| Failure::new(0, format!("@{}: {e}", f.name)))?;
+            if let Some(gemm) = &made.library {
+                out.push_str(&format!("// kernel {number}: {}, a library call\n", gemm.name()));
+                number += 1;
+            }
+            for l in made.launches {
                 let [x, y, z] = l.grid;
                 let entry = &l.kernel.entry;
                 out.push_str(&format!(

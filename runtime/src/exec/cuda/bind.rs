@@ -135,51 +135,51 @@ pub fn scratch_bytes(lowered: &Lowered) -> u64 {
 /// # Errors
 /// An argument that names no place: the kernel library and the plan do not agree.
 pub fn bind_step(plan: &Plan, id: OpId, lowered: &Lowered, homes: &Homes) -> Result<Vec<BoundLaunch>, ExecError> {
-    let op = plan.func.graph.op(id);
-    let mut scratch = Vec::with_capacity(lowered.scratch.len());
-    let mut end = 0;
-    for bytes in &lowered.scratch {
-        scratch.push(end);
-        end += bytes.next_multiple_of(ALIGN);
-    }
     let mut launches = Vec::with_capacity(lowered.launches.len());
     for launch in &lowered.launches {
-        let mut args = Vec::with_capacity(launch.args.len());
-        for arg in &launch.args {
-            let bound = match *arg {
-                Arg::Operand { index, part } => op.operands.get(index).and_then(|v| address(plan, *v, part, homes)),
-                Arg::Result { index, part } if index < op.results.len() => {
-                    address(plan, Value { op: id, result: index as u16 }, part, homes)
-                }
-                Arg::Result { .. } => None,
-                Arg::Scratch(i) => scratch.get(i).map(|offset| Address::Workspace(Region::Scratch, *offset)),
-                Arg::Counters => (lowered.counters <= MAX_COUNTERS).then_some(Address::Fixed(homes.counters)),
-                Arg::I32(x) => {
-                    args.push(BoundArg::I32(x));
-                    continue;
-                }
-                Arg::I64(x) => {
-                    args.push(BoundArg::I64(x));
-                    continue;
-                }
-                Arg::F32(x) => {
-                    args.push(BoundArg::F32(x));
-                    continue;
-                }
-            };
-            args.push(BoundArg::Address(bound.ok_or_else(|| no_place(plan, id, arg, &launch.kernel.entry))?));
-        }
         launches.push(BoundLaunch {
             kernel: launch.kernel.clone(),
             grid: launch.grid,
             block: launch.block,
             shared: launch.shared,
             dependent: launch.dependent,
-            args,
+            args: bind_args(plan, id, lowered, &launch.args, &launch.kernel.entry, homes)?,
             op: id,
         });
     }
     Ok(launches)
+}
+
+/// The arguments of one launch, of the kernel `name`.
+pub(super) fn bind_args(
+    plan: &Plan,
+    id: OpId,
+    lowered: &Lowered,
+    args: &[Arg],
+    name: &str,
+    homes: &Homes,
+) -> Result<Vec<BoundArg>, ExecError> {
+    let op = plan.func.graph.op(id);
+    let scratch = |i: usize| {
+        let before = lowered.scratch.get(..i).filter(|_| i < lowered.scratch.len())?;
+        Some(Address::Workspace(Region::Scratch, before.iter().map(|b| b.next_multiple_of(ALIGN)).sum()))
+    };
+    let bind = |arg: &Arg| {
+        let place = match *arg {
+            Arg::Operand { index, part } => op.operands.get(index).and_then(|v| address(plan, *v, part, homes)),
+            Arg::Result { index, part } if index < op.results.len() => {
+                address(plan, Value { op: id, result: index as u16 }, part, homes)
+            }
+            Arg::Result { .. } => None,
+            Arg::Scratch(i) => scratch(i),
+            Arg::Counters => (lowered.counters <= MAX_COUNTERS).then_some(Address::Fixed(homes.counters)),
+            Arg::I32(x) => return Ok(BoundArg::I32(x)),
+            Arg::I64(x) => return Ok(BoundArg::I64(x)),
+            Arg::F32(x) => return Ok(BoundArg::F32(x)),
+        };
+        place.map(BoundArg::Address).ok_or_else(|| no_place(plan, id, arg, name))
+    };
+    args.iter().map(bind).collect()
 }
 
 /// Where `part` of a value is.
@@ -265,7 +265,7 @@ mod tests {
         Lowered {
             launches: vec![Launch { kernel, grid: [1, 1, 1], block: 32, shared: 0, dependent: false, args }],
             scratch,
-            counters: 0,
+            ..Lowered::default()
         }
     }
 

@@ -1,7 +1,7 @@
 //! Measuring: each kernel by itself, a whole step, and what kernels need.
 
 use super::bind::{kernel_error, op_label};
-use super::{CudaExecutor, Launch, prepared, traffic, write_host};
+use super::{Call, CudaExecutor, prepared, traffic, write_host};
 use crate::cuda::{DeviceBuffer, Event, EventKind};
 use crate::exec::{ExecError, Inputs, PlanId};
 
@@ -18,8 +18,8 @@ pub struct KernelTime {
     pub bytes: u64,
 }
 
-/// One launch of a step and what its kernel needs.
-#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize)]
+/// One launch of a step and what its kernel needs; zeros for library calls.
+#[derive(Clone, Debug, Default, PartialEq, Eq, serde::Serialize)]
 pub struct KernelInfo {
     /// Entry name of the kernel.
     pub name: String,
@@ -51,11 +51,11 @@ impl CudaExecutor {
         self.feed(id, inputs)?;
         let filler = DeviceBuffer::alloc(&self.device, HEAD_START, "profiling").ok();
         let p = prepared(&self.plans, id)?;
-        let mut events = Vec::with_capacity(p.launches.len() + 1);
-        for _ in 0..=p.launches.len() {
+        let mut events = Vec::with_capacity(p.calls.len() + 1);
+        for _ in 0..=p.calls.len() {
             events.push(Event::new(&self.device, EventKind::Timing)?);
         }
-        let mut times = vec![Vec::new(); p.launches.len()];
+        let mut times = vec![Vec::new(); p.calls.len()];
         for _ in 0..rounds.max(1) {
             for _ in 0..HEAD_START_FILLS {
                 if let Some(buffer) = &filler {
@@ -76,13 +76,13 @@ impl CudaExecutor {
         }
         let mut seen = None;
         let mut out = Vec::with_capacity(times.len());
-        for (launch, times) in p.launches.iter().zip(times) {
-            let first = seen.replace(launch.bound.op) != Some(launch.bound.op);
+        for (call, times) in p.calls.iter().zip(times) {
+            let first = seen.replace(call.op()) != Some(call.op());
             out.push(KernelTime {
-                name: launch.bound.kernel.entry.clone(),
-                op: op_label(&p.plan, launch.bound.op),
+                name: call.name(),
+                op: op_label(&p.plan, call.op()),
                 us: median(times),
-                bytes: if first { traffic::bytes(&p.plan, launch.bound.op, inputs) } else { 0 },
+                bytes: if first { traffic::bytes(&p.plan, call.op(), inputs) } else { 0 },
             });
         }
         Ok(out)
@@ -118,16 +118,22 @@ impl CudaExecutor {
     /// A plan that was not prepared.
     pub fn kernels(&self, id: PlanId) -> Result<Vec<KernelInfo>, ExecError> {
         let p = prepared(&self.plans, id)?;
-        let info = |l: &Launch| KernelInfo {
-            name: l.bound.kernel.entry.clone(),
-            op: op_label(&p.plan, l.bound.op),
-            grid: l.bound.grid,
-            block: l.bound.block,
-            shared: l.bound.shared + l.function.info().static_shared,
-            registers: l.function.info().registers,
-            local: l.function.info().local_bytes,
+        let info = |call: &Call| {
+            let unknown = KernelInfo { name: call.name(), op: op_label(&p.plan, call.op()), ..KernelInfo::default() };
+            match call {
+                // What the library launches is its own.
+                Call::Library(..) => unknown,
+                Call::Kernel(l) => KernelInfo {
+                    grid: l.bound.grid,
+                    block: l.bound.block,
+                    shared: l.bound.shared + l.function.info().static_shared,
+                    registers: l.function.info().registers,
+                    local: l.function.info().local_bytes,
+                    ..unknown
+                },
+            }
         };
-        Ok(p.launches.iter().map(info).collect())
+        Ok(p.calls.iter().map(info).collect())
     }
 
     /// Runs a step once, so that the inputs are in place and everything is warm.
