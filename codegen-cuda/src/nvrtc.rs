@@ -15,7 +15,6 @@ use crate::dylib::{Missing, Refusal, Wanted};
 use crate::resources::{self, KernelResources, Resources};
 use library::Api;
 
-
 /// Where NVRTC is looked for.
 pub(crate) const WANTED: Wanted = Wanted {
     variable: "GOSSAMER_NVRTC",

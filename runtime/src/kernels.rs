@@ -7,8 +7,8 @@ use gossamer_codegen_cuda::lower::{KernelSource, LowerError, OpInstance, lower};
 use gossamer_ir::{OpId, Type};
 use gossamer_models::config::ModelConfig;
 use gossamer_models::step::Head;
-use gossamer_passes::bucket::StepSize;
 use gossamer_passes::Plan;
+use gossamer_passes::bucket::StepSize;
 
 use crate::engine::{EngineError, EngineOptions, plan_step, program};
 

@@ -49,7 +49,8 @@ fn passes_run_on_text() {
     assert_eq!(run(&["opt", &chain, "--sizes", "T=64"]).code, 0);
     let piped = gossamer(&["opt", "-", "--passes", "none"]).write_stdin(CHAIN).output().unwrap();
     assert_eq!(String::from_utf8_lossy(&piped.stdout), CHAIN);
-    assert!(run(&["opt", "--list-rules"]).out.starts_with("name"));
+    let rules = run(&["opt", "--list-rules"]).out;
+    assert!(rules.starts_with("name") && rules.contains("off without --enable-rule: "), "{rules}");
     assert!(run(&["opt", "--list-passes"]).out.contains("canonicalise"));
 }
 
@@ -87,8 +88,10 @@ fn bad_names_list_what_is_known() {
     opt(&["--sizes", "T=65"], &["symbol T is 65, expected 1 to 64"]);
     opt(&["--sizes", "T"], &["sizes are `T`, expected NAME=NUMBER"]);
     opt(&["--disable-rule", "x"], &["unknown rule `x`"]);
+    opt(&["--enable-rule", "x"], &["unknown rule `x`"]);
     fails(&["run", "demo", "x", "--disable-rule", "x"], 2, &["unknown rule `x`", "grow/residual"]);
     fails(&["bench", "demo", "--disable-rule", "x"], 2, &["unknown rule `x`", "grow/residual"]);
+    fails(&["bench", "demo", "--enable-rule", "x"], 2, &["unknown rule `x`", "grow/residual"]);
     fails(
         &["diff", "demo", "--passes", "none", "--passes", "none", "--passes", "none"],
         2,
@@ -123,6 +126,39 @@ fn modules_are_compared_by_structure() {
     assert!(rule.code == 1 && rule.out.contains("; operands"), "{}{}", rule.err, rule.out);
     assert_eq!(demo.out, run(&["diff", "demo", "--passes", "none", "--passes", "default"]).out);
     assert_eq!(run(&["diff", "demo", "demo"]).code, 0);
+}
+
+#[test]
+fn a_rule_that_is_off_can_be_asked_for() {
+    let dir = TempDir::new().unwrap();
+    let source = "gir 1
+
+sym T in 1..=4096
+
+bucket prompt {T = 2048}
+
+func @f(%x: bf16[T, 512], %w: weight bf16[256, 512]) -> (f32[T, 256]) {
+  %y = matmul %x, %w : f32[T, 256]
+  return %y
+}
+";
+    let matmul = file(&dir, "matmul.gir", source);
+    let without = ["opt", &matmul, "--bucket", "prompt", "--disable-rule", "seed/tile"];
+    assert!(!run(&without).out.contains("cublaslt"));
+    let asked = run(&[&without[..], &["--enable-rule", "seed/cublaslt"]].concat());
+    assert!(asked.out.contains("{template = cublaslt}"), "{}{}", asked.out, asked.err);
+    let rules = ["--disable-rule", "seed/tile", "--enable-rule", "seed/cublaslt", "--no-compile"];
+    let explain = |extra: &[&str]| run(&[&["explain", &matmul, "--bucket", "prompt"][..], &rules, extra].concat());
+    let text = explain(&["--kernel", "0"]);
+    assert!(
+        text.out.contains("cublaslt_2048x256x512") && text.out.contains("a call of NVIDIA's cuBLASLt"),
+        "{}",
+        text.out
+    );
+    let value = json(&explain(&["--format", "json"]).out);
+    let launch = &value["kernels"][0];
+    assert_eq!((&launch["entry"], &launch["cuda"]), (&"cublaslt_2048x256x512".into(), &Json::Null));
+    assert!(explain(&["--format", "html"]).out.contains("which launches kernels of its own"));
 }
 
 #[test]

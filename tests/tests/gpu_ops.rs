@@ -8,7 +8,7 @@ use gossamer_codegen_cuda::cache::KernelCache;
 use gossamer_codegen_cuda::nvrtc::{self, Source};
 use gossamer_ir::{Class, OpKind};
 use gossamer_runtime::paths;
-use gossamer_tests::gpu::{Bench, Scenario, cases, stateful};
+use gossamer_tests::gpu::{Bench, Scenario, cases, library, stateful};
 
 fn scenarios(classes: &[Class]) -> Vec<Scenario> {
     OpKind::ALL.iter().filter(|k| classes.contains(&k.class())).flat_map(|k| cases::of(*k)).collect()
@@ -49,6 +49,15 @@ gpu_tests! {
 }
 
 #[test]
+fn library_calls() {
+    if library::present()
+        && let Some(mut bench) = Bench::open()
+    {
+        bench.check(&library::matmuls());
+    }
+}
+
+#[test]
 fn every_op_is_covered() {
     let apart = [OpKind::KvWrite, OpKind::Attention, OpKind::CountTokens, OpKind::Penalize];
     let bound = [OpKind::Param, OpKind::Weight, OpKind::Call];
@@ -62,6 +71,7 @@ fn all() -> Vec<Scenario> {
     let mut all = scenarios(&GROUPS.concat());
     all.extend(stateful::attention());
     all.extend(stateful::counts());
+    all.extend(library::matmuls());
     all
 }
 

@@ -196,7 +196,8 @@ mod tests {
         touch(&root.path().join("lib/libnvrtc.so.13"));
         for value in ["", "lib", "lib/libnvrtc.so.13"] {
             let value = root.path().join(value);
-            let found = tool_candidates(&WANTED, &|n| (n == "GOSSAMER_NVRTC").then(|| value.clone().into()), "nvdisasm");
+            let found =
+                tool_candidates(&WANTED, &|n| (n == "GOSSAMER_NVRTC").then(|| value.clone().into()), "nvdisasm");
             assert_eq!(found.first(), Some(&tool));
         }
     }

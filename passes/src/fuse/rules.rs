@@ -157,7 +157,9 @@ pub static RULES: &[Rule] = &[
     seed("seed/router", &[K::MatMul], "router", "matmul with few columns becomes a kernel that sees whole rows"),
     Rule {
         info: RuleInfo {
-            off: Some("the library sums in another order for another number of rows, so a row's bits depend on its neighbours"),
+            off: Some(
+                "the library sums in another order for another number of rows, so a row's bits depend on its neighbours",
+            ),
             ..info("seed/cublaslt", Family::Seed, "matmul of many rows becomes a call of NVIDIA's cuBLASLt")
         },
         kinds: &[K::MatMul],

@@ -235,7 +235,8 @@ impl GemmShape {
     /// A, B and D of `D = A^T B`: w, x and y, each as its transpose. A row-major `[r, c]` is a column-major `c` by `r` with stride `c`; so A is `k` by
     /// `n`, B is `k` by `m`, and D, `n` by `m`, is the transpose of y.
     fn matrices(&self) -> [Matrix; 3] {
-        let transposed = |element, rows: u64, columns: u64| Matrix { element, rows: columns, columns: rows, stride: columns };
+        let transposed =
+            |element, rows: u64, columns: u64| Matrix { element, rows: columns, columns: rows, stride: columns };
         [
             transposed(self.input, self.n, self.k),
             transposed(self.input, self.m, self.k),
@@ -303,7 +304,10 @@ impl CublasLt {
         // SAFETY: handles are alive, out-pointers are valid for one write each, attributes have the sizes that the library documents, and what is
         // made is destroyed by its owner once.
         unsafe {
-            check("cublasLtMatmulDescCreate", (api.desc_create)(&mut desc.raw, value::COMPUTE_F32, Element::F32.code()))?;
+            check(
+                "cublasLtMatmulDescCreate",
+                (api.desc_create)(&mut desc.raw, value::COMPUTE_F32, Element::F32.code()),
+            )?;
             for (name, transposed) in [(value::TRANSPOSE_A, 1i32), (value::TRANSPOSE_B, 0)] {
                 let status = (api.desc_set)(desc.raw, name, (&raw const transposed).cast(), size_of::<i32>());
                 check("cublasLtMatmulDescSetAttribute", status)?;

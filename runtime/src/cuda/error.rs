@@ -259,7 +259,8 @@ const FIX_HOST_MEMORY: &str = "free host memory, or raise the limit on locked me
 const FIX_POISONED: &str = "restart the process, and report it with the first failure if it happens again";
 const FIX_MODULE: &str = "clear the kernel cache and compile again";
 const FIX_FILE: &str = "choose a path that can be written";
-const FIX_NO_CUBLASLT: &str = "install the Python wheel nvidia-cublas (13.0), or set GOSSAMER_CUBLASLT to the folder of libcublasLt.so.13";
+const FIX_NO_CUBLASLT: &str =
+    "install the Python wheel nvidia-cublas (13.0), or set GOSSAMER_CUBLASLT to the folder of libcublasLt.so.13";
 const FIX_CUBLASLT: &str = "do without --enable-rule seed/cublaslt, and report this line";
 const FIX_INTERNAL: &str = "this is a bug in Gossamer, please report it";
 const FIX_BUSY: &str = "another process holds the GPU exclusively: stop it or wait";

@@ -44,7 +44,9 @@ use self::state::States;
 use self::workspace::{Needs, Workspace};
 use super::{ExecError, Executor, HostData, Inputs, PlanId, Profile, StateSpec};
 use crate::checkpoint::WeightSource;
-use crate::cuda::{ArgList, Device, DeviceBuffer, DeviceSlice, Function, Gemm, GraphExec, LaunchConfig, POISON_BYTE, Stream};
+use crate::cuda::{
+    ArgList, Device, DeviceBuffer, DeviceSlice, Function, Gemm, GraphExec, LaunchConfig, POISON_BYTE, Stream,
+};
 
 /// Something that takes time while a plan is prepared; for a progress bar.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -431,11 +433,13 @@ impl CudaExecutor {
 
     /// A launch with its kernel, which was loaded before.
     fn kernel(&self, bound: BoundLaunch) -> Result<Call, ExecError> {
-        let function = self.kernels.get(&bound.kernel).cloned().ok_or_else(|| {
-            kernel_error(format!("kernel {} was not loaded; please report it", bound.kernel.entry))
-        })?;
+        let function =
+            self.kernels.get(&bound.kernel).cloned().ok_or_else(|| {
+                kernel_error(format!("kernel {} was not loaded; please report it", bound.kernel.entry))
+            })?;
         let block = [bound.block, 1, 1];
-        let config = LaunchConfig { grid: bound.grid, block, shared: bound.shared, cluster: None, pdl: bound.dependent };
+        let config =
+            LaunchConfig { grid: bound.grid, block, shared: bound.shared, cluster: None, pdl: bound.dependent };
         Ok(Call::Kernel(Launch { bound, function, config }))
     }
 

@@ -18,7 +18,9 @@ pub(super) struct Settings {
     /// Layout that MXFP4 weights get.
     pub layout: Option<String>,
     /// Rules that are applied although they are off.
-    pub rules: Vec<String>,
+    pub enabled: Vec<String>,
+    /// Rules that are not applied.
+    pub disabled: Vec<String>,
 }
 
 impl Settings {
@@ -35,7 +37,8 @@ impl Settings {
             };
             match (name, value.parse::<i64>()) {
                 ("layout", _) => self.layout = Some(value.to_string()),
-                ("enable", _) => self.rules.push(value.to_string()),
+                ("enable", _) => self.enabled.push(value.to_string()),
+                ("disable", _) => self.disabled.push(value.to_string()),
                 (name, Ok(n)) if !name.starts_with('@') => drop(self.sizes.insert(name.into(), n)),
                 ("rounding", _) => {}
                 (name, _) if name.starts_with('@') => {}
@@ -72,7 +75,8 @@ pub(super) fn compiled(
         mxfp4_layout: settings.layout.as_deref().map(Into::into),
         sizes,
         machine: Machine::default(),
-        enabled_rules: settings.rules.clone(),
+        enabled_rules: settings.enabled.clone(),
+        disabled_rules: settings.disabled.clone(),
         ..Options::default()
     };
     let (module, _) = compile(module, &passes, &options).map_err(|e| fail(e.to_string()))?;
@@ -120,7 +124,8 @@ mod tests {
     #[test]
     fn settings_of_all_modes_are_read() {
         let mut s = Settings::default();
-        assert_eq!(s.set("T = 4, @w = [1, 2], rounding = typed, layout = mx64, S=2"), Ok(()));
+        assert_eq!(s.set("T = 4, @w = [1, 2], rounding = typed, layout = mx64, S=2, enable = seed/cublaslt"), Ok(()));
+        assert_eq!(s.enabled, ["seed/cublaslt"]);
         assert_eq!(s.sizes, Bindings::from([("T".into(), 4), ("S".into(), 2)]));
         assert_eq!(s.layout.as_deref(), Some("mx64"));
         assert!(s.set("T = x").is_err() && s.set("T").is_err());

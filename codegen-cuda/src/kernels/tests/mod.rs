@@ -5,5 +5,6 @@ mod compile;
 mod emulate;
 mod fused;
 mod inputs;
+mod library;
 mod moe;
 mod text;

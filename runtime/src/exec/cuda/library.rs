@@ -30,7 +30,8 @@ pub struct BoundGemm {
 /// An argument that names no place, or an element type that the library is not asked for: code generation and the plan do not agree.
 pub fn bind_gemm(plan: &Plan, id: OpId, lowered: &Lowered, homes: &Homes) -> Result<Option<BoundGemm>, ExecError> {
     let Some(gemm) = &lowered.library else { return Ok(None) };
-    let wrong = || kernel_error(format!("{}: a library call that cannot be bound; please report it", op_label(plan, id)));
+    let wrong =
+        || kernel_error(format!("{}: a library call that cannot be bound; please report it", op_label(plan, id)));
     let element = |dtype| match dtype {
         DType::F32 => Ok(Element::F32),
         DType::F16 => Ok(Element::F16),
