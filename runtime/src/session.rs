@@ -14,7 +14,7 @@ use gossamer_models::step::Head;
 use gossamer_passes::bucket::StepSize;
 
 use crate::checkpoint::{CheckpointError, ModelRef, WeightSource, resolve};
-use crate::cuda::{CublasLt, CudaError, Device, Driver};
+use crate::cuda::{CublasLt, CublasLtInfo, CudaError, Device, Driver};
 use crate::engine::{Engine, EngineError, EngineOptions};
 use crate::exec::cpu::CpuExecutor;
 use crate::exec::cuda::{CudaExecutor, CudaOptions, Observer};
@@ -183,7 +183,7 @@ pub fn open_with(options: &SessionOptions, hooks: &Hooks) -> Result<Session, Ses
     let engine = match gpu(options.device, &mut notes)? {
         Some(device) => {
             let mut passes = pass_options(options, Some(MXFP4_LAYOUT.into()));
-            leave_out_library(&mut passes, &mut notes);
+            leave_out_library(&mut passes, CublasLt::find, &mut notes);
             cuda_engine(options, hooks, config, source, device, passes)?
         }
         None => {
@@ -247,10 +247,14 @@ fn pass_options(o: &SessionOptions, mxfp4_layout: Option<LayoutName>) -> Options
 }
 
 /// Leaves the rule out whose kernels need cuBLASLt, where there is none.
-fn leave_out_library(passes: &mut Options, notes: &mut Vec<String>) {
+fn leave_out_library(
+    passes: &mut Options,
+    find: impl Fn() -> Result<CublasLtInfo, CudaError>,
+    notes: &mut Vec<String>,
+) {
     const RULE: &str = "seed/cublaslt";
     if passes.enabled_rules.iter().any(|r| r == RULE)
-        && let Err(e) = CublasLt::find()
+        && let Err(e) = find()
     {
         passes.enabled_rules.retain(|r| r != RULE);
         notes.push(format!("rule {RULE} stays off: {e}"));
@@ -301,5 +305,27 @@ fn tokenizer(options: &SessionOptions, model: &ModelRef) -> Result<Option<Arc<To
     match options.tokenizer.clone().or(own) {
         Some(path) => Ok(Some(Arc::new(Tokenizer::load(path)?))),
         None => Ok(None),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_rule_stays_off_where_its_library_is_missing() {
+        let asked = SessionOptions { enabled_rules: vec!["seed/cublaslt".into()], ..SessionOptions::new("demo") };
+        let missing = || Err(CudaError::NoCublasLt { detail: "version 12 or newer not found".into() });
+        let found = || Ok(CublasLtInfo { version: "13.0.0".into(), path: "libcublasLt.so.13".into() });
+        let mut notes = vec![];
+        let mut passes = pass_options(&asked, None);
+        leave_out_library(&mut passes, found, &mut notes);
+        assert_eq!((passes.enabled_rules.len(), notes.len()), (1, 0));
+        leave_out_library(&mut passes, missing, &mut notes);
+        assert!(passes.enabled_rules.is_empty());
+        assert!(notes[0].starts_with("rule seed/cublaslt stays off: no cuBLASLt: version 12"), "{notes:?}");
+        // Who does not ask is not told.
+        leave_out_library(&mut passes, missing, &mut notes);
+        assert_eq!(notes.len(), 1);
     }
 }

@@ -13,7 +13,8 @@ pub fn rules() -> String {
     let mut out = String::from(
         "# Rewrite rules and templates\n\n\
          Generated from `passes/src/fuse/rules.rs` and `ir/src/template.rs` by `BLESS=1 cargo test -p gossamer-passes reference`; do not edit.\n\
-         What the pipeline does with them is in [passes.md](passes.md). `gossamer opt --list-rules` prints the rules, `--disable-rule NAME` switches one off.\n\n\
+         What the pipeline does with them is in [passes.md](passes.md). `gossamer opt --list-rules` prints the rules, `--disable-rule NAME` switches one off,\n\
+         `--enable-rule NAME` one on that is off.\n\n\
          ## Rules\n\n\
          A rule proposes, the template decides. Every proposal is an equality between the results of the new kernel and values that are there already; what is chosen is decided by cost\n\
          alone. There is no commutativity, no associativity, and no rule that splits a kernel.\n",
@@ -29,7 +30,8 @@ pub fn rules() -> String {
         };
         let _ = writeln!(out, "\n### {}\n\n{about}\n\n| rule | ops | what it does |\n|---|---|---|", family.name());
         for r in RULES.iter().filter(|r| r.info.family == family) {
-            let _ = writeln!(out, "| `{}` | {} | {} |", r.info.name, ops(r), r.info.meaning);
+            let off = r.info.off.map_or(String::new(), |why| format!("; off without `--enable-rule`: {why}"));
+            let _ = writeln!(out, "| `{}` | {} | {}{off} |", r.info.name, ops(r), r.info.meaning);
         }
     }
     out.push_str(

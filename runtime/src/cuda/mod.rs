@@ -1,8 +1,8 @@
 //! A thin launch layer over the CUDA driver.
 //!
 //! Owns: finding the driver, devices and their primary contexts, device and pinned host memory, modules and functions,
-//! streams, events, launches, CUDA graphs and the one library that is called ([`CublasLt`]). Must not know: models, plans, kernel sources, checkpoints or NVRTC; it takes
-//! cubins as bytes and launches what it is told to.
+//! streams, events, launches, CUDA graphs and the one library that is called ([`CublasLt`]). Must not know: models, plans,
+//! kernel sources, checkpoints or NVRTC; it takes cubins as bytes and launches what it is told to.
 //!
 //! Rules that hold everywhere here:
 //! - Nothing panics when the driver is missing, too old or broken: [`Driver::load`] checks for the library and for every
