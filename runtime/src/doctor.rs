@@ -432,6 +432,7 @@ missing  driver        no NVIDIA driver: libcuda.so.1 was not found
                        fix: install the NVIDIA driver 580 or newer, or use --device cpu
 missing  NVRTC         NVRTC 12 or newer not found
                        fix: install the wheel
+ok       cuBLASLt      not needed without --enable-rule seed/cublaslt; version 12 or newer not found
 missing  kernel cache  no folder for it: kernels compile at each start
                        fix: set GOSSAMER_CACHE_DIR, XDG_CACHE_HOME or HOME
 ok       host memory   20.0 GiB of 24.0 GiB available

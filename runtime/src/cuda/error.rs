@@ -358,12 +358,6 @@ mod tests {
     fn samples() -> Vec<CudaError> {
         vec![
             CudaError::NoDriver { detail: "libcuda.so.1 was not found".into() },
-            CudaError::NoCublasLt { detail: "GOSSAMER_CUBLASLT=/x: that path does not exist".into() },
-            CudaError::CublasLt {
-                call: "cublasLtMatmul",
-                status: "CUBLAS_STATUS_NOT_SUPPORTED".into(),
-                what: "launching a matmul of 64x128x256".into(),
-            },
             CudaError::OldDriver { found: "CUDA 12.8".into() },
             CudaError::NoDevice { detail: "the driver lists 0 devices".into() },
             CudaError::NoSuchDevice { asked: 3, count: 1 },
@@ -402,6 +396,12 @@ mod tests {
             CudaError::Capturing { what: "allocating device memory" },
             CudaError::GraphAllocates { nodes: 2 },
             CudaError::File { path: "graph.dot".into(), problem: "Permission denied".into() },
+            CudaError::NoCublasLt { detail: "GOSSAMER_CUBLASLT=/x: that path does not exist".into() },
+            CudaError::CublasLt {
+                call: "cublasLtMatmul",
+                status: "CUBLAS_STATUS_NOT_SUPPORTED".into(),
+                what: "launching a matmul of 64x128x256".into(),
+            },
         ]
     }
 
