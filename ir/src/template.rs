@@ -578,7 +578,10 @@ impl Template {
             let loaded = |v: &&Value| f.graph.op(v.op).kind == OpKind::Param && **v != acc;
             let large = |v: &Value| f.graph.ty(*v).as_tensor().is_some_and(|t| t.rank() > 1);
             if self.vectors && op.kind.class() == Class::Elementwise && op.operands.iter().filter(loaded).any(large) {
-                return Err(self.no(format!("`{}` of a whole tensor in the epilogue", op.kind.name()), "vectors of columns".into()));
+                return Err(self.no(
+                    format!("`{}` of a whole tensor in the epilogue", op.kind.name()),
+                    "vectors of columns".into(),
+                ));
             }
             self.check_halves(op)?;
         }

@@ -18,6 +18,9 @@ pub struct Options {
     /// Sizes for which passes choose between forms that are equal in meaning: a value for every symbol, as in a [bucket](crate::bucket). Empty: passes that
     /// choose do nothing.
     pub sizes: Bindings,
+    /// Asked about every kernel that fusion chooses: why code generation cannot make it, or `None`. A kernel that is refused is not chosen again. The templates should
+    /// say so before; this is for shapes that their descriptions do not foresee.
+    pub refuses: Option<fuse::Refuse>,
     /// What fusion has worked out before: clones of these options share it.
     pub spaces: fuse::Spaces,
     /// The machine that costs are for.
@@ -35,6 +38,7 @@ impl Default for Options {
         Options {
             mxfp4_layout: None,
             sizes: Bindings::new(),
+            refuses: None,
             spaces: fuse::Spaces::default(),
             machine: Machine::default(),
             disabled_rules: vec![],

@@ -4,13 +4,33 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use gossamer_codegen_cuda::lower::{KernelSource, LowerError, OpInstance, lower};
-use gossamer_ir::{OpId, Type};
+use gossamer_ir::{Attr, Attrs, Op, OpId, OpKind, Type};
 use gossamer_models::config::ModelConfig;
 use gossamer_models::step::Head;
 use gossamer_passes::Plan;
 use gossamer_passes::bucket::StepSize;
+<<<<<<< HEAD
+=======
+use gossamer_passes::fuse::Refuse;
+>>>>>>> 5bbc245 (Fusion asks code generation about the kernels it chose and chooses again without those refused; silu(gate) * up pairs halves of a product)
 
 use crate::engine::{EngineError, EngineOptions, plan_step, program};
+
+/// What fusion asks about its kernels: whether there is code for them.
+pub fn refuse() -> Refuse {
+    Refuse(Arc::new(|kernel, operands, module, sizes| {
+        let op = Op {
+            kind: OpKind::Kernel,
+            attrs: Attrs::from([("body", Attr::Kernel(Arc::new(kernel.clone())))]),
+            operands: vec![],
+            results: kernel.result_types(),
+            names: vec![],
+            seq: 0,
+            loc: None,
+        };
+        lower(&OpInstance { op: &op, operands, module, sizes, early: &[] }).err().map(|e| e.to_string())
+    }))
+}
 
 /// The kernels of a plan by entry name: those of its steps, and of the load ops that run on the device.
 ///
@@ -29,7 +49,9 @@ pub fn of_plan(p: &Plan) -> Result<BTreeMap<String, Arc<KernelSource>>, LowerErr
 fn launches(p: &Plan, id: OpId) -> Result<Vec<Arc<KernelSource>>, LowerError> {
     let op = p.func.graph.op(id);
     let operands: Vec<Type> = op.operands.iter().map(|v| p.func.graph.ty(*v).clone()).collect();
-    let instance = OpInstance { op, operands: &operands, module: &p.decls, sizes: &p.sizes, early: &[] };
+    // As the executor does, or what is compiled ahead would not be what runs.
+    let early: Vec<bool> = op.operands.iter().map(|v| crate::exec::cuda::bind::is_early(p, *v)).collect();
+    let instance = OpInstance { op, operands: &operands, module: &p.decls, sizes: &p.sizes, early: &early };
     Ok(lower(&instance)?.launches.into_iter().map(|l| l.kernel).collect())
 }
 

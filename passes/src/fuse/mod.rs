@@ -27,7 +27,7 @@ use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use egg::Id;
-use gossamer_ir::{Bindings, Func, Module, OpKind};
+use gossamer_ir::{Bindings, Func, Kernel, Module, OpKind, Type};
 
 use bridge::Bridged;
 pub use error::FuseError;
@@ -132,7 +132,20 @@ pub fn kernel_cost(eg: &Graph, kernel: u32, operands: &[Id], sizes: &Bindings, m
     cost::cost(&shape, machine).ok()
 }
 
-/// Fuses one function at `sizes`.
+/// Says why a kernel cannot be made from operands of these types, if so.
+#[derive(Clone)]
+pub struct Refuse(pub Arc<RefuseFn>);
+
+/// Of a kernel, its operands' types, the declarations and the sizes.
+pub type RefuseFn = dyn Fn(&Kernel, &[Type], &Module, &Bindings) -> Option<String> + Send + Sync;
+
+impl std::fmt::Debug for Refuse {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Refuse")
+    }
+}
+
+/// Fuses one function at `sizes`, without kernels that `refuses` refuses.
 ///
 /// # Errors
 /// No template takes an op: which op, and which rule would give it a kernel.
@@ -141,10 +154,54 @@ pub fn choose(
     space: &Space,
     sizes: &Bindings,
     machine: &Machine,
+    refuses: Option<&Refuse>,
 ) -> Result<(Func, FuncReport), FuseError> {
-    let priced = price(space, sizes, machine);
-    let found = extract::extract(&priced.choices).map_err(|e| unsatisfiable(space, &priced, e))?;
-    build(module, space, &priced, &found, sizes, machine)
+    let mut priced = price(space, sizes, machine);
+    let mut refused: Vec<(Arc<Kernel>, String)> = Vec::new();
+    loop {
+        let found = extract::extract(&priced.choices).map_err(|e| unsatisfiable(space, &priced, e))?;
+        let banned = refuses.map_or(vec![], |r| refused_kernels(module, space, &priced, &found, sizes, r));
+        if banned.is_empty() {
+            let (func, mut report) = build(module, space, &priced, &found, sizes, machine)?;
+            report.refused = refused;
+            return Ok((func, report));
+        }
+        // Each round bans at least one kernel, so this ends.
+        for (nodes, choices) in priced.nodes.iter().zip(&mut priced.choices.classes) {
+            for (node, choice) in nodes.iter().zip(choices) {
+                if let Term::Kernel(k, _) = node
+                    && banned.iter().any(|(b, _)| b == k)
+                {
+                    choice.cost = f64::INFINITY;
+                }
+            }
+        }
+        let kernels = &space.bridged.graph.analysis.kernels;
+        refused.extend(banned.into_iter().map(|(k, why)| (kernels[k as usize].clone(), why)));
+    }
+}
+
+/// Chosen kernels that cannot be made, and why.
+fn refused_kernels(
+    module: &Module,
+    space: &Space,
+    priced: &Priced,
+    found: &Extraction,
+    sizes: &Bindings,
+    refuses: &Refuse,
+) -> Vec<(u32, String)> {
+    let eg = &space.bridged.graph;
+    let mut out: Vec<(u32, String)> = Vec::new();
+    for (class, choice) in &found.chosen {
+        let Term::Kernel(k, operands) = &priced.nodes[*class][*choice] else { continue };
+        let types: Vec<Type> = operands.iter().filter_map(|o| facts::ty(eg, *o).cloned()).collect();
+        if !out.iter().any(|(b, _)| b == k)
+            && let Some(why) = (refuses.0)(&eg.analysis.kernels[*k as usize], &types, module, sizes)
+        {
+            out.push((*k, why));
+        }
+    }
+    out
 }
 
 /// The function that an extraction stands for.
@@ -184,6 +241,7 @@ pub fn build(
         saturation: space.saturation.clone(),
         predicted_us: found.total,
         exact: found.exact,
+        refused: vec![],
         kernels,
     };
     Ok((func, report))
@@ -230,7 +288,7 @@ pub fn run(module: &mut Module, options: &Options) -> Result<Option<Report>, Fus
     let mut report = Report::default();
     for f in &mut module.funcs {
         let space = options.spaces.space(&decls, f, &excluded)?;
-        let (fused, part) = choose(&decls, &space, &options.sizes, &options.machine)?;
+        let (fused, part) = choose(&decls, &space, &options.sizes, &options.machine, options.refuses.as_ref())?;
         *f = fused;
         report.funcs.push(part);
     }

@@ -571,7 +571,7 @@ fn wrong_rules_are_caught() {
 fn fused_text_reads_back() {
     let run = prepare(&layer(), 3, &mut Rng(9));
     let space = space(&run.module, &run.module.funcs[0], &[]).unwrap();
-    let (func, report) = choose(&run.module, &space, &run.sizes, &crate::cost::Machine::default()).unwrap();
+    let (func, report) = choose(&run.module, &space, &run.sizes, &crate::cost::Machine::default(), None).unwrap();
     let mut module = (*run.module).clone();
     module.funcs = vec![func];
     gossamer_ir::verify::verify(&module, gossamer_ir::verify::Stage::Fused).unwrap_or_else(|e| panic!("{module}\n{e}"));

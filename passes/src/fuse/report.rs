@@ -26,6 +26,8 @@ pub struct FuncReport {
     pub predicted_us: f64,
     /// True if no choice is cheaper by the cost model.
     pub exact: bool,
+    /// Kernels that code generation refused, and why.
+    pub refused: Vec<(Arc<Kernel>, String)>,
     /// Its kernels, in the order in which they were put into the function.
     pub kernels: Vec<KernelReport>,
 }

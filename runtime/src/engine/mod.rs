@@ -31,6 +31,9 @@ pub fn plan_step(program: &Module, options: &EngineOptions, size: StepSize) -> R
     let mut pass_options = options.pass_options.clone();
     if options.fuse {
         pass_options.sizes = sizes.clone();
+        if pass_options.mxfp4_layout.is_some() {
+            pass_options.refuses = Some(crate::kernels::refuse());
+        }
     }
     let (module, _) = compile(program.clone(), &options.passes, &pass_options)?;
     Ok(plan(&module, ENTRY, &sizes)?)

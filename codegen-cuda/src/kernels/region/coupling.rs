@@ -205,6 +205,10 @@ fn join(a: Need, b: Need) -> Option<Need> {
     match (a, b) {
         (Need::Nothing, x) | (x, Need::Nothing) => Some(x),
         (x, y) if x == y => Some(x),
+        // Two pieces of one product, as in `silu(gate) * up`.
+        (Need::Same { offset: a }, Need::Same { offset: b }) => {
+            Some(Need::Halves { offset: a.min(b), width: (a - b).abs() })
+        }
         (Need::Same { offset: o }, Need::Rope { offset, dim })
         | (Need::Rope { offset, dim }, Need::Same { offset: o })
             if o == offset =>

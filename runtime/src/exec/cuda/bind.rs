@@ -117,7 +117,7 @@ pub fn lower_step(plan: &Plan, id: OpId, layouts: &BTreeMap<Value, LayoutName>) 
 }
 
 /// True for values that no kernel of the step writes: inputs and what was loaded.
-fn is_early(plan: &Plan, v: Value) -> bool {
+pub fn is_early(plan: &Plan, v: Value) -> bool {
     match plan.buffers.places.get(&v) {
         Some(Place::Param(_)) => !plan.func.graph.ty(v).is_state(),
         Some(Place::Resident(_)) => true,
