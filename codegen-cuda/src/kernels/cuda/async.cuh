@@ -33,12 +33,20 @@ __device__ __forceinline__ void signal_init(u32 at, u32 arrivals) {
   asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;" ::"r"(at), "r"(arrivals) : "memory");
 }
 __device__ __forceinline__ void signal_publish() { asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory"); }
+__device__ __forceinline__ void signal_arrive(u32 at) { asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];" ::"r"(at) : "memory"); }
 // Arrives, and makes the signal wait for this many bytes.
 __device__ __forceinline__ void signal_expect(u32 at, u32 bytes) {
   asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(at), "r"(bytes) : "memory");
 }
 __device__ __forceinline__ void signal_wait(u32 at, u32 parity) {
   asm volatile("{\n.reg .pred p;\nL_%=:\nmbarrier.try_wait.parity.shared::cta.b64 p, [%0], %1;\n@!p bra L_%=;\n}" ::"r"(at), "r"(parity) : "memory");
+}
+
+// True in one lane of a whole warp. A copy that this lane makes needs no loop over lanes.
+__device__ __forceinline__ bool elected() {
+  u32 one;
+  asm volatile("{\n.reg .pred p;\nelect.sync _|p, 0xffffffff;\nselp.u32 %0, 1, 0, p;\n}" : "=r"(one)::"memory");
+  return one != 0;
 }
 
 // Copies bytes, a multiple of 16, to shared memory in the background. What is read once (weights) leaves the L2 cache first.

@@ -10,6 +10,39 @@ template <int ROWS> struct Items {
 };
 template <int ROWS, int PER, int THREADS, int EXPERTS>
 __device__ __forceinline__ void find_items(Items<ROWS>& items, const i32* ids, int rows) {
+  if (ROWS <= 32) {  // one warp, a row a lane
+    if (threadIdx.x < 32) {
+      const int lane = threadIdx.x;
+      const i32 id = lane < rows ? load_now(ids + lane) : 0;
+      const i32 own = lane >= rows ? EXPERTS + 1 : id < 0 || id >= EXPERTS ? EXPERTS : id;
+      int before = 0;
+      int same = 0;
+#pragma unroll 4
+      for (int k = 0; k < rows; k++) {
+        const i32 other = __shfl_sync(0xffffffffu, own, k);
+        before += other < own;
+        same += other == own && k < lane;
+      }
+      const int to = before + same;
+      const bool head = lane < rows && same % PER == 0;
+      const u32 heads = __reduce_or_sync(0xffffffffu, head ? 1u << to : 0u);
+      if (lane < rows) {
+        items.key[lane] = own;
+        items.row[to] = (u16)lane;
+      }
+      if (head) {
+        const int at = __popc(heads & ((1u << to) - 1));
+        items.expert[at] = own;
+        items.first[at] = (u16)to;
+      }
+      if (lane == 0) {
+        items.count = __popc(heads);
+        items.first[__popc(heads)] = (u16)rows;
+      }
+    }
+    __syncthreads();
+    return;
+  }
   for (int i = threadIdx.x; i < rows; i += THREADS) {
     const i32 id = load_now(ids + i);
     items.key[i] = id < 0 || id >= EXPERTS ? EXPERTS : id;

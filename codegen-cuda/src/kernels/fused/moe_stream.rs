@@ -30,30 +30,39 @@ pub(super) struct Variant {
     pub groups: i64,
     /// Blocks on a multiprocessor.
     pub blocks: i64,
+    /// Blocks hold all rows of x; else warps read what they need. Only for rows that all choices of a token share.
+    pub held: bool,
     /// The ids are complete before the kernel in front is, so weights can be asked for before it ends.
     pub early: bool,
 }
 
 /// The fastest measured on an H100 with GPT-OSS's sizes (2880 columns, 4 choices), by the number of tokens. `owner`: results need all choices of a token.
+/// More bytes in flight than these are slower: multiprocessors are served less evenly.
 pub(super) fn variant(tokens: i64, owner: bool) -> Variant {
-    let of = |tiles, x_rows, chunk, ahead, groups, blocks| Variant {
+    let of = |tiles, x_rows, chunk, ahead, groups| Variant {
         tiles,
         x_rows,
         chunk,
         ahead,
         groups,
-        blocks,
+        blocks: 1,
+        held: false,
         early: false,
     };
+    let held = |x_rows| Variant { held: true, ..of(1, x_rows, 5, 1, 3) };
     match (tokens, owner) {
-        (..=1, false) => of(1, 1, 5, 2, 1, 2),
-        (..=1, true) => of(1, 1, 5, 3, 1, 2),
-        (2, _) => of(1, 2, 5, 2, 1, 2),
-        (3..=4, _) => of(1, 4, 5, 2, 1, 2),
-        (5..=32, false) => of(4, 8, 1, 3, 2, 1),
-        (5..=32, true) => of(2, 8, 5, 2, 1, 1),
-        (_, false) => of(4, 16, 2, 2, 1, 1),
-        (_, true) => of(2, 8, 3, 3, 1, 1),
+        (..=1, false) => held(1),
+        (2, false) => held(2),
+        (3..=4, false) => held(4),
+        (5..=16, false) => held(8),
+        (17..=32, false) => of(4, 8, 1, 2, 3),
+        (_, false) => of(4, 16, 1, 2, 2),
+        (..=1, true) => of(1, 1, 5, 1, 3),
+        (2, true) => of(1, 2, 5, 2, 2),
+        (3..=4, true) => of(1, 4, 5, 2, 3),
+        (5..=8, true) => of(1, 8, 5, 4, 2),
+        (9..=32, true) => of(1, 8, 5, 2, 2),
+        (_, true) => of(2, 8, 5, 1, 2),
     }
 }
 
@@ -63,6 +72,9 @@ struct Plan {
     rows: i64,
     pieces: i64,
     owner: bool,
+    /// Rows of x that a block holds, and bytes of one; 0: it holds none.
+    held: i64,
+    x_pitch: i64,
 }
 
 impl Plan {
@@ -78,15 +90,19 @@ impl Plan {
         let least = if even { 2 } else { 1 };
         let mut v = variant(shape.tokens, owner);
         v.tiles = v.tiles.max(least);
+        v.held &= shape.shared_x;
         // Chunks of a piece as even as can be.
         let longest = blocks(shape.k_tiles(), pieces);
         v.chunk = blocks(longest, blocks(longest, v.chunk));
         loop {
-            let plan = Plan { v, rows, pieces, owner };
+            // The text depends on a class of rows only.
+            let held = if v.held { shape.tokens.max(1).unsigned_abs().next_power_of_two() as i64 } else { 0 };
+            let plan = Plan { v, rows, pieces, owner, held, x_pitch: 128 * shape.k_tiles() + 16 };
             if plan.fits() {
                 return Ok(plan);
             }
             match v {
+                Variant { held: true, .. } => v.held = false,
                 Variant { blocks: 2.., .. } => v.blocks -= 1,
                 Variant { groups: 2.., .. } => v.groups -= 1,
                 Variant { ahead: 2.., .. } => v.ahead -= 1,
@@ -104,21 +120,22 @@ impl Plan {
 
     /// Buffers of partial sums: with two, a group goes on while its sums are read.
     fn buffers(&self) -> i64 {
-        if self.v.tiles * self.v.x_rows >= 16 { 1 } else { 2 }
+        if self.v.tiles * self.v.x_rows > 16 { 1 } else { 2 }
     }
 
-    /// Rings, partial sums, and the results of a strip by row where a group keeps them.
+    /// Rings, rows of x, partial sums, and the results of a strip by row where a group keeps them.
     fn dynamic(&self) -> i64 {
         let Variant { tiles, x_rows, chunk, ahead, groups, .. } = self.v;
-        let slot = tiles * chunk * RECORD + x_rows * (chunk * 128 + 16);
+        let slot = tiles * chunk * RECORD;
         let pitch = 4 * (TILE * tiles + 4);
         let kept = if self.owner { self.rows * pitch } else { 0 };
-        groups * (self.pieces * ahead * slot + self.buffers() * self.pieces * x_rows * pitch + kept)
+        self.held * self.x_pitch
+            + groups * (self.pieces * ahead * slot + self.buffers() * self.pieces * x_rows * pitch + kept)
     }
 
     /// Tables of rows and signals.
     fn fixed(&self) -> i64 {
-        13 * self.rows + 16 + 8 * self.v.groups * self.pieces * self.v.ahead
+        13 * self.rows + 16 + 8 * self.v.groups * (self.pieces * self.v.ahead + 1)
     }
 
     fn fits(&self) -> bool {
@@ -139,7 +156,7 @@ pub fn lower(cx: &Cx, body: &Body) -> Result<Lowered> {
     let owner = combines(body, &found);
     let even = Strips::choose(&found, shape.n, 1)?.tiles() == 2;
     let plan = Plan::choose(&shape, owner, even)?;
-    let Variant { tiles, x_rows, chunk, ahead, groups, blocks: resident, early } = plan.v;
+    let Variant { tiles, x_rows, chunk, ahead, groups, blocks: resident, early, .. } = plan.v;
     let strips = Strips::choose(&found, shape.n, tiles)?;
 
     let mut params = Params::default();
@@ -177,7 +194,9 @@ pub fn lower(cx: &Cx, body: &Body) -> Result<Lowered> {
         .set("ahead", ahead)
         .set("buffers", plan.buffers())
         .set("blocks", resident)
-        .set("unroll", if tiles == 1 { chunk } else { 1 })
+        .set("held", plan.held)
+        .set("x_all", if shape.shared_x { "tokens" } else { "tokens * CHOICES" })
+        .set("unroll", if tiles == 1 || plan.held == 0 { chunk } else { 1 })
         .set("fast", shape.fast)
         .set("early", early)
         .set("owner", owner)
@@ -189,7 +208,8 @@ pub fn lower(cx: &Cx, body: &Body) -> Result<Lowered> {
         .build();
     // An item has at least a row.
     let units = if owner { strips.count } else { strips.count.saturating_mul(shape.rows()) };
-    let grid = blocks(units, groups).min(PROCESSORS * resident);
+    // Units go to blocks in turn, so that few units are spread over all multiprocessors.
+    let grid = units.min(PROCESSORS * resident);
     let mut launch = cx.launch(source, grid, plan.threads() as u32, args)?;
     launch.shared = plan.dynamic() as u32;
     launch.dependent = true;
@@ -265,7 +285,7 @@ mod tests {
             for k in [32, 64, 96, 640, 2880, 4096, 65536, 1 << 23] {
                 for (owner, even) in [(false, false), (false, true), (true, false), (true, true)] {
                     let p = Plan::choose(&shape(tokens, k), owner, even).unwrap();
-                    assert!(p.rows >= 4 * tokens && p.v.tiles + p.v.x_rows <= 32 && (!even || p.v.tiles % 2 == 0));
+                    assert!(p.rows >= 4 * tokens && p.v.tiles <= 32 && (!even || p.v.tiles % 2 == 0));
                     assert!(p.threads() <= 1024 && p.fits(), "{tokens} {k}");
                     let chunks = blocks(blocks(k, 64), p.pieces * p.v.chunk);
                     assert!(chunks * p.v.chunk * p.pieces >= blocks(k, 64));

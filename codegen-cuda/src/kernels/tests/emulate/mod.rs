@@ -73,7 +73,11 @@ fn host_text(text: &str, shared: u32) -> String {
         } else if trimmed.starts_with("asm volatile(\"cp.async.bulk") {
             out.push_str("emu_fetch(to, from, bytes, signal);");
         } else if trimmed.contains("mbarrier.init") {
-            out.push_str("emu_signal_init(at);");
+            out.push_str("emu_signal_init(at, arrivals);");
+        } else if trimmed.starts_with("asm volatile(\"{\\n.reg .pred p;\\nelect.sync") {
+            out.push_str("one = own_lane() == 0;");
+        } else if trimmed.contains("void signal_arrive") {
+            out.push_str("inline void signal_arrive(u32 at) { emu_signal_arrive(at); }");
         } else if trimmed.contains("mbarrier.arrive.expect_tx") {
             out.push_str("emu_signal_expect(at, bytes);");
         } else if trimmed.contains("mbarrier.try_wait") {

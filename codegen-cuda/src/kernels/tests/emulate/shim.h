@@ -101,6 +101,12 @@ static unsigned __reduce_min_sync(unsigned, unsigned x) {
   for (int i = 0; i < 32; i++) y = min(y, (unsigned)s[i]);
   return y;
 }
+static unsigned __reduce_or_sync(unsigned, unsigned x) {
+  const uint64_t* s = exchange(x);
+  unsigned all = 0;
+  for (int i = 0; i < 32; i++) all |= (unsigned)s[i];
+  return all;
+}
 static bool __any_sync(unsigned m, bool p) { return __ballot_sync(m, p) != 0; }
 
 static float __uint_as_float(unsigned u) { float f; memcpy(&f, &u, 4); return f; }
@@ -192,22 +198,25 @@ static void emu_load_matrices(unsigned (&d)[4], unsigned at) {
   }
 }
 
-// Signals: 8 bytes in shared memory, the phase and whether somebody has arrived in the low half, bytes that are still to come in the high one. Copies
-// are made at once; a signal that never completes is a deadlock here as well.
-struct Signal { unsigned short phase, arrived; int pending; };
+// Signals: 8 bytes in shared memory, the phase, arrivals that make a phase and those of this one in the low half, bytes that are still to come in the
+// high one. Copies are made at once; a signal that never completes is a deadlock here as well.
+struct Signal { unsigned char phase, arrivals; unsigned short arrived; int pending; };
 static Signal& emu_signal(unsigned at) { return *(Signal*)(uintptr_t)at; }
 static void emu_signal_step(Signal& s) {
-  if (s.arrived && s.pending == 0) {
+  if (s.arrived == s.arrivals && s.pending == 0) {
     s.phase ^= 1;
     s.arrived = 0;
   }
 }
-static void emu_signal_init(unsigned at) { emu_signal(at) = {0, 0, 0}; }
-static void emu_signal_expect(unsigned at, unsigned bytes) {
+static void emu_signal_init(unsigned at, unsigned arrivals) { emu_signal(at) = {0, (unsigned char)arrivals, 0, 0}; }
+static void emu_signal_arrive(unsigned at) {
   Signal& s = emu_signal(at);
-  s.arrived = 1;
-  s.pending += (int)bytes;
+  s.arrived++;
   emu_signal_step(s);
+}
+static void emu_signal_expect(unsigned at, unsigned bytes) {
+  emu_signal(at).pending += (int)bytes;
+  emu_signal_arrive(at);
 }
 static void emu_signal_wait(unsigned at, unsigned parity) {
   for (int i = 0; emu_signal(at).phase == parity; i++) {
