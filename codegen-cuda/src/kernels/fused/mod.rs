@@ -13,6 +13,7 @@ mod moe_tile;
 mod router;
 mod row;
 mod single;
+mod stage;
 mod stream;
 mod tile;
 
