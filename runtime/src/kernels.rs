@@ -9,10 +9,7 @@ use gossamer_models::config::ModelConfig;
 use gossamer_models::step::Head;
 use gossamer_passes::Plan;
 use gossamer_passes::bucket::StepSize;
-<<<<<<< HEAD
-=======
 use gossamer_passes::fuse::Refuse;
->>>>>>> 5bbc245 (Fusion asks code generation about the kernels it chose and chooses again without those refused; silu(gate) * up pairs halves of a product)
 
 use crate::engine::{EngineError, EngineOptions, plan_step, program};
 
