@@ -160,17 +160,17 @@ impl Library {
     }
 }
 
-/// The file that an address was loaded from.
-pub fn path_of(address: *const c_void) -> Option<PathBuf> {
+/// The file that the code at an address was loaded from.
+pub fn path_of(address: usize) -> Option<PathBuf> {
     let mut info = libc::Dl_info {
         dli_fname: ptr::null(),
         dli_fbase: ptr::null_mut(),
         dli_sname: ptr::null(),
         dli_saddr: ptr::null_mut(),
     };
-    // SAFETY: `info` is written on success; the name is a C string owned by the loader.
+    // SAFETY: the address is looked up, not read; `info` is written on success; the name is a C string owned by the loader.
     unsafe {
-        if libc::dladdr(address, &mut info) == 0 || info.dli_fname.is_null() {
+        if libc::dladdr(ptr::without_provenance(address), &mut info) == 0 || info.dli_fname.is_null() {
             return None;
         }
         let bytes = CStr::from_ptr(info.dli_fname).to_bytes();

@@ -54,8 +54,7 @@ impl Api {
         // SAFETY: each type is the signature of that function in NVRTC's C interface, unchanged since version 11.2.
         unsafe {
             let version: unsafe extern "C" fn(*mut c_int, *mut c_int) -> Status = library.symbol(c"nvrtcVersion")?;
-            let path =
-                path_of(version as *const c_void).unwrap_or_else(|| PathBuf::from(name.to_string_lossy().as_ref()));
+            let path = path_of(version as usize).unwrap_or_else(|| PathBuf::from(name.to_string_lossy().as_ref()));
             if matches!(candidate, Candidate::Name(_)) {
                 preload_builtins(&path);
             }

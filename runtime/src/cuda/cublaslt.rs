@@ -141,7 +141,7 @@ impl Api {
         unsafe {
             let version: unsafe extern "C" fn() -> usize = library.symbol(c"cublasLtGetVersion")?;
             Ok(Api {
-                path: path_of(version as *const c_void).unwrap_or_else(|| name.to_string_lossy().as_ref().into()),
+                path: path_of(version as usize).unwrap_or_else(|| name.to_string_lossy().as_ref().into()),
                 version: version(),
                 create: library.symbol(c"cublasLtCreate")?,
                 destroy: library.symbol(c"cublasLtDestroy")?,
