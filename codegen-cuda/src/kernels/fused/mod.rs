@@ -215,12 +215,6 @@ impl Params {
         self.args.push(Arg::I64(value));
     }
 
-    /// Any other pointer.
-    pub fn pointer(&mut self, c_type: &str, name: &str, arg: Arg) {
-        self.text.push(format!("{c_type} {name}"));
-        self.args.push(arg);
-    }
-
     /// A 4-byte integer.
     pub fn int(&mut self, name: &str, value: i64) {
         self.text.push(format!("i32 {name}"));
