@@ -459,9 +459,9 @@ pub struct ExplainArgs {
     /// The same symbol by symbol; one that is left out has its greatest value
     #[arg(long, value_name = "T=1,S=1,..")]
     pub sizes: Option<String>,
-    /// Tokens that sequences may have; attention is counted for as many
-    #[arg(long, default_value_t = 1024, value_name = "N")]
-    pub context: usize,
+    /// Tokens that sequences may have [default: 1024, or as many as the step gives each]
+    #[arg(long, value_name = "N")]
+    pub context: Option<usize>,
     /// Format
     #[arg(long, value_enum, default_value = "text")]
     pub format: ExplainFormatArg,

@@ -2,16 +2,17 @@
 
 use gossamer_codegen_cuda::cache::{self, KernelCache};
 use gossamer_codegen_cuda::nvrtc::Nvrtc;
-use gossamer_passes::cost::Machine;
-use gossamer_passes::{Options, bucket};
+use gossamer_passes::Options;
+use gossamer_passes::bucket::{self, StepSize};
+use gossamer_passes::cost::{self, Machine};
 
 use super::args::{ExplainArgs, ExplainFormatArg};
 use super::output::{self, Failure};
-use super::pipeline;
+use super::pipeline::{self, MAX_SEQS, MAX_TOKENS};
 use crate::engine::{self, EngineOptions};
 use crate::exec::MXFP4_LAYOUT;
 use crate::explain::{self, Explanation, Request};
-use crate::session::{GPU_CHUNK, PAGE};
+use crate::session::PAGE;
 
 pub fn explain(args: &ExplainArgs) -> Result<(), Failure> {
     let passes = pipeline::passes(&args.passes)?;
@@ -68,19 +69,27 @@ pub fn explain(args: &ExplainArgs) -> Result<(), Failure> {
     }
 }
 
+/// Tokens that sequences may have: as asked for, else those of an ordinary chat, or what the step gives each sequence if that is more.
+pub fn context(args: &ExplainArgs) -> usize {
+    let step = args.bucket.as_deref().and_then(|b| StepSize::parse(b).ok());
+    let each = step.map_or(0, |s| s.tokens.div_ceil(s.seqs));
+    args.context.unwrap_or(each.max(cost::shape::CONTEXT as usize))
+}
+
 /// The module, and the layout of packed weights: a model is built as an engine on a GPU builds it.
 fn module(args: &ExplainArgs) -> Result<(gossamer_ir::Module, Option<&'static str>), Failure> {
     if pipeline::is_text(&args.model) {
         return Ok((pipeline::parse(&args.model)?, args.gpu_layouts.then_some(MXFP4_LAYOUT)));
     }
     let config = pipeline::config(&args.model)?;
-    if args.context == 0 || args.context > config.context() {
-        return Err(Failure::Usage(format!("--context {} is outside 1 to {}", args.context, config.context())));
+    let context = context(args);
+    if context == 0 || context > config.context() {
+        return Err(Failure::Usage(format!("--context {context} is outside 1 to {}", config.context())));
     }
     let options = EngineOptions {
-        context: args.context,
-        chunk: GPU_CHUNK.max(args.context),
-        max_seqs: 256,
+        context,
+        chunk: MAX_TOKENS.max(context),
+        max_seqs: MAX_SEQS,
         page: PAGE,
         kv_tokens: None,
         passes: vec![],

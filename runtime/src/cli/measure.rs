@@ -27,17 +27,17 @@ pub fn step(args: &ExplainArgs) -> Result<Profile, Failure> {
     let name = args.bucket.as_deref().unwrap_or(pipeline::DEFAULT_BUCKET);
     let size = StepSize::parse(name).map_err(|e| Failure::Usage(e.to_string()))?;
     let StepSize { tokens, seqs, rows } = size;
-    if tokens % seqs != 0 || rows > seqs || tokens / seqs > args.context {
+    let context = super::explain::context(args);
+    if tokens % seqs != 0 || rows > seqs || tokens / seqs > context {
         return Err(Failure::Usage(format!(
-            "--measure cannot run {name}: expected as many tokens of each sequence, at most one row each, and at most {} tokens (--context)",
-            args.context
+            "--measure cannot run {name}: expected as many tokens of each sequence, at most one row each, and at most {context} tokens (--context)"
         )));
     }
     let options = SessionOptions {
         random_weights: args.random_weights,
         device: DeviceChoice::Cuda,
-        context: Some(args.context),
-        chunk: Some(tokens.max(crate::session::GPU_CHUNK).min(args.context * seqs)),
+        context: Some(context),
+        chunk: Some(tokens.max(crate::session::GPU_CHUNK).min(context * seqs)),
         max_seqs: seqs,
         passes: pipeline::passes(&args.passes)?,
         disabled_rules: pipeline::rules(&args.disabled_rules)?,
@@ -50,7 +50,7 @@ pub fn step(args: &ExplainArgs) -> Result<Profile, Failure> {
     let vocab = engine.config().vocab() as u64;
     // Tokens that differ, so that routing does.
     let token = |s: usize, i: usize| ((s as u64 * 7919 + i as u64).wrapping_mul(0x9E37_79B9_7F4A_7C15) >> 33) % vocab;
-    let prompt = args.context - each;
+    let prompt = context - each;
     let mut sequences = Vec::with_capacity(seqs);
     for s in 0..seqs {
         let text: Vec<u32> = (0..prompt + each).map(|i| token(s, i) as u32).collect();

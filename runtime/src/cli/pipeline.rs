@@ -14,9 +14,9 @@ use crate::checkpoint::inspect;
 use crate::session::PAGE;
 
 /// Most tokens a step of a module that is built for inspection.
-const MAX_TOKENS: usize = 8192;
+pub const MAX_TOKENS: usize = 8192;
 /// Most sequences.
-const MAX_SEQS: usize = 256;
+pub const MAX_SEQS: usize = 256;
 
 /// True if MODEL names IR text: a `.gir` file, any other file, or `-` for stdin.
 pub fn is_text(model: &str) -> bool {

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::fmt::Write;
 
 use gossamer_ir::dump::{card as op_card, escape, page, svg_func};
-use gossamer_ir::{Func, OpKind};
+use gossamer_ir::{Func, OpKind, text};
 
 use super::build::sizes_text;
 use super::sides::{Row as SideRow, rows as side_rows};
@@ -47,7 +47,9 @@ fn facts(out: &mut String, e: &Explanation) {
     }
     if let (Some(step), Some(sum)) = (e.measured_step_us, e.total(|l| l.measured_us)) {
         fact(format!("{} \u{b5}s", us(Some(step))), "measured");
-        fact(format!("{} \u{b5}s", us(Some(step - sum))), "between kernels");
+        fact(format!("{} \u{b5}s", us(Some(sum))), "kernels one by one");
+        let what = if step >= sum { "between kernels" } else { "saved by overlap" };
+        fact(format!("{} \u{b5}s", us(Some((step - sum).abs()))), what);
     }
     fact(megabytes(Some(e.memory.arena as f64)), "arena");
     fact(megabytes(Some(e.memory.unshared as f64)), "without sharing");
@@ -134,7 +136,7 @@ fn flow(out: &mut String, e: &Explanation) {
             if let Some(c) = found {
                 card.link = format!("#k{c}");
                 if let Some(p) = &e.cards[*c].prediction {
-                    card.aside = format!("{} \u{b5}s  {}", us(Some(p.total_us)), megabytes(Some(p.bytes)));
+                    card.aside = format!("{} \u{b5}s \u{b7} {}", us(Some(p.total_us)), megabytes(Some(p.bytes)));
                     card.share_permille = if total > 0.0 { (p.total_us / total * 1000.0) as i32 } else { -1 };
                 }
             }
@@ -142,16 +144,20 @@ fn flow(out: &mut String, e: &Explanation) {
         });
         let _ = writeln!(
             out,
-            "<details{}><summary>@{}<span class=\"num\">{}</span></summary><div class=\"inner\">{picture}</div></details>",
+            "<details{}><summary>@{}<span class=\"num\">{}</span></summary><div class=\"inner beside\"><div>{picture}</div><pre>{}</pre></div></details>",
             if i == 0 { " open" } else { "" },
             escape(&f.name),
-            if total > 0.0 { format!("{} \u{b5}s", us(Some(total))) } else { String::new() }
+            if total > 0.0 { format!("{} \u{b5}s", us(Some(total))) } else { String::new() },
+            escape(&text::print_func(f))
         );
     }
 }
 
 fn passes(out: &mut String, e: &Explanation) {
-    out.push_str("<h2 id=\"passes\">Passes</h2>\n");
+    out.push_str(
+        "<h2 id=\"passes\">Passes</h2>\n<p class=\"soft\">Each pass that changed something, before and after. \
+         <span class=\"key del\">removed</span> <span class=\"key add\">added</span> <span class=\"key moved\">under another name or inside a kernel</span></p>\n",
+    );
     let mut before: BTreeMap<&str, &str> = BTreeMap::new();
     for (i, stage) in e.stages.iter().enumerate() {
         let tag = if stage.changed {
@@ -200,7 +206,7 @@ fn sides(out: &mut String, left: &str, right: &str, context: usize) {
         let from = i.saturating_sub(context);
         rows[from..rows.len().min(i.saturating_add(context).saturating_add(1))]
             .iter()
-            .any(|r| matches!(r, SideRow::Changed(..)))
+            .any(|r| !matches!(r, SideRow::Same(_)))
     };
     out.push_str("<table class=\"sides\">");
     let mut skipped = 0;
@@ -214,6 +220,9 @@ fn sides(out: &mut String, left: &str, right: &str, context: usize) {
         }
         let _ = match row {
             SideRow::Same(line) => write!(out, "<tr><td>{0}</td><td>{0}</td></tr>", escape(line)),
+            SideRow::Moved(l, r) => {
+                write!(out, "<tr><td class=\"moved\">{}</td><td class=\"moved\">{}</td></tr>", escape(l), escape(r))
+            }
             SideRow::Changed(l, r) => {
                 let cell = |line: &Option<&str>, class: &str| match line {
                     Some(line) => format!("<td class=\"{class}\">{}</td>", escape(line)),

@@ -125,10 +125,11 @@ fn overview(e: &Explanation) -> String {
     if let (Some(step), Some(sum)) = (e.measured_step_us, e.total(|l| l.measured_us)) {
         let _ = writeln!(
             out,
-            "measured {} us a step: kernels one by one {} us, between them {} us",
+            "measured {} us a step: kernels one by one {} us, {} {} us",
             us(Some(step)),
             us(Some(sum)),
-            us(Some(step - sum))
+            if step >= sum { "between them" } else { "saved by overlap" },
+            us(Some((step - sum).abs()))
         );
     }
     let m = &e.memory;

@@ -23,7 +23,7 @@ pub fn alone(func: &Func, id: OpId) -> (String, String) {
     after.results = (0..op.results.len() as u16).map(|result| Value { op: made, result }).collect();
     let before = match op.attrs.kernel() {
         Some(kernel) => {
-            let mut before = Func::new("ops", params);
+            let mut before = Func::new("kernel", params);
             before.results = inline(&mut before, kernel, &operands);
             text::print_func(&before)
         }
@@ -72,7 +72,7 @@ mod tests {
         let module = text::parse("f.gir", source).unwrap_or_else(|e| panic!("{}", e.render()));
         let f = &module.funcs[0];
         let (before, after) = alone(f, f.results[0].op);
-        let want = "func @ops(%x: f32[T, 4], %g: f32[4], %w: f32[3, 4], %b: f32[3]) -> (f32[T, 3]) {\n  %n = rms_norm %x, %g : f32[T, 4]\n  \
+        let want = "func @kernel(%x: f32[T, 4], %g: f32[4], %w: f32[3, 4], %b: f32[3]) -> (f32[T, 3]) {\n  %n = rms_norm %x, %g : f32[T, 4]\n  \
                     %a = matmul %n, %w : f32[T, 3]\n  %z = add %a, %b : f32[T, 3]\n  return %z\n}\n";
         assert_eq!(before, want);
         assert!(after.contains("%y = kernel %x, %g, %w, %b {template = single}\n    prologue("), "{after}");
