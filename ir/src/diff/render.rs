@@ -100,11 +100,8 @@ fn op_text(out: &mut String, c: &OpChange, indent: &str) {
         (Some(before), None) => put('-', before, ""),
         (None, Some(after)) => put('+', after, ""),
         (Some(before), Some(after)) => {
-            // Of kernels whose bodies differ, the regions below say how.
-            let head = |text: &str| match c.regions.is_empty() {
-                true => text.to_string(),
-                false => text.lines().next().unwrap_or_default().to_string(),
-            };
+            // Bodies of kernels are the same, or the regions below say how they differ.
+            let head = |text: &str| text.lines().next().unwrap_or_default().to_string();
             let what: Vec<&str> = c.what.iter().map(|w| w.name()).collect();
             put('<', &head(before), "");
             put('>', &head(after), &format!("  ; {}", what.join(", ")));
