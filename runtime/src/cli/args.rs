@@ -340,7 +340,7 @@ pub struct PipelineArgs {
     /// Show what each pass did and how long it took, on stderr
     #[arg(long)]
     pub trace: bool,
-    /// Tell the passes to use the GPU's weight layouts
+    /// For a file: let passes use the GPU's weight layouts, as they always do for a model
     #[arg(long)]
     pub gpu_layouts: bool,
 }
@@ -428,7 +428,7 @@ pub struct DiffArgs {
     /// What the step returns
     #[arg(long, value_enum, default_value = "sample")]
     pub head: HeadArg,
-    /// Tell the passes to use the GPU's weight layouts
+    /// For a file: let passes use the GPU's weight layouts, as they always do for a model
     #[arg(long)]
     pub gpu_layouts: bool,
 }
@@ -480,7 +480,7 @@ pub struct ExplainArgs {
     /// What the step returns
     #[arg(long, value_enum, default_value = "sample")]
     pub head: HeadArg,
-    /// For a file: tell the passes to use the GPU's weight layouts
+    /// For a file: let passes use the GPU's weight layouts, as they always do for a model
     #[arg(long)]
     pub gpu_layouts: bool,
     /// Description of the machine that costs are for, as in codegen-cuda/machines [default: an H100]

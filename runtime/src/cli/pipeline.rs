@@ -92,14 +92,15 @@ pub fn sizes(module: &Module, bucket: Option<&str>, sizes: Option<&str>) -> Resu
     }
 }
 
-/// What the passes are told: sizes, rules left out, layouts. Of what `name` names: a model has a default bucket, text has none.
+/// What the passes are told: sizes, rules left out, layouts. Of what `name` names: a model is compiled as for a GPU, with a default bucket and packed layouts; text has
+/// neither unless asked for.
 pub fn options(name: &str, module: &Module, args: &PipelineArgs) -> Result<Options, Failure> {
     let bucket = match (&args.bucket, &args.sizes) {
         (None, None) if !is_text(name) => Some(DEFAULT_BUCKET),
         (bucket, _) => bucket.as_deref(),
     };
     Ok(Options {
-        mxfp4_layout: args.gpu_layouts.then(|| crate::exec::MXFP4_LAYOUT.into()),
+        mxfp4_layout: (args.gpu_layouts || !is_text(name)).then(|| crate::exec::MXFP4_LAYOUT.into()),
         sizes: sizes(module, bucket, args.sizes.as_deref())?,
         disabled_rules: rules(&args.disabled_rules)?,
         enabled_rules: rules(&args.enabled_rules)?,
