@@ -201,7 +201,7 @@ impl Strips {
     pub fn tile(&self) -> String {
         match self.pairing {
             Pairing::Halves => {
-                let half = format!("strip * (TILES / 2) + r");
+                let half = "strip * (TILES / 2) + r".to_string();
                 format!("r < TILES / 2 ? {half} : {} + {half} - TILES / 2", self.n / 2 / TILE)
             }
             _ => "strip * TILES + r".to_string(),
@@ -275,6 +275,7 @@ fn rank(f: &Func, v: Value) -> usize {
 ///
 /// # Errors
 /// An op that scalar code cannot make.
+#[expect(clippy::too_many_arguments, reason = "what both templates know when they print it")]
 pub(super) fn epilogue(
     cx: &Cx,
     body: &Body,
