@@ -315,7 +315,7 @@ fn tile_maxima() -> Vec<Scenario> {
         for (tile, width) in [(1, 5), (4, 33), (64, 64), (128, 1000)] {
             let a = || attrs([("tile", Attr::Int(tile))]);
             out.push(one(OpKind::TileMax, &format!("tile {tile}"), a(), rng.floats(dtype, &[5, width], 1.0)));
-            out.push(one(OpKind::TileMax, &format!("odd, tile {tile}"), a(), odd_rows(dtype, width as usize)));
+            out.push(one(OpKind::TileMax, &format!("odd, tile {tile}"), a(), odd_rows(dtype, width)));
         }
     }
     out

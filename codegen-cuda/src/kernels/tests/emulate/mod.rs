@@ -98,9 +98,7 @@ fn host_text(text: &str, shared: u32) -> String {
             .any(|asm| trimmed.contains(&format!("asm volatile(\"{asm}")))
         {
             // Kernels are run with clusters of one block only.
-        } else if trimmed.starts_with("u32 at = (u32)__cvta") {
-        } else if trimmed.starts_with("#pragma unroll") {
-        } else {
+        } else if !(trimmed.starts_with("u32 at = (u32)__cvta") || trimmed.starts_with("#pragma unroll")) {
             out.push_str(line);
         }
         out.push('\n');
