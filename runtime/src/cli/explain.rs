@@ -2,6 +2,7 @@
 
 use gossamer_codegen_cuda::cache::{self, KernelCache};
 use gossamer_codegen_cuda::nvrtc::Nvrtc;
+use gossamer_models::config::ModelConfig;
 use gossamer_passes::Options;
 use gossamer_passes::bucket::{self, StepSize};
 use gossamer_passes::cost::{self, Machine};
@@ -69,11 +70,12 @@ pub fn explain(args: &ExplainArgs) -> Result<(), Failure> {
     }
 }
 
-/// Tokens that sequences may have: as asked for, else those of an ordinary chat, or what the step gives each sequence if that is more.
-pub fn context(args: &ExplainArgs) -> usize {
+/// Tokens that sequences may have: as asked for, else those of an ordinary chat if the model has as many, or what the step gives each sequence if
+/// that is more.
+pub fn context(args: &ExplainArgs, config: &ModelConfig) -> usize {
     let step = args.bucket.as_deref().and_then(|b| StepSize::parse(b).ok());
     let each = step.map_or(0, |s| s.tokens.div_ceil(s.seqs));
-    args.context.unwrap_or(each.max(cost::shape::CONTEXT as usize))
+    args.context.unwrap_or(each.max(config.context().min(cost::shape::CONTEXT as usize)))
 }
 
 /// The module, and the layout of packed weights: a model is built as an engine on a GPU builds it.
@@ -82,7 +84,7 @@ fn module(args: &ExplainArgs) -> Result<(gossamer_ir::Module, Option<&'static st
         return Ok((pipeline::parse(&args.model)?, args.gpu_layouts.then_some(MXFP4_LAYOUT)));
     }
     let config = pipeline::config(&args.model)?;
-    let context = context(args);
+    let context = context(args, &config);
     if context == 0 || context > config.context() {
         return Err(Failure::Usage(format!("--context {context} is outside 1 to {}", config.context())));
     }

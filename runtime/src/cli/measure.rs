@@ -27,7 +27,7 @@ pub fn step(args: &ExplainArgs) -> Result<Profile, Failure> {
     let name = args.bucket.as_deref().unwrap_or(pipeline::DEFAULT_BUCKET);
     let size = StepSize::parse(name).map_err(|e| Failure::Usage(e.to_string()))?;
     let StepSize { tokens, seqs, rows } = size;
-    let context = super::explain::context(args);
+    let context = super::explain::context(args, &pipeline::config(&args.model)?);
     if tokens % seqs != 0 || rows > seqs || tokens / seqs > context {
         return Err(Failure::Usage(format!(
             "--measure cannot run {name}: expected as many tokens of each sequence, at most one row each, and at most {context} tokens (--context)"
