@@ -66,7 +66,7 @@ __device__ __forceinline__ u32 transpose8(u32 x) {
   return y;
 }
 
-extern "C" __global__ void __launch_bounds__(256, DIM == 64 && PAGE % 32 == 0 ? 2 : 1)
+extern "C" __global__ void __launch_bounds__(256, DIM == 64 && PAGE % 32 == 0 && GROUP % 8 == 0 ? 2 : 1)
 ${entry}(const T* q, const T* keys, const T* values, const i32* pos, const i32* seq, const i32* pages, ${sinks}T* y, f32* scratch,
          u32* counters, i32 n, i32 sequences, i64 row_pages) {
   extern __shared__ uint4 shared[];

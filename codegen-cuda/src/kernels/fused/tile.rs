@@ -105,7 +105,8 @@ pub fn lower(cx: &Cx, body: &Body) -> Result<Lowered, LowerError> {
     .set("height", height)
     .set("stages", stages)
     .set("warps_n", warps_n)
-    .set("blocks", 2)
+    // Two blocks a multiprocessor hide each other's waits; where N gives few blocks the registers are worth more to a long epilogue.
+    .set("blocks", if n > 1024 { 2 } else { 1 })
     .build();
     let mut launch = cx.launch(source, tiles * blocks(n, height), 256, args)?;
     launch.shared = shared as u32;
