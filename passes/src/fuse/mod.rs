@@ -302,6 +302,11 @@ pub struct Spaces {
 }
 
 impl Spaces {
+    /// True if nothing was worked out yet.
+    pub fn is_empty(&self) -> bool {
+        self.made.lock().unwrap_or_else(PoisonError::into_inner).is_empty()
+    }
+
     /// The space of `func`, made at its first use.
     ///
     /// # Errors
