@@ -65,164 +65,32 @@ const ANY: i64 = i64::MAX;
 
 use OpKind as K;
 
+/// Scalar ops on floats, and more.
+macro_rules! scalar_and {
+    ($($more:ident),*) => {
+        &[
+            K::Neg, K::Abs, K::Exp, K::Log, K::Sqrt, K::Rsqrt, K::Sigmoid, K::Tanh, K::Silu, K::Gelu, K::Cast, K::Clamp,
+            K::Add, K::Sub, K::Mul, K::Div, K::Max, K::Min, $(K::$more),*
+        ]
+    };
+}
+
 /// Elementwise ops that any scalar region takes.
-const SCALAR: &[OpKind] = &[
-    K::Neg,
-    K::Abs,
-    K::Exp,
-    K::Log,
-    K::Sqrt,
-    K::Rsqrt,
-    K::Sigmoid,
-    K::Tanh,
-    K::Silu,
-    K::Gelu,
-    K::Cast,
-    K::Clamp,
-    K::Add,
-    K::Sub,
-    K::Mul,
-    K::Div,
-    K::Max,
-    K::Min,
-    K::Cmp,
-    K::Select,
-    K::Const,
-];
+const SCALAR: &[OpKind] = scalar_and!(Cmp, Select, Const);
 
 /// What a tile of a dense matmul may go through before it is stored.
-const DENSE: &[OpKind] = &[
-    K::Neg,
-    K::Abs,
-    K::Exp,
-    K::Log,
-    K::Sqrt,
-    K::Rsqrt,
-    K::Sigmoid,
-    K::Tanh,
-    K::Silu,
-    K::Gelu,
-    K::Cast,
-    K::Clamp,
-    K::Add,
-    K::Sub,
-    K::Mul,
-    K::Div,
-    K::Max,
-    K::Min,
-    K::Const,
-    K::Swiglu,
-    K::Split,
-    K::Rope,
-    K::KvWrite,
-];
+const DENSE: &[OpKind] = scalar_and!(Const, Swiglu, Split, Rope, KvWrite);
 
 /// The same with the reductions over a row that a head needs.
-const HEAD: &[OpKind] = &[
-    K::Neg,
-    K::Abs,
-    K::Exp,
-    K::Log,
-    K::Sqrt,
-    K::Rsqrt,
-    K::Sigmoid,
-    K::Tanh,
-    K::Silu,
-    K::Gelu,
-    K::Cast,
-    K::Clamp,
-    K::Add,
-    K::Sub,
-    K::Mul,
-    K::Div,
-    K::Max,
-    K::Min,
-    K::Const,
-    K::Swiglu,
-    K::Split,
-    K::Rope,
-    K::KvWrite,
-    K::TileMax,
-];
+const HEAD: &[OpKind] = scalar_and!(Const, Swiglu, Split, Rope, KvWrite, TileMax);
 
 /// What the rows of experts may go through.
-const EXPERTS: &[OpKind] = &[
-    K::Neg,
-    K::Abs,
-    K::Exp,
-    K::Log,
-    K::Sqrt,
-    K::Rsqrt,
-    K::Sigmoid,
-    K::Tanh,
-    K::Silu,
-    K::Gelu,
-    K::Cast,
-    K::Clamp,
-    K::Add,
-    K::Sub,
-    K::Mul,
-    K::Div,
-    K::Max,
-    K::Min,
-    K::Const,
-    K::GatherRows,
-    K::Swiglu,
-];
+const EXPERTS: &[OpKind] = scalar_and!(Const, GatherRows, Swiglu);
 
 /// The same where one block sees all choices of a token.
-const CHOICES: &[OpKind] = &[
-    K::Neg,
-    K::Abs,
-    K::Exp,
-    K::Log,
-    K::Sqrt,
-    K::Rsqrt,
-    K::Sigmoid,
-    K::Tanh,
-    K::Silu,
-    K::Gelu,
-    K::Cast,
-    K::Clamp,
-    K::Add,
-    K::Sub,
-    K::Mul,
-    K::Div,
-    K::Max,
-    K::Min,
-    K::Const,
-    K::GatherRows,
-    K::Swiglu,
-    K::MoeCombine,
-];
+const CHOICES: &[OpKind] = scalar_and!(Const, GatherRows, Swiglu, MoeCombine);
 
-const MAPPED: &[OpKind] = &[
-    K::Neg,
-    K::Abs,
-    K::Exp,
-    K::Log,
-    K::Sqrt,
-    K::Rsqrt,
-    K::Sigmoid,
-    K::Tanh,
-    K::Silu,
-    K::Gelu,
-    K::Cast,
-    K::Clamp,
-    K::Add,
-    K::Sub,
-    K::Mul,
-    K::Div,
-    K::Max,
-    K::Min,
-    K::Cmp,
-    K::Select,
-    K::Const,
-    K::GatherRows,
-    K::Swiglu,
-    K::MoeCombine,
-    K::Rope,
-];
+const MAPPED: &[OpKind] = scalar_and!(Cmp, Select, Const, GatherRows, Swiglu, MoeCombine, Rope);
 
 const HALF: &[DType] = &[DType::BF16, DType::F16];
 

@@ -53,81 +53,22 @@ pub enum How {
     Custom(fn(&Graph, Id, &Term) -> Vec<Proposal>),
 }
 
-/// Elementwise ops but `add` and `cast`, which have rules of their own.
-const ACTIVATION: &[OpKind] = &[
-    K::Neg,
-    K::Abs,
-    K::Exp,
-    K::Log,
-    K::Sqrt,
-    K::Rsqrt,
-    K::Sigmoid,
-    K::Tanh,
-    K::Silu,
-    K::Gelu,
-    K::Clamp,
-    K::Sub,
-    K::Mul,
-    K::Div,
-    K::Max,
-    K::Min,
-    K::Cmp,
-    K::Select,
-];
+/// Scalar ops but `add` and `cast`, which have rules of their own, and more.
+macro_rules! activation_and {
+    ($($more:ident),*) => {
+        &[
+            K::Neg, K::Abs, K::Exp, K::Log, K::Sqrt, K::Rsqrt, K::Sigmoid, K::Tanh, K::Silu, K::Gelu, K::Clamp, K::Sub, K::Mul, K::Div, K::Max, K::Min, K::Cmp, K::Select, $(K::$more),*
+        ]
+    };
+}
 
-const MAPPED: &[OpKind] = &[
-    K::Neg,
-    K::Abs,
-    K::Exp,
-    K::Log,
-    K::Sqrt,
-    K::Rsqrt,
-    K::Sigmoid,
-    K::Tanh,
-    K::Silu,
-    K::Gelu,
-    K::Cast,
-    K::Clamp,
-    K::Add,
-    K::Sub,
-    K::Mul,
-    K::Div,
-    K::Max,
-    K::Min,
-    K::Cmp,
-    K::Select,
-    K::GatherRows,
-    K::Swiglu,
-    K::MoeCombine,
-    K::Rope,
-];
+/// Elementwise ops but `add` and `cast`, which have rules of their own.
+const ACTIVATION: &[OpKind] = activation_and!();
+
+const MAPPED: &[OpKind] = activation_and!(Cast, Add, GatherRows, Swiglu, MoeCombine, Rope);
 
 /// The same without `cast`, which `absorb/cast` takes.
-const ABSORBED: &[OpKind] = &[
-    K::Neg,
-    K::Abs,
-    K::Exp,
-    K::Log,
-    K::Sqrt,
-    K::Rsqrt,
-    K::Sigmoid,
-    K::Tanh,
-    K::Silu,
-    K::Gelu,
-    K::Clamp,
-    K::Add,
-    K::Sub,
-    K::Mul,
-    K::Div,
-    K::Max,
-    K::Min,
-    K::Cmp,
-    K::Select,
-    K::GatherRows,
-    K::Swiglu,
-    K::MoeCombine,
-    K::Rope,
-];
+const ABSORBED: &[OpKind] = activation_and!(Add, GatherRows, Swiglu, MoeCombine, Rope);
 
 const fn info(name: &'static str, family: Family, meaning: &'static str) -> RuleInfo {
     RuleInfo { name, family, meaning, off: None }
