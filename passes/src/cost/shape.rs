@@ -20,6 +20,9 @@ pub const CONTEXT: i64 = 1024;
 /// Lane instructions to unpack one MXFP4 weight: 19 for 8 weights, most of them at half rate.
 const UNPACK_OPS: f64 = 3.5;
 
+/// Tiles a row that are looked into once their maxima are known: the greatest logits are spread over a few.
+const PICKED_TILES: i64 = 16;
+
 /// Templates whose blocks read all their rows before they start on the weights. In others rows and weights pass through together, and what that
 /// costs is part of their efficiency.
 const HOLDS_ROWS: [&str; 3] = ["stream", "moe_stream", "router"];
@@ -269,8 +272,10 @@ impl Cx<'_> {
                     Class::Reduction | Class::Sampling => kind != OpKind::TileMax,
                     _ => matches!(kind, OpKind::RmsNorm | OpKind::LayerNorm),
                 };
-                // Rows of a reduction are those of its operand.
-                let read = match (whole_rows, op.operands.first()) {
+                // Rows of a reduction are those of its operand, or of the maxima that it reads instead.
+                let tiles = matches!(kind, OpKind::Sample | OpKind::ArgMax) && op.attrs.int("tile") > 0;
+                let rows_of = if tiles { op.operands.last() } else { op.operands.first() };
+                let read = match (whole_rows, rows_of) {
                     (true, Some(v)) => self.dims(f.graph.ty(*v))?,
                     _ => Vec::new(),
                 };
@@ -381,9 +386,20 @@ impl Cx<'_> {
             }
             (OpKind::KvWrite, 5) => fraction(1.0, self.dim(f, op, 5, 1)?),
             (OpKind::Dequant, _) => wanted,
+            (OpKind::Sample | OpKind::ArgMax, 0) if op.attrs.int("tile") > 0 => {
+                fraction(self.picked(f, op)?, self.elements(self.operand(f, op, 0)?)?)
+            }
             (kind, _) if kind.class() == Class::Elementwise => wanted,
             _ => 1.0,
         })
+    }
+
+    /// Elements that an op looks at after it has seen the maxima of tiles: those of a few tiles a row.
+    fn picked(&self, f: &Func, op: &Op) -> Result<f64, CostError> {
+        let shape = self.dims(self.operand(f, op, 0)?)?;
+        let (columns, rows) = shape.split_last().map_or((1, &[][..]), |(n, rest)| (*n, rest));
+        let columns = columns.min(PICKED_TILES.saturating_mul(op.attrs.int("tile")));
+        Ok(columns as f64 * rows.iter().map(|d| *d as f64).product::<f64>())
     }
 
     /// Bytes of distinct results; of state what is stored.
@@ -441,6 +457,10 @@ impl Cx<'_> {
             OpKind::Sigmoid | OpKind::Tanh | OpKind::Silu | OpKind::Gelu => 12.0 * result,
             OpKind::Softmax | OpKind::LogSumExp => 12.0 * operand,
             OpKind::RmsNorm | OpKind::LayerNorm => 4.0 * operand,
+            OpKind::Sample | OpKind::ArgMax if op.attrs.int("tile") > 0 => {
+                let maxima = op.operands.last().map_or(Ok(0.0), |v| self.elements(f.graph.ty(*v)))?;
+                16.0 * (maxima + self.picked(f, op)?)
+            }
             OpKind::TopK | OpKind::Sample => 16.0 * operand,
             OpKind::Rope => 4.0 * result,
             OpKind::RopeTable => 40.0 * result,

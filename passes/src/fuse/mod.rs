@@ -1,7 +1,8 @@
 //! Fusion: from a graph of ops to a graph of kernels.
 //!
 //! Owns the e-graph bridge, the rules and the extraction. Must never know devices (costs come in as numbers) or models. One function at a time: a layer's body is rewritten
-//! once, however many layers call it. The steps: [`concat`] (one rule that is applied once), [`bridge::enter`], saturation with the [`rules`], [`extract`] by cost,
+//! once, however many layers call it. The steps: [`concat`] and
+//! [`tile_max`] (rules that are applied once), [`bridge::enter`], saturation with the [`rules`], [`extract`] by cost,
 //! [`bridge::leave`].
 //!
 //! Precondition: a verified module. Postcondition: an equal module in which every op of a step is in a kernel. Never changes a rounding.
@@ -17,6 +18,7 @@ pub mod report;
 pub mod rules;
 pub mod saturate;
 pub mod term;
+pub mod tile_max;
 
 #[cfg(test)]
 mod proofs;
@@ -68,6 +70,9 @@ pub fn space_with(module: &Arc<Module>, func: &Func, rules: &[&'static rules::Ru
     let mut func = func.clone();
     if rules.iter().any(|r| r.info.name == concat::NAME) {
         concat::run(module, &mut func)?;
+    }
+    if rules.iter().any(|r| r.info.name == tile_max::NAME) {
+        tile_max::run(module, &mut func)?;
     }
     let mut bridged = bridge::enter(module.clone(), &func);
     let saturation = saturate::run(&mut bridged, &func.name, rules)?;

@@ -269,6 +269,19 @@ fn cases(rule: &Rule, kind: OpKind, s: &Sizes) -> Vec<String> {
             let params = format!("%z: f32[T, {k}], %g: bf16[{k}], %w: bf16[{n}, {k}]");
             one(params, format!("f32[T, 2], i32[T, 2], {x}"), lines, "%b, %i, %x")
         }
+        ("fold/tile-max" | "fold/no-maxima", _) => {
+            // Wide enough for the rule, and ties: the first of equal logits wins either way.
+            let wide = super::tile_max::LEAST as usize + n;
+            let (more, args) = match kind {
+                OpKind::Sample => (
+                    ", %temp: f32[T], %k: i32[T], %p: f32[T], %m: f32[T], %seed: i32[T, 2], %at: i32[T]",
+                    "%x, %temp, %k, %p, %m, %seed, %at",
+                ),
+                _ => ("", "%x"),
+            };
+            let line = format!("%a = {} {args} : i32[T]", kind.name());
+            one(format!("%x: f32[T, {wide}]{more}"), "i32[T]".into(), vec![line], "%a")
+        }
         ("fold/concat-weights", _) => {
             let lines = vec![
                 format!("%p = matmul %x, %w : {ty}"),

@@ -47,7 +47,7 @@ pub enum How {
         /// What is taken in also becomes a result.
         export: bool,
     },
-    /// Rewrites the function before the e-graph is made; see [`super::concat`].
+    /// Rewrites the function before the e-graph is made; see [`super::concat`] and [`super::tile_max`].
     Before,
     /// Anything else.
     Custom(fn(&Graph, Id, &Term) -> Vec<Proposal>),
@@ -195,6 +195,24 @@ pub static RULES: &[Rule] = &[
         ),
         kinds: &[K::MatMul],
         how: How::Before,
+    },
+    Rule {
+        info: info(
+            super::tile_max::NAME,
+            Family::Fold,
+            "what looks for the greatest logit reads the maxima of tiles, made where the logits are",
+        ),
+        kinds: &[K::Sample, K::ArgMax],
+        how: How::Before,
+    },
+    Rule {
+        info: info(
+            "fold/no-maxima",
+            Family::Fold,
+            "what reads the maxima of tiles can do without: where no kernel makes them for nothing",
+        ),
+        kinds: &[K::Sample, K::ArgMax],
+        how: How::Custom(super::tile_max::without),
     },
 ];
 
