@@ -23,6 +23,17 @@ pub struct Slot {
     pub exports: bool,
 }
 
+/// In which order a template sums the products of a contraction: kernels of one order give a row the same bits.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Order {
+    /// K in pieces that depend on K alone, each piece in order, then the pieces in order. Many warps share a row, so it suits few rows.
+    Pieces,
+    /// All of K in one chain. What tensor cores do fastest for many rows.
+    Chain,
+    /// No contraction, or an order of its own.
+    Own,
+}
+
 /// A kind of kernel.
 #[derive(Clone, Copy, Debug)]
 pub struct Template {
@@ -59,6 +70,8 @@ pub struct Template {
     pub vectors: bool,
     /// Launches of one kernel at most.
     pub launches: u32,
+    /// How it sums. A row must get the same bits whatever else is in a step, so fusion may choose by size only among templates of one order.
+    pub order: Order,
 }
 
 const ANY: i64 = i64::MAX;
@@ -113,6 +126,7 @@ pub const TEMPLATES: &[Template] = &[
         ops: 24,
         vectors: false,
         launches: 1,
+        order: Order::Pieces,
     },
     Template {
         name: "tile",
@@ -131,6 +145,7 @@ pub const TEMPLATES: &[Template] = &[
         ops: 24,
         vectors: false,
         launches: 1,
+        order: Order::Pieces,
     },
     Template {
         name: "moe_stream",
@@ -149,6 +164,7 @@ pub const TEMPLATES: &[Template] = &[
         ops: 24,
         vectors: false,
         launches: 1,
+        order: Order::Pieces,
     },
     Template {
         name: "moe_tile",
@@ -167,6 +183,7 @@ pub const TEMPLATES: &[Template] = &[
         ops: 24,
         vectors: false,
         launches: 2,
+        order: Order::Pieces,
     },
     Template {
         name: "router",
@@ -185,6 +202,7 @@ pub const TEMPLATES: &[Template] = &[
         ops: 8,
         vectors: true,
         launches: 1,
+        order: Order::Own,
     },
     Template {
         name: "attention",
@@ -203,6 +221,7 @@ pub const TEMPLATES: &[Template] = &[
         ops: 0,
         vectors: false,
         launches: 2,
+        order: Order::Own,
     },
     Template {
         name: "row",
@@ -221,6 +240,7 @@ pub const TEMPLATES: &[Template] = &[
         ops: 16,
         vectors: false,
         launches: 1,
+        order: Order::Own,
     },
     Template {
         name: "map",
@@ -239,6 +259,7 @@ pub const TEMPLATES: &[Template] = &[
         ops: 24,
         vectors: false,
         launches: 1,
+        order: Order::Own,
     },
     Template {
         name: "cublaslt",
@@ -257,6 +278,7 @@ pub const TEMPLATES: &[Template] = &[
         ops: 0,
         vectors: false,
         launches: 1,
+        order: Order::Own,
     },
     Template {
         name: "single",
@@ -275,6 +297,7 @@ pub const TEMPLATES: &[Template] = &[
         ops: 0,
         vectors: false,
         launches: 8,
+        order: Order::Own,
     },
 ];
 
@@ -356,6 +379,11 @@ impl Template {
             true => Err(self.no(format!("{rows} rows that a block must hold"), format!("at most {}", self.held_rows))),
             false => Ok(()),
         }
+    }
+
+    /// True if it could make the main op of `kernel` at some sizes, whatever is around it.
+    pub fn takes(&self, kernel: &Kernel) -> bool {
+        self.main_op(kernel.main()).is_ok() && self.complete(kernel).is_ok()
     }
 
     fn no(&self, what: String, instead: String) -> String {

@@ -13,6 +13,7 @@ pub mod concat;
 pub mod error;
 pub mod extract;
 pub mod facts;
+pub mod price;
 pub mod reference;
 pub mod report;
 pub mod rules;
@@ -33,13 +34,14 @@ use gossamer_ir::{Bindings, Func, Kernel, Module, OpKind, Type};
 
 use bridge::Bridged;
 pub use error::FuseError;
-use extract::{Choice, Choices, ExtractError, Extraction};
-use facts::Graph;
+use extract::{ExtractError, Extraction};
 pub use report::{FuncReport, KernelReport, Report};
 use saturate::Saturation;
 use term::Term;
 
-use crate::cost::{self, Machine, Terms};
+pub use price::{Point, Priced, price};
+
+use crate::cost::{self, Machine};
 use crate::{Options, rule};
 
 /// A function in a saturated e-graph, ready for extraction at any sizes.
@@ -79,64 +81,6 @@ pub fn space_with(module: &Arc<Module>, func: &Func, rules: &[&'static rules::Ru
     Ok(Space { bridged, saturation, func })
 }
 
-/// The alternatives of every class the root may reach, with what they stand for.
-pub struct Priced {
-    /// For extraction.
-    pub choices: Choices,
-    /// Class of each index.
-    pub classes: Vec<Id>,
-    /// Node of each alternative.
-    pub nodes: Vec<Vec<Term>>,
-}
-
-/// Prices every node at `sizes`: kernels by the cost model, work at load and renaming nothing, everything else infinite.
-pub fn price(space: &Space, sizes: &Bindings, machine: &Machine) -> Priced {
-    let eg = &space.bridged.graph;
-    let mut classes: Vec<Id> = eg.classes().map(|c| c.id).collect();
-    classes.sort_unstable();
-    let index: BTreeMap<Id, usize> = classes.iter().enumerate().map(|(i, id)| (*id, i)).collect();
-    let mut nodes = Vec::with_capacity(classes.len());
-    let mut alternatives = Vec::with_capacity(classes.len());
-    for id in &classes {
-        let mut here: Vec<Term> = eg[*id].nodes.clone();
-        here.sort_unstable();
-        let choices = here
-            .iter()
-            .map(|n| Choice {
-                cost: own_cost(eg, *id, n, sizes, machine),
-                children: egg::Language::children(n).iter().map(|c| index[&eg.find(*c)]).collect(),
-            })
-            .collect();
-        nodes.push(here);
-        alternatives.push(choices);
-    }
-    let root = index[&eg.find(space.bridged.root)];
-    Priced { choices: Choices { classes: alternatives, root }, classes, nodes }
-}
-
-fn own_cost(eg: &Graph, class: Id, node: &Term, sizes: &Bindings, machine: &Machine) -> f64 {
-    match node {
-        Term::Leaf(_) | Term::Attrs(_) | Term::Proj(..) | Term::Outputs(_) | Term::Opaque(..) => 0.0,
-        Term::Kernel(k, operands) => {
-            kernel_cost(eg, *k, operands, sizes, machine).map_or(f64::INFINITY, |t| t.total_us)
-        }
-        Term::Op(gossamer_ir::OpKind::Reshape, _) => 0.0,
-        Term::Op(..) if rules::at_load(eg, class, node) => 0.0,
-        Term::Op(..) => f64::INFINITY,
-    }
-}
-
-/// The cost of a kernel with these operands at `sizes`; `None` if its template does not take it there.
-pub fn kernel_cost(eg: &Graph, kernel: u32, operands: &[Id], sizes: &Bindings, machine: &Machine) -> Option<Terms> {
-    let kernel = &eg.analysis.kernels[kernel as usize];
-    let template = gossamer_ir::template::template(kernel.template())?;
-    template.fits(kernel, sizes).ok()?;
-    let operand = |id: &Id| cost::Operand { value: usize::from(eg.find(*id)), weight: eg[*id].data.weight_only };
-    let operands: Vec<cost::Operand> = operands.iter().map(operand).collect();
-    let shape = cost::shape(&eg.analysis.module, kernel, &operands, sizes).ok()?;
-    cost::cost(&shape, machine).ok()
-}
-
 /// Says why a kernel cannot be made from operands of these types, if so.
 #[derive(Clone)]
 pub struct Refuse(pub Arc<RefuseFn>);
@@ -150,18 +94,18 @@ impl std::fmt::Debug for Refuse {
     }
 }
 
-/// Fuses one function at `sizes`, without kernels that `refuses` refuses.
+/// Fuses one function at `point`, without kernels that `refuses` refuses.
 ///
 /// # Errors
 /// No template takes an op: which op, and which rule would give it a kernel.
 pub fn choose(
     module: &Module,
     space: &Space,
-    sizes: &Bindings,
-    machine: &Machine,
+    point: &Point,
     refuses: Option<&Refuse>,
 ) -> Result<(Func, FuncReport), FuseError> {
-    let mut priced = price(space, sizes, machine);
+    let (sizes, machine) = (point.sizes, point.machine);
+    let mut priced = price(space, point);
     let mut refused: Vec<(Arc<Kernel>, String)> = Vec::new();
     loop {
         let found = extract::extract(&priced.choices).map_err(|e| unsatisfiable(space, &priced, e))?;
@@ -291,9 +235,15 @@ pub fn run(module: &mut Module, options: &Options) -> Result<Option<Report>, Fus
     let decls = Arc::new(module.clone());
     let excluded = rule::excluded(&options.disabled_rules, &options.enabled_rules);
     let mut report = Report::default();
+    let point = Point {
+        sizes: &options.sizes,
+        machine: &options.machine,
+        prompt_rows: options.prompt_rows.as_deref(),
+        excluded: &excluded,
+    };
     for f in &mut module.funcs {
         let space = options.spaces.space(&decls, f, &excluded)?;
-        let (fused, part) = choose(&decls, &space, &options.sizes, &options.machine, options.refuses.as_ref())?;
+        let (fused, part) = choose(&decls, &space, &point, options.refuses.as_ref())?;
         *f = fused;
         report.funcs.push(part);
     }

@@ -373,7 +373,7 @@ fn evaluate(run: &Run, func: &Func) -> Vec<Vec<u32>> {
 fn forcing(space: &Space, forced: &Term) -> Priced {
     let machine = crate::cost::Machine::default();
     let sizes = Bindings::new();
-    let mut priced = price(space, &sizes, &machine);
+    let mut priced = price(space, &Point::new(&sizes, &machine));
     for (class, nodes) in priced.choices.classes.iter_mut().zip(&priced.nodes) {
         for (choice, node) in class.iter_mut().zip(nodes) {
             if let Term::Kernel(k, _) = node {
@@ -504,7 +504,7 @@ fn random_plans(rules: &[&'static Rule], source: &str, seeds: u64) -> Result<usi
     let want = evaluate(&run, &run.module.funcs[0]);
     let space = space_with(&run.module, &run.module.funcs[0], rules).map_err(|e| e.to_string())?;
     let machine = crate::cost::Machine::default();
-    let priced = price(&space, &run.sizes, &machine);
+    let priced = price(&space, &Point::new(&run.sizes, &machine));
     let mut texts = std::collections::BTreeSet::new();
     for seed in 0..seeds {
         let found = extract::random(&priced.choices, seed).ok_or("no extraction")?;
@@ -584,7 +584,10 @@ fn wrong_rules_are_caught() {
 fn fused_text_reads_back() {
     let run = prepare(&layer(), 3, &mut Rng(9));
     let space = space(&run.module, &run.module.funcs[0], &[]).unwrap();
-    let (func, report) = choose(&run.module, &space, &run.sizes, &crate::cost::Machine::default(), None).unwrap();
+    let (func, report) = {
+        let machine = crate::cost::Machine::default();
+        choose(&run.module, &space, &Point::new(&run.sizes, &machine), None).unwrap()
+    };
     let mut module = (*run.module).clone();
     module.funcs = vec![func];
     gossamer_ir::verify::verify(&module, gossamer_ir::verify::Stage::Fused).unwrap_or_else(|e| panic!("{module}\n{e}"));

@@ -1,0 +1,116 @@
+//! Prices: what each alternative of the e-graph costs at given sizes, and which alternatives are open there.
+
+use std::collections::BTreeMap;
+
+use egg::Id;
+use gossamer_ir::template::{Order, TEMPLATES, Template, template};
+use gossamer_ir::{Bindings, Dim, Kernel, OpKind};
+
+use super::Space;
+use super::extract::{Choice, Choices};
+use super::facts::Graph;
+use super::rules::{How, RULES, at_load};
+use super::term::Term;
+use crate::cost::{self, Machine, Terms};
+
+/// The alternatives of every class the root may reach, with what they stand for.
+pub struct Priced {
+    /// For extraction.
+    pub choices: Choices,
+    /// Class of each index.
+    pub classes: Vec<Id>,
+    /// Node of each alternative.
+    pub nodes: Vec<Vec<Term>>,
+}
+
+/// What prices depend on.
+#[derive(Clone, Copy, Debug)]
+pub struct Point<'a> {
+    /// Value of each symbol.
+    pub sizes: &'a Bindings,
+    /// The machine that costs are for.
+    pub machine: &'a Machine,
+    /// Symbol that counts the rows of prompts, if the step holds any; see [`Options::prompt_rows`](crate::Options::prompt_rows).
+    pub prompt_rows: Option<&'a str>,
+    /// Rules that are not applied: templates that only they start are not there.
+    pub excluded: &'a [String],
+}
+
+impl<'a> Point<'a> {
+    /// A point at which every rule is applied and no row is a prompt's.
+    pub fn new(sizes: &'a Bindings, machine: &'a Machine) -> Point<'a> {
+        Point { sizes, machine, prompt_rows: None, excluded: &[] }
+    }
+
+    /// Templates that sum in one chain and that some rule starts.
+    fn chains(&self) -> Vec<&'static Template> {
+        let started = |t: &Template| {
+            let mut seeds = RULES.iter().filter(|r| matches!(r.how, How::Seed(name) if name == t.name));
+            seeds.any(|r| !self.excluded.iter().any(|e| e == r.info.name))
+        };
+        TEMPLATES.iter().filter(|t| t.order == Order::Chain && started(t)).collect()
+    }
+}
+
+/// Prices every node at `point`: kernels by the cost model, work at load and renaming nothing, everything else infinite.
+pub fn price(space: &Space, point: &Point) -> Priced {
+    let chains = point.chains();
+    let eg = &space.bridged.graph;
+    let mut classes: Vec<Id> = eg.classes().map(|c| c.id).collect();
+    classes.sort_unstable();
+    let index: BTreeMap<Id, usize> = classes.iter().enumerate().map(|(i, id)| (*id, i)).collect();
+    let mut nodes = Vec::with_capacity(classes.len());
+    let mut alternatives = Vec::with_capacity(classes.len());
+    for id in &classes {
+        let mut here: Vec<Term> = eg[*id].nodes.clone();
+        here.sort_unstable();
+        let choices = here
+            .iter()
+            .map(|n| Choice {
+                cost: own_cost(eg, *id, n, point, &chains),
+                children: egg::Language::children(n).iter().map(|c| index[&eg.find(*c)]).collect(),
+            })
+            .collect();
+        nodes.push(here);
+        alternatives.push(choices);
+    }
+    let root = index[&eg.find(space.bridged.root)];
+    Priced { choices: Choices { classes: alternatives, root }, classes, nodes }
+}
+
+fn own_cost(eg: &Graph, class: Id, node: &Term, point: &Point, chains: &[&Template]) -> f64 {
+    match node {
+        Term::Leaf(_) | Term::Attrs(_) | Term::Proj(..) | Term::Outputs(_) | Term::Opaque(..) => 0.0,
+        Term::Kernel(k, _) if !in_order(&eg.analysis.kernels[*k as usize], point.prompt_rows, chains) => f64::INFINITY,
+        Term::Kernel(k, operands) => {
+            kernel_cost(eg, *k, operands, point.sizes, point.machine).map_or(f64::INFINITY, |t| t.total_us)
+        }
+        Term::Op(OpKind::Reshape, _) => 0.0,
+        Term::Op(..) if at_load(eg, class, node) => 0.0,
+        Term::Op(..) => f64::INFINITY,
+    }
+}
+
+/// True if the kernel sums in the order that its rows have everywhere: rows of prompts in one chain where a template does that, all others in pieces.
+/// Sizes do not matter here, so neither does what else is in the step.
+fn in_order(kernel: &Kernel, prompt_rows: Option<&str>, chains: &[&Template]) -> bool {
+    let main = kernel.main();
+    let leading = main.results.first().and_then(|v| main.graph.ty(*v).as_tensor()).and_then(|t| t.dims.first());
+    let prompt = prompt_rows.is_some_and(|rows| leading.is_some_and(|d| *d == Dim::sym(rows)));
+    match template(kernel.template()).map_or(Order::Own, |t| t.order) {
+        Order::Chain => prompt,
+        Order::Pieces => !prompt || !chains.iter().any(|t| t.takes(kernel)),
+        Order::Own => true,
+    }
+}
+
+/// The cost of a kernel with these operands at `sizes`; `None` if its template does not take it there.
+pub fn kernel_cost(eg: &Graph, kernel: u32, operands: &[Id], sizes: &Bindings, machine: &Machine) -> Option<Terms> {
+    let kernel = &eg.analysis.kernels[kernel as usize];
+    let template = template(kernel.template())?;
+    template.fits(kernel, sizes).ok()?;
+    let operand = |id: &Id| cost::Operand { value: usize::from(eg.find(*id)), weight: eg[*id].data.weight_only };
+    let operands: Vec<cost::Operand> = operands.iter().map(operand).collect();
+    let shape = cost::shape(&eg.analysis.module, kernel, &operands, sizes).ok()?;
+    cost::cost(&shape, machine).ok()
+}
