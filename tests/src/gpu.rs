@@ -2,11 +2,12 @@
 //!
 //! A [`Scenario`] is a small module with inputs for one or more steps. [`Bench::check`] plans it, runs it on the GPU with poisoned memory, and compares every
 //! result with the interpreter's under the op table's tolerance; runs it again, for equal bits; and runs the first row by itself, for equal bits again.
-//! [`cases`] has scenarios for every op, [`library`] for calls of a library. Test binaries run on a machine that has nothing but the repository's files: see [`root`].
+//! [`cases`] has scenarios for every op, [`fused`] for the kernels that fusion makes, [`library`] for calls of a library. Test binaries run on a machine that has nothing but the repository's files: see [`root`].
 
 pub mod cases;
 mod compare;
 mod data;
+pub mod fused;
 pub mod library;
 mod scenario;
 pub mod stateful;
@@ -23,7 +24,7 @@ use gossamer_runtime::exec::cuda::{CudaExecutor, CudaOptions};
 
 pub use compare::{Difference, Rows, compare, relative_error, row_errors};
 pub use data::Rng;
-pub use scenario::{ENTRY, Scenario, Step};
+pub use scenario::{ENTRY, Fused, Scenario, Step};
 
 /// The repository: `GOSSAMER_ROOT`, else where this crate was built if that is here, else the current folder.
 pub fn root() -> PathBuf {

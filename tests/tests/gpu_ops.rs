@@ -8,7 +8,7 @@ use gossamer_codegen_cuda::cache::KernelCache;
 use gossamer_codegen_cuda::nvrtc::{self, Source};
 use gossamer_ir::{Class, OpKind};
 use gossamer_runtime::paths;
-use gossamer_tests::gpu::{Bench, Scenario, cases, library, stateful};
+use gossamer_tests::gpu::{Bench, Scenario, cases, fused, library, stateful};
 
 fn scenarios(classes: &[Class]) -> Vec<Scenario> {
     OpKind::ALL.iter().filter(|k| classes.contains(&k.class())).flat_map(|k| cases::of(*k)).collect()
@@ -46,6 +46,7 @@ gpu_tests! {
     sampling => scenarios(GROUPS[6]);
     attention_over_a_cache => stateful::attention();
     counts_and_penalties => stateful::counts();
+    fused_kernels => fused::all();
 }
 
 #[test]
@@ -60,7 +61,7 @@ fn library_calls() {
 #[test]
 fn every_op_is_covered() {
     let apart = [OpKind::KvWrite, OpKind::Attention, OpKind::CountTokens, OpKind::Penalize];
-    // Fused kernels are compared by filetests of mode `run` and by whole models.
+    // Fused kernels have scenarios of their own, `fused`.
     let bound = [OpKind::Param, OpKind::Weight, OpKind::Call, OpKind::Kernel];
     for kind in OpKind::ALL.iter().filter(|k| !apart.contains(k) && !bound.contains(k)) {
         assert!(!cases::of(*kind).is_empty(), "{} has no scenario", kind.name());
@@ -73,6 +74,7 @@ fn all() -> Vec<Scenario> {
     all.extend(stateful::attention());
     all.extend(stateful::counts());
     all.extend(library::matmuls());
+    all.extend(fused::all());
     all
 }
 

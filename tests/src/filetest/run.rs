@@ -68,7 +68,7 @@ fn scenario(module: &Module, settings: &Settings, text: &str, label: &str) -> Re
     }
     let module = alone(module, func)?;
     let tolerance = tolerance(&module);
-    Ok(Scenario { label: label.to_string(), module, states, steps: vec![step], alone: None, tolerance })
+    Ok(Scenario { label: label.to_string(), module, states, steps: vec![step], alone: None, tolerance, fused: None })
 }
 
 /// The module with `func` as the function that scenarios run.

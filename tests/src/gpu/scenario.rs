@@ -7,8 +7,8 @@ use gossamer_codegen_cuda::layout::{Mxfp4Layout, RowOrder, ScaleMode};
 use gossamer_codegen_cuda::lower::KernelSource;
 use gossamer_ir::interp::{Data, Datum, EvalError, Rounding, StateStore, Tensor, run_func};
 use gossamer_ir::{Attrs, Bindings, DType, Dim, Func, Module, OpKind, Param, SymDecl, TensorType, Type};
-use gossamer_passes::Plan;
 use gossamer_passes::plan::plan;
+use gossamer_passes::{Options, Plan, compile, manager};
 use gossamer_runtime::exec::cuda::CudaExecutor;
 use gossamer_runtime::exec::cuda::bind::lower_step;
 use gossamer_runtime::exec::cuda::convert::tensor_bytes;
@@ -33,6 +33,17 @@ pub struct Scenario {
     pub alone: Option<Step>,
     /// Greatest relative error of float results.
     pub tolerance: f32,
+    /// Fused before it runs on the GPU; `None`: op by op.
+    pub fused: Option<Fused>,
+}
+
+/// How a scenario is fused.
+#[derive(Clone, Default)]
+pub struct Fused {
+    /// Options of the passes; sizes are those of each step.
+    pub options: Options,
+    /// Templates that must be among the kernels of every step.
+    pub expected: &'static [&'static str],
 }
 
 /// Sizes and inputs of one step.
@@ -115,7 +126,7 @@ impl Scenario {
         };
         let alone = invariant.then(|| step(1, true));
         let tolerance = kind.info().tolerance;
-        Scenario { label, module, states: vec![], steps: vec![step(rows, false)], alone, tolerance }
+        Scenario { label, module, states: vec![], steps: vec![step(rows, false)], alone, tolerance, fused: None }
     }
 
     /// For results whose rows do depend on each other.
@@ -139,8 +150,8 @@ impl Scenario {
     /// A step that does not plan, or an op without a kernel.
     pub fn kernels(&self) -> Result<Vec<Arc<KernelSource>>, String> {
         let mut out = Vec::new();
-        for step in self.steps.iter().chain(&self.alone) {
-            let plan = self.plan(step)?;
+        for (i, step) in self.steps.iter().chain(&self.alone).enumerate() {
+            let plan = self.plan(step, i == self.steps.len())?;
             for id in &plan.steps {
                 let lowered = lower_step(&plan, *id, &BTreeMap::new()).map_err(|e| e.to_string())?;
                 out.extend(lowered.launches.into_iter().map(|l| l.kernel));
@@ -149,8 +160,23 @@ impl Scenario {
         Ok(out)
     }
 
-    fn plan(&self, step: &Step) -> Result<Plan, String> {
-        plan(&self.module, ENTRY, &step.sizes).map_err(|e| e.to_string())
+    fn plan(&self, step: &Step, alone: bool) -> Result<Plan, String> {
+        let Some(fused) = &self.fused else {
+            return plan(&self.module, ENTRY, &step.sizes).map_err(|e| e.to_string());
+        };
+        // A row by itself may take any kernel.
+        let chosen = if alone { Options::default() } else { fused.options.clone() };
+        let refuses = Some(gossamer_runtime::kernels::refuse());
+        let options = Options { sizes: step.sizes.clone(), refuses, ..chosen };
+        let passes = manager::parse_pipeline("default").map_err(|e| e.to_string())?;
+        let (module, _) = compile(self.module.clone(), &passes, &options).map_err(|e| e.to_string())?;
+        let f = module.func(ENTRY).ok_or("no entry")?;
+        let ops = f.graph.ids();
+        let made: Vec<&str> = ops.iter().filter_map(|id| f.graph.op(*id).attrs.kernel()).map(|k| &**k.template()).collect();
+        if let Some(missing) = fused.expected.iter().find(|t| !alone && !made.contains(t)) {
+            return Err(format!("no kernel of template `{missing}` at {:?}: {}", step.sizes, made.join(", ")));
+        }
+        plan(&module, ENTRY, &step.sizes).map_err(|e| e.to_string())
     }
 
     fn func(&self) -> &Func {
@@ -188,7 +214,7 @@ impl Scenario {
         let mut worst = 0.0f32;
         let mut last = Vec::new();
         for (i, (step, expected)) in self.steps.iter().zip(&expected).enumerate() {
-            let id = self.prepare(step, executor)?;
+            let id = self.prepare(step, false, executor)?;
             let found = run(executor, id, step)?;
             for (r, (ty, (found, expected))) in self.tensors().into_iter().zip(found.iter().zip(expected)).enumerate() {
                 let dtype = if ty.layout.is_some() { DType::U8 } else { ty.dtype };
@@ -202,7 +228,7 @@ impl Scenario {
             last = found;
         }
         if let Some(step) = &self.alone {
-            let id = self.prepare(step, executor)?;
+            let id = self.prepare(step, true, executor)?;
             let types = self.tensors();
             for (r, (one, all)) in run(executor, id, step)?.iter().zip(&last).enumerate() {
                 if !starts_with(all, one, &types[r]) {
@@ -213,8 +239,8 @@ impl Scenario {
         Ok(worst)
     }
 
-    fn prepare(&self, step: &Step, executor: &mut CudaExecutor) -> Result<PlanId, String> {
-        executor.prepare(Arc::new(self.plan(step)?)).map_err(|e| e.to_string())
+    fn prepare(&self, step: &Step, alone: bool, executor: &mut CudaExecutor) -> Result<PlanId, String> {
+        executor.prepare(Arc::new(self.plan(step, alone)?)).map_err(|e| e.to_string())
     }
 
     fn tensors(&self) -> Vec<TensorType> {

@@ -165,7 +165,7 @@ impl Layer {
         let alone = first_row(&steps[2], &["q", "k", "v", "pos", "seq"], "T");
         let states = vec![StateSpec { name: "kv".into(), decl: self.decl(), units }];
         let tolerance = OpKind::Attention.info().tolerance;
-        Scenario { label, module: self.module(), states, steps, alone: Some(alone), tolerance }
+        Scenario { label, module: self.module(), states, steps, alone: Some(alone), tolerance, fused: None }
     }
 }
 
@@ -270,5 +270,5 @@ fn counted(vocab: usize) -> Scenario {
     };
     let steps = vec![step(0, 9), step(9, 1), step(10, 40)];
     let states = vec![StateSpec { name: "seen".into(), decl, units: 4 }];
-    Scenario { label, module, states, steps, alone: None, tolerance: OpKind::Penalize.info().tolerance }
+    Scenario { label, module, states, steps, alone: None, tolerance: OpKind::Penalize.info().tolerance, fused: None }
 }

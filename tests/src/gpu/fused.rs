@@ -1,0 +1,306 @@
+//! Scenarios of fused kernels: source text, fused by the rules at the sizes of each step, against the interpreter on the source.
+//!
+//! Each group of ops that fusion makes a kernel of, over a grid of rows and sizes: one row, ragged edges of every tile, columns that fill no tile, experts with no
+//! rows, one row, and all rows. Where several templates can make a kernel, each is forced by disabling the rules that start the others. A row by itself must have
+//! the bits that it has among others, whatever template that takes.
+
+use std::collections::BTreeMap;
+
+use gossamer_ir::interp::Tensor;
+use gossamer_ir::{Bindings, DType, text};
+use gossamer_passes::Options;
+
+use super::data::{Rng, int};
+use super::scenario::{Fused, Scenario, Step, head};
+
+/// Relative error of a result. A rounding of something in between may fall on the other side.
+const TOLERANCE: f32 = 4e-3;
+
+/// Source text with inputs.
+struct Source {
+    label: String,
+    /// Declarations of symbols but T, and of weights.
+    params: String,
+    results: String,
+    body: Vec<String>,
+    /// Inputs by name; `true`: one row for each row of the step.
+    inputs: Vec<(&'static str, Tensor, bool)>,
+}
+
+impl Source {
+    /// Steps with the first `rows` rows of the inputs each; the templates that must be among the kernels; rules that are not applied.
+    fn scenario(&self, rows: &[usize], expected: &'static [&'static str], fused: Fused) -> Scenario {
+        let without = fused.options.disabled_rules.join(" ");
+        let label = format!("{}, rows {rows:?}, as {expected:?}, without [{without}]", self.label);
+        let lines: String = self.body.iter().map(|l| format!("  {l}\n")).collect();
+        let source = format!(
+            "gir 1\n\nsym T in 1..=4096\n\nfunc @f({}) -> ({}) {{\n{lines}}}\n",
+            self.params, self.results
+        );
+        let module = match text::parse(&label, &source) {
+            Ok(module) => module,
+            Err(errors) => panic!("{label}: {}", errors.render()),
+        };
+        let step = |n: usize| Step {
+            sizes: Bindings::from([("T".into(), n as i64)]),
+            inputs: self
+                .inputs
+                .iter()
+                .map(|(name, t, by_row)| (name.to_string(), if *by_row { head(t, n) } else { t.clone() }))
+                .collect::<BTreeMap<_, _>>(),
+        };
+        let steps = rows.iter().map(|n| step(*n)).collect();
+        let fused = Some(Fused { expected, ..fused });
+        Scenario { label, module, states: vec![], steps, alone: Some(step(1)), tolerance: TOLERANCE, fused }
+    }
+}
+
+/// Fusion without some rules.
+fn without(rules: &[&str]) -> Fused {
+    let disabled_rules = rules.iter().map(ToString::to_string).collect();
+    Fused { options: Options { disabled_rules, ..Options::default() }, expected: &[] }
+}
+
+/// Every scenario.
+pub fn all() -> Vec<Scenario> {
+    let mut out = dense();
+    out.extend(heads());
+    out.extend(routers());
+    out.extend(experts());
+    out.extend(scalars());
+    out
+}
+
+/// Projections: bias and residual behind, or a norm in front and swiglu behind.
+fn dense() -> Vec<Scenario> {
+    let mut out = Vec::new();
+    for (n, k) in [(64, 64), (200, 96), (72, 1088), (384, 2880)] {
+        let mut rng = Rng::new(&format!("dense {n} {k}"));
+        let most = 130;
+        let source = Source {
+            label: format!("projection {n}x{k}"),
+            params: format!("%x: bf16[T, {k}], %w: bf16[{n}, {k}], %b: bf16[{n}], %r: f32[T, {n}]"),
+            results: format!("f32[T, {n}]"),
+            body: vec![
+                format!("%a = matmul %x, %w : f32[T, {n}]"),
+                format!("%z = add %a, %b : f32[T, {n}]"),
+                format!("%y = add %r, %z : f32[T, {n}]"),
+                "return %y".into(),
+            ],
+            inputs: vec![
+                ("x", rng.floats(DType::BF16, &[most, k], 1.0), true),
+                ("w", rng.floats(DType::BF16, &[n, k], (k as f32).sqrt().recip()), false),
+                ("b", rng.floats(DType::BF16, &[n], 1.0), false),
+                ("r", rng.floats(DType::F32, &[most, n], 1.0), true),
+            ],
+        };
+        out.push(source.scenario(&[1, 2, 3, 5, 8, 9, 16, 31, 32], &["stream"], without(&["seed/tile"])));
+        let others = ["seed/stream", "seed/router", "seed/single"];
+        out.push(source.scenario(&[9, 33, 63, 64, 65, 130], &["tile"], without(&others)));
+    }
+    for (n, k, layout) in [(128, 160, "interleaved"), (256, 512, "halves")] {
+        let mut rng = Rng::new(&format!("gated {n} {k} {layout}"));
+        let most = 70;
+        let h = n / 2;
+        let source = Source {
+            label: format!("norm, gate and up {n}x{k} {layout}"),
+            params: format!("%x: f32[T, {k}], %g: bf16[{k}], %w: bf16[{n}, {k}], %b: bf16[{n}]"),
+            results: format!("bf16[T, {h}]"),
+            body: vec![
+                format!("%m = rms_norm %x, %g : f32[T, {k}]"),
+                format!("%m.b = cast %m {{to = bf16}} : bf16[T, {k}]"),
+                format!("%a = matmul %m.b, %w : f32[T, {n}]"),
+                format!("%z = add %a, %b : f32[T, {n}]"),
+                format!("%h = swiglu %z {{layout = {layout}}} : f32[T, {h}]"),
+                format!("%y = cast %h {{to = bf16}} : bf16[T, {h}]"),
+                "return %y".into(),
+            ],
+            inputs: vec![
+                ("x", rng.floats(DType::F32, &[most, k], 1.0), true),
+                ("g", rng.floats(DType::BF16, &[k], 1.0), false),
+                ("w", rng.floats(DType::BF16, &[n, k], (k as f32).sqrt().recip()), false),
+                ("b", rng.floats(DType::BF16, &[n], 1.0), false),
+            ],
+        };
+        out.push(source.scenario(&[1, 2, 7, 8, 17, 32], &["stream"], without(&["seed/tile"])));
+        let others = ["seed/stream", "seed/router", "seed/single"];
+        out.push(source.scenario(&[9, 64, 70], &["row", "tile"], without(&others)));
+    }
+    out
+}
+
+/// A head with the choice of a token behind it.
+fn heads() -> Vec<Scenario> {
+    let mut out = Vec::new();
+    for (n, k) in [(4224, 64), (5001, 160)] {
+        let mut rng = Rng::new(&format!("head {n} {k}"));
+        let most = 100;
+        let source = Source {
+            label: format!("head {n}x{k}"),
+            params: format!("%x: f32[T, {k}], %g: bf16[{k}], %w: bf16[{n}, {k}]"),
+            results: "i32[T]".into(),
+            body: vec![
+                format!("%m = rms_norm %x, %g : f32[T, {k}]"),
+                format!("%m.b = cast %m {{to = bf16}} : bf16[T, {k}]"),
+                format!("%a = matmul %m.b, %w : f32[T, {n}]"),
+                "%y = argmax %a : i32[T]".into(),
+                "return %y".into(),
+            ],
+            inputs: vec![
+                ("x", rng.floats(DType::F32, &[most, k], 1.0), true),
+                ("g", rng.floats(DType::BF16, &[k], 1.0), false),
+                ("w", rng.floats(DType::BF16, &[n, k], 1.0), false),
+            ],
+        };
+        out.push(source.scenario(&[1, 3, 8, 20], &["stream", "single"], without(&["seed/tile"])));
+        out.push(source.scenario(&[64, 100], &["single"], without(&["seed/stream"])));
+    }
+    out
+}
+
+/// Norm, scores, the greatest and their softmax.
+fn routers() -> Vec<Scenario> {
+    let mut out = Vec::new();
+    for (n, k, top) in [(32, 320, 4), (128, 2880, 4), (5, 64, 2), (200, 96, 8)] {
+        let mut rng = Rng::new(&format!("router {n} {k} {top}"));
+        let most = 300;
+        let source = Source {
+            label: format!("router {n}x{k}, top {top}"),
+            params: format!("%x: f32[T, {k}], %g: bf16[{k}], %w: bf16[{n}, {k}], %b: bf16[{n}]"),
+            results: format!("f32[T, {top}], i32[T, {top}], bf16[T, {k}]"),
+            body: vec![
+                format!("%m = rms_norm %x, %g : f32[T, {k}]"),
+                format!("%m.b = cast %m {{to = bf16}} : bf16[T, {k}]"),
+                format!("%a = matmul %m.b, %w : f32[T, {n}]"),
+                format!("%z = add %a, %b : f32[T, {n}]"),
+                format!("%v, %i = topk %z {{k = {top}}} : f32[T, {top}], i32[T, {top}]"),
+                format!("%p = softmax %v : f32[T, {top}]"),
+                "return %p, %i, %m.b".into(),
+            ],
+            inputs: vec![
+                ("x", rng.floats(DType::F32, &[most, k], 1.0), true),
+                ("g", rng.floats(DType::BF16, &[k], 1.0), false),
+                ("w", rng.floats(DType::BF16, &[n, k], 8.0 * (k as f32).sqrt().recip()), false),
+                ("b", rng.floats(DType::BF16, &[n], 1.0), false),
+            ],
+        };
+        let others = ["seed/stream", "seed/tile"];
+        out.push(source.scenario(&[1, 2, 3, 8, 17, 64, 255, 300], &["router"], without(&others)));
+    }
+    out
+}
+
+/// Who chose which experts.
+fn choices(kind: &str, rows: usize, top: usize, experts: usize, rng: &mut Rng) -> Tensor {
+    let mut ids = Vec::new();
+    for _ in 0..rows {
+        let mut left: Vec<i32> = (0..experts as i32).collect();
+        match kind {
+            // Few experts get most rows, some none.
+            "skewed" => left.truncate((top + 1).min(experts)),
+            "same" => left.truncate(top),
+            _ => {}
+        }
+        for _ in 0..top {
+            let at = if kind == "same" { 0 } else { rng.below(left.len()) };
+            ids.push(left.remove(at));
+        }
+    }
+    int(&[rows, top], ids)
+}
+
+/// Experts' gate and up, and down with the weighted sum and residual.
+fn experts() -> Vec<Scenario> {
+    let mut out = Vec::new();
+    for (e, top, n, k, kind) in [
+        (4, 2, 64, 64, "any"),
+        (32, 4, 192, 320, "any"),
+        (32, 4, 320, 2880, "skewed"),
+        (6, 3, 320, 192, "same"),
+        (128, 4, 64, 128, "any"),
+    ] {
+        let mut rng = Rng::new(&format!("experts {e} {top} {n} {k} {kind}"));
+        let most = 150;
+        let (h, packed) = (n / 2, "#mx64");
+        let ids = choices(kind, most, top, e, &mut rng);
+        let weights = rng.mxfp4(&[e, n, k], 118, 122);
+        let bias = rng.floats(DType::BF16, &[e, n], 1.0);
+        let gate_up = Source {
+            label: format!("gate and up of {e} experts {n}x{k}, top {top}, {kind}"),
+            params: format!("%x: bf16[T, {k}], %w: mxfp4[{e}, {n}, {k}], %ids: i32[T, {top}], %b: bf16[{e}, {n}]"),
+            results: format!("bf16[T, {top}, {h}]"),
+            body: vec![
+                format!("%p = relayout %w {{layout = {packed}}} : mxfp4[{e}, {n}, {k}] {packed}"),
+                format!("%d = dequant %p : bf16[{e}, {n}, {k}]"),
+                format!("%a = moe_matmul %x, %d, %ids : f32[T, {top}, {n}]"),
+                format!("%c = gather_rows %b, %ids : bf16[T, {top}, {n}]"),
+                format!("%z = add %a, %c : f32[T, {top}, {n}]"),
+                format!("%s = swiglu %z {{limit = 7.0, alpha = 1.702}} : f32[T, {top}, {h}]"),
+                format!("%y = cast %s {{to = bf16}} : bf16[T, {top}, {h}]"),
+                "return %y".into(),
+            ],
+            inputs: vec![
+                ("x", rng.floats(DType::BF16, &[most, k], 1.0), true),
+                ("w", weights.clone(), false),
+                ("ids", ids.clone(), true),
+                ("b", bias.clone(), false),
+            ],
+        };
+        let down = Source {
+            label: format!("down of {e} experts {n}x{k}, top {top}, {kind}"),
+            params: format!(
+                "%x: bf16[T, {top}, {k}], %w: mxfp4[{e}, {n}, {k}], %ids: i32[T, {top}], %b: bf16[{e}, {n}], %p: f32[T, {top}], %r: f32[T, {n}]"
+            ),
+            results: format!("f32[T, {n}]"),
+            body: vec![
+                format!("%q = relayout %w {{layout = {packed}}} : mxfp4[{e}, {n}, {k}] {packed}"),
+                format!("%d = dequant %q : bf16[{e}, {n}, {k}]"),
+                format!("%a = moe_matmul %x, %d, %ids : f32[T, {top}, {n}]"),
+                format!("%c = gather_rows %b, %ids : bf16[T, {top}, {n}]"),
+                format!("%z = add %a, %c : f32[T, {top}, {n}]"),
+                format!("%s = moe_combine %z, %p : f32[T, {n}]"),
+                format!("%y = add %r, %s : f32[T, {n}]"),
+                "return %y".into(),
+            ],
+            inputs: vec![
+                ("x", rng.floats(DType::BF16, &[most, top, k], 1.0), true),
+                ("w", weights, false),
+                ("ids", ids, true),
+                ("b", bias, false),
+                ("p", rng.floats(DType::F32, &[most, top], 0.5), true),
+                ("r", rng.floats(DType::F32, &[most, n], 1.0), true),
+            ],
+        };
+        for source in [gate_up, down] {
+            out.push(source.scenario(&[1, 2, 4, 7, 16, 31], &["moe_stream"], without(&["seed/moe-tile"])));
+            out.push(source.scenario(&[9, 33, 64, 65, 150], &["moe_tile"], without(&["seed/moe-stream"])));
+        }
+    }
+    out
+}
+
+/// Scalar kernels and rows.
+fn scalars() -> Vec<Scenario> {
+    let mut rng = Rng::new("scalars");
+    let most = 200;
+    let k = 2880;
+    let ids = rng.ints(&[most], 0, 97);
+    let source = Source {
+        label: "embedding, norm".into(),
+        params: format!("%e: bf16[97, {k}], %ids: i32[T], %g: bf16[{k}]"),
+        results: format!("f32[T, {k}], bf16[T, {k}]"),
+        body: vec![
+            format!("%x = gather_rows %e, %ids : bf16[T, {k}]"),
+            format!("%h = cast %x {{to = f32}} : f32[T, {k}]"),
+            format!("%m = rms_norm %h, %g : f32[T, {k}]"),
+            format!("%n = cast %m {{to = bf16}} : bf16[T, {k}]"),
+            "return %h, %n".into(),
+        ],
+        inputs: vec![
+            ("e", rng.floats(DType::BF16, &[97, k], 1.0), false),
+            ("ids", ids, true),
+            ("g", rng.floats(DType::BF16, &[k], 1.0), false),
+        ],
+    };
+    vec![source.scenario(&[1, 2, 33, 200], &["map", "row"], without(&[]))]
+}
