@@ -33,10 +33,8 @@ impl Source {
         let without = fused.options.disabled_rules.join(" ");
         let label = format!("{}, rows {rows:?}, as {expected:?}, without [{without}]", self.label);
         let lines: String = self.body.iter().map(|l| format!("  {l}\n")).collect();
-        let source = format!(
-            "gir 1\n\nsym T in 1..=4096\n\nfunc @f({}) -> ({}) {{\n{lines}}}\n",
-            self.params, self.results
-        );
+        let source =
+            format!("gir 1\n\nsym T in 1..=4096\n\nfunc @f({}) -> ({}) {{\n{lines}}}\n", self.params, self.results);
         let module = match text::parse(&label, &source) {
             Ok(module) => module,
             Err(errors) => panic!("{label}: {}", errors.render()),

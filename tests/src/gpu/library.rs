@@ -77,5 +77,13 @@ func @f(%x: {input}[T, {k}], %w: {input}[{n}, {k}]) -> ({output}[T, {n}]) {{
         }
     };
     let steps = rows.iter().map(|r| step(*r)).collect();
-    Scenario { label, module, states: vec![], steps, alone: None, tolerance: OpKind::MatMul.info().tolerance, fused: None }
+    Scenario {
+        label,
+        module,
+        states: vec![],
+        steps,
+        alone: None,
+        tolerance: OpKind::MatMul.info().tolerance,
+        fused: None,
+    }
 }

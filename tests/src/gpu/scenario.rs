@@ -172,7 +172,8 @@ impl Scenario {
         let (module, _) = compile(self.module.clone(), &passes, &options).map_err(|e| e.to_string())?;
         let f = module.func(ENTRY).ok_or("no entry")?;
         let ops = f.graph.ids();
-        let made: Vec<&str> = ops.iter().filter_map(|id| f.graph.op(*id).attrs.kernel()).map(|k| &**k.template()).collect();
+        let made: Vec<&str> =
+            ops.iter().filter_map(|id| f.graph.op(*id).attrs.kernel()).map(|k| &**k.template()).collect();
         if let Some(missing) = fused.expected.iter().find(|t| !alone && !made.contains(t)) {
             return Err(format!("no kernel of template `{missing}` at {:?}: {}", step.sizes, made.join(", ")));
         }
