@@ -26,3 +26,4 @@ pub mod lower;
 pub mod machines;
 pub mod nvrtc;
 pub mod resources;
+pub mod tools;

@@ -1,12 +1,15 @@
 //! Generation: requests in, tokens out, through an [`Engine`].
 //!
 //! Several requests share steps: each step decodes one token for every running request and spends the rest of its token budget on prompts that are
-//! still being read. What a request gets does not depend on the others, because rows of a step do not.
+//! still being read; while all decode, steps follow each other on the device. What a request gets does not depend on the others, because rows of a step do not.
 
 use std::time::{Duration, Instant};
 
 use crate::engine::{Engine, EngineError, Sampled, SamplingParams, SeqId, Work};
 use crate::text::StopSet;
+
+/// Most tokens that are decoded without looking for other work, cancelled requests aside.
+const RUN: usize = 256;
 
 /// One request.
 #[derive(Clone, Debug)]
@@ -178,25 +181,52 @@ fn run(
                 sample: *complete,
             })
             .collect();
-        let results = engine.step(&work)?;
-        for ((i, tokens, _), sampled) in parts.iter().zip(results) {
-            let r = &mut running[*i];
-            r.fed = (r.fed + tokens.len()).min(requests[*i].prompt.len());
-            let Some(sampled) = sampled else { continue };
+        // What a token means for its request; true if the request goes on.
+        let mut take = |running: &mut [Running], i: usize, sampled: Sampled| -> bool {
+            let (r, request) = (&mut running[i], &requests[i]);
+            if r.finish.is_some() {
+                return false; // drawn behind the end
+            }
             first.get_or_insert_with(|| start.elapsed());
             timing.generated += 1;
-            let flow = on_token(*i, &sampled);
+            let flow = on_token(i, &sampled);
             let token = sampled.token;
             r.out.push(sampled);
-            r.finish = if requests[*i].stop.contains(token) {
+            r.finish = if request.stop.contains(token) {
                 Some(Finish::Stop)
             } else if flow == Flow::Stop {
                 Some(Finish::Cancelled)
-            } else if r.out.len() >= requests[*i].max_tokens || engine.len(r.seq) >= context {
+            } else if r.out.len() >= request.max_tokens {
                 Some(Finish::Length)
             } else {
                 None
             };
+            r.finish.is_none()
+        };
+        if running.iter().zip(requests).all(|(r, q)| r.finish.is_some() || r.fed == q.prompt.len()) {
+            // Everyone decodes: as many steps as all of them have tokens left.
+            let left = parts.iter().map(|(i, ..)| requests[*i].max_tokens - running[*i].out.len()).min();
+            engine.decode(&work, left.unwrap_or(1).clamp(1, RUN), &mut |drawn, _| {
+                let mut all = !stop();
+                for ((i, ..), sampled) in parts.iter().zip(drawn) {
+                    all &= take(running, *i, sampled.clone());
+                }
+                all
+            })?;
+        } else {
+            let results = engine.step(&work)?;
+            for ((i, tokens, _), sampled) in parts.iter().zip(results) {
+                running[*i].fed = (running[*i].fed + tokens.len()).min(requests[*i].prompt.len());
+                if let Some(sampled) = sampled {
+                    take(running, *i, sampled);
+                }
+            }
+        }
+        for (i, ..) in &parts {
+            let r = &mut running[*i];
+            if r.finish.is_none() && !r.out.is_empty() && engine.len(r.seq) >= context {
+                r.finish = Some(Finish::Length);
+            }
             if r.finish.is_some() {
                 engine.end(r.seq);
             }

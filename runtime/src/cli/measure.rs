@@ -12,6 +12,9 @@ use crate::session::{DeviceChoice, SessionOptions};
 /// Rounds over which times are taken.
 const ROUNDS: usize = 20;
 
+/// Positions that are left free for steps that follow one another.
+const ROOM: usize = 64;
+
 /// Runs the step that the arguments name, after a prompt that leaves room for it alone, and times it.
 pub fn step(args: &ExplainArgs) -> Result<Profile, Failure> {
     let params = match args.head {
@@ -50,7 +53,8 @@ pub fn step(args: &ExplainArgs) -> Result<Profile, Failure> {
     let vocab = engine.config().vocab() as u64;
     // Tokens that differ, so that routing does.
     let token = |s: usize, i: usize| ((s as u64 * 7919 + i as u64).wrapping_mul(0x9E37_79B9_7F4A_7C15) >> 33) % vocab;
-    let prompt = context - each;
+    // Steps that decode are measured following one another, which takes room behind the prompt.
+    let prompt = (context - each).saturating_sub(if each == 1 { ROOM } else { 0 }).max((context - each).min(ROOM));
     let mut sequences = Vec::with_capacity(seqs);
     for s in 0..seqs {
         let text: Vec<u32> = (0..prompt + each).map(|i| token(s, i) as u32).collect();
@@ -61,7 +65,7 @@ pub fn step(args: &ExplainArgs) -> Result<Profile, Failure> {
         .enumerate()
         .map(|(s, (seq, text))| Work { seq: *seq, tokens: &text[prompt..], params: Some(&params), sample: s < rows })
         .collect();
-    let (ran, profile) = engine.measure(&work, ROUNDS)?;
+    let (ran, profile) = engine.measure(&work, ROUNDS, None)?;
     if ran != size {
         return Err(Failure::Usage(format!("{name} runs in bucket {}; explain that one", ran.name())));
     }

@@ -1,5 +1,7 @@
 //! Page-locked host memory, for copies that run beside the CPU.
 
+use std::sync::atomic::AtomicU32;
+
 use cudarc::driver::sys;
 
 use super::capture;
@@ -93,6 +95,23 @@ impl PinnedBuffer {
     pub fn as_mut_slice(&mut self) -> &mut [u8] {
         // SAFETY: as `as_slice`, and `&mut self` makes the access unique on the host.
         unsafe { std::slice::from_raw_parts_mut(self.ptr.as_ptr(), self.len) }
+    }
+
+    /// A word that the GPU may write at any time; `None` outside the buffer or at an offset that is no multiple of 4.
+    pub fn word(&self, offset: usize) -> Option<&AtomicU32> {
+        let inside = offset.is_multiple_of(4) && offset.checked_add(4).is_some_and(|end| end <= self.len);
+        // SAFETY: the word lies within `len` bytes that live as long as `self`, and is aligned: the allocation is to a page.
+        inside.then(|| unsafe { AtomicU32::from_ptr(self.ptr.as_ptr().add(offset).cast()) })
+    }
+
+    /// Copies bytes from `offset` on, while the GPU may be writing others; false outside the buffer.
+    pub fn read(&self, offset: usize, out: &mut [u8]) -> bool {
+        let inside = offset.checked_add(out.len()).is_some_and(|end| end <= self.len);
+        if inside {
+            // SAFETY: the source lies within the buffer; `out` is other memory, as the buffer is only lent through `self`.
+            unsafe { std::ptr::copy_nonoverlapping(self.ptr.as_ptr().add(offset), out.as_mut_ptr(), out.len()) };
+        }
+        inside
     }
 
     /// The address, good on the host and, by unified addressing, as a kernel argument.

@@ -4,6 +4,7 @@
 //! - Every op of a plan becomes one kernel or a few ([`bind`]), or a call of a library ([`library`]); the text of kernels is compiled once and cached
 //!   on disk ([`kernels`]).
 //! - A step is one graph: one copy of all inputs to the GPU, the kernels in plan order, the copies of the results back. Nothing else is launched.
+//! - Steps that feed each other run without the host between them ([`ahead`]).
 //! - All plans share one workspace ([`workspace`]); when a larger plan makes it move, graphs are captured again before they next run.
 //!
 //! For debugging ([`CudaOptions`]): `GOSSAMER_EAGER=1` runs kernels one by one, waits after each, and names the op of a failing one;
@@ -11,17 +12,20 @@
 //!
 //! Must not know: models, sequences, sampling, what a kernel computes.
 
+mod ahead;
 pub mod bind;
 pub mod block;
 pub mod convert;
 pub mod kernels;
 pub mod library;
 mod loader;
+mod probe;
 pub mod profile;
 pub mod resident;
 pub mod state;
 #[cfg(test)]
 pub(crate) mod testing;
+mod trace;
 pub mod traffic;
 pub mod workspace;
 
@@ -42,7 +46,9 @@ use self::loader::Uploader;
 use self::resident::{Loader, Resident, Residents};
 use self::state::States;
 use self::workspace::{Needs, Workspace};
-use super::{ExecError, Executor, HostData, Inputs, PlanId, Profile, StateSpec};
+use super::{
+    ExecError, Executor, Feedback, HostData, Inputs, Measure, OnStep, PlanId, Probe, Profile, StateSpec, run_by_step,
+};
 use crate::checkpoint::WeightSource;
 use crate::cuda::{
     ArgList, Device, DeviceBuffer, DeviceSlice, Function, Gemm, GraphExec, LaunchConfig, POISON_BYTE, Stream,
@@ -132,6 +138,8 @@ struct Prepared {
     calls: Vec<Call>,
     /// The graph, and the workspace's generation when it was captured.
     graph: Option<(u64, GraphExec)>,
+    /// What runs of steps that feed each other need, once there was one.
+    ahead: Option<ahead::Ahead>,
 }
 
 /// Memory that a result is copied from.
@@ -281,7 +289,7 @@ impl CudaExecutor {
         // A library loads its kernels at their first launch, which a capture refuses. This one writes what the step writes anyway.
         for call in &p.calls {
             if let Call::Library(..) = call {
-                self.enqueue_call(call)?;
+                self.enqueue_call(call, false)?;
             }
         }
         let (graph, ()) = self.stream.capture(|| self.enqueue(p, &mut |_| Ok(())))?;
@@ -313,17 +321,19 @@ impl CudaExecutor {
         after: &mut dyn FnMut(&Call) -> Result<(), ExecError>,
     ) -> Result<(), ExecError> {
         p.calls.iter().try_for_each(|call| {
-            self.enqueue_call(call)?;
+            self.enqueue_call(call, false)?;
             after(call)
         })
     }
 
-    fn enqueue_call(&self, call: &Call) -> Result<(), ExecError> {
+    /// Enqueues a call; `whole`: not before everything in front of it has ended.
+    fn enqueue_call(&self, call: &Call, whole: bool) -> Result<(), ExecError> {
         // SAFETY: every pointer is to this executor's weights, state or workspace of this generation, which outlive the step; the buffer plan keeps
         // values that are alive apart and at multiples of 256 bytes, and kernels and library stay within their operands by the contract of `lower`.
         match call {
             Call::Kernel(launch) => unsafe {
-                launch.function.launch(&self.stream, &launch.config, &self.arguments(&launch.bound.args))?;
+                let config = LaunchConfig { pdl: launch.config.pdl && !whole, ..launch.config };
+                launch.function.launch(&self.stream, &config, &self.arguments(&launch.bound.args))?;
             },
             Call::Library(bound, gemm) => unsafe {
                 gemm.launch(&self.stream, bound.places.map(|a| self.workspace.resolve(a)))?;
@@ -499,7 +509,7 @@ impl Executor for CudaExecutor {
         let (inputs, _) = block::inputs(&plan)?;
         let outputs = block::outputs(&plan)?;
         let id = PlanId(self.plans.len());
-        self.plans.push(Prepared { plan, needs, inputs, outputs, results, calls, graph: None });
+        self.plans.push(Prepared { plan, needs, inputs, outputs, results, calls, graph: None, ahead: None });
         // Here, not at the first step, so that a workspace that does not fit is an error of preparing.
         if let Err(e) = self.ready(id) {
             self.plans.pop();
@@ -525,10 +535,30 @@ impl Executor for CudaExecutor {
         Ok(out)
     }
 
-    fn measure(&mut self, plan: PlanId, inputs: &Inputs, rounds: usize) -> Result<Option<Profile>, ExecError> {
-        let launches = self.profile(plan, inputs, rounds)?.into_iter().map(|t| t.us).collect();
-        let step_us = profile::median(self.time_graph(plan, inputs, rounds.max(1))?);
-        Ok(Some(Profile { launches, step_us }))
+    fn run_ahead(
+        &mut self,
+        plan: PlanId,
+        inputs: &Inputs,
+        feedback: &Feedback,
+        steps: usize,
+        on_step: OnStep<'_>,
+    ) -> Result<usize, ExecError> {
+        match self.run_on_device(plan, inputs, feedback, steps, on_step)? {
+            Some(ran) => Ok(ran),
+            None => run_by_step(self, plan, inputs, feedback, steps, on_step),
+        }
+    }
+
+    fn measure(&mut self, plan: PlanId, inputs: &Inputs, how: &Measure) -> Result<Option<Profile>, ExecError> {
+        self.profile(plan, inputs, how).map(Some)
+    }
+
+    fn fill_random(&mut self, seed: u64) -> Result<bool, ExecError> {
+        self.fill_states(seed)
+    }
+
+    fn probe(&mut self) -> Result<Option<Probe>, ExecError> {
+        self.probe_device().map(Some)
     }
 
     fn clear_counts(&mut self, name: &str, row: usize) -> Result<(), ExecError> {

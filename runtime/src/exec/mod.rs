@@ -78,13 +78,108 @@ pub struct StateSpec {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct PlanId(pub usize);
 
-/// Times of one plan on a device, in microseconds.
-#[derive(Clone, Debug, PartialEq)]
+/// Which inputs of a step follow from the results of the step before, where entry i of each belongs to sequence i.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Feedback {
+    /// An input, and the number of the result that takes its place.
+    pub replaced: Vec<(String, usize)>,
+    /// Inputs that grow by one.
+    pub counted: Vec<String>,
+    /// The input whose entries below 0 mark padding, which stays as it is.
+    pub live: String,
+}
+
+impl Feedback {
+    /// The inputs of the next step on the host.
+    fn apply(&self, inputs: &mut Inputs, results: &[HostData]) {
+        let live: Vec<bool> = inputs.get(&self.live).map_or(vec![], |v| v.i32().iter().map(|s| *s >= 0).collect());
+        let mut change = |name: &str, next: &dyn Fn(usize, i32) -> i32| {
+            if let Some(HostData::I32(values)) = inputs.get_mut(name) {
+                let of_live = values.iter_mut().enumerate().filter(|(i, _)| live.get(*i) == Some(&true));
+                of_live.for_each(|(i, x)| *x = next(i, *x));
+            }
+        };
+        for (name, result) in &self.replaced {
+            let new = results.get(*result).map_or(&[][..], HostData::i32);
+            change(name, &|i, old| new.get(i).copied().unwrap_or(old));
+        }
+        self.counted.iter().for_each(|name| change(name, &|_, x| x.wrapping_add(1)));
+    }
+}
+
+/// Is given the results of a step of a run and when it ended, in nanoseconds of the device's clock; false: no further step is to start.
+pub type OnStep<'a> = &'a mut dyn FnMut(&[HostData], u64) -> bool;
+
+/// [`Executor::run_ahead`] with the host between the steps.
+fn run_by_step<E: Executor + ?Sized>(
+    executor: &mut E,
+    plan: PlanId,
+    inputs: &Inputs,
+    feedback: &Feedback,
+    steps: usize,
+    on_step: OnStep<'_>,
+) -> Result<usize, ExecError> {
+    let clock = std::time::Instant::now();
+    let mut inputs = inputs.clone();
+    for done in 1..=steps {
+        let results = executor.run(plan, &inputs)?;
+        if !on_step(&results, clock.elapsed().as_nanos() as u64) {
+            return Ok(done);
+        }
+        feedback.apply(&mut inputs, &results);
+    }
+    Ok(steps)
+}
+
+/// How a plan is to be measured.
+#[derive(Clone, Copy, Debug)]
+pub struct Measure<'a> {
+    /// Rounds over which times are taken.
+    pub rounds: usize,
+    /// How steps feed each other, and how many may follow one another (at least [`TRACED_STEPS`]); `None`: one step is repeated.
+    pub ahead: Option<(&'a Feedback, usize)>,
+    /// Distinct experts that a layer's tokens choose, where known.
+    pub experts: Option<f64>,
+}
+
+/// Steps that a traced run has at least.
+pub const TRACED_STEPS: usize = 3;
+
+/// Where the time of a step goes on a device; times in microseconds.
+#[derive(Clone, Debug, Default, PartialEq)]
 pub struct Profile {
-    /// Of each launch by itself, in order: medians.
-    pub launches: Vec<f64>,
-    /// Of a whole step as it usually runs: the median.
+    /// Every launch, in order.
+    pub launches: Vec<LaunchTime>,
+    /// What handing results to the next step takes, at the end; 0 if it is not handed any.
+    pub end_us: f64,
+    /// Time in which no kernel ran, or only ones that waited: from the end of one to the first block of the next.
+    pub gaps_us: f64,
+    /// Time in which the next kernel was already on the machine.
+    pub overlap_us: f64,
+    /// A whole step, as steps usually run: the median.
     pub step_us: f64,
+}
+
+impl Profile {
+    /// A whole step as it was traced: the sum of its parts.
+    pub fn traced_us(&self) -> f64 {
+        self.launches.iter().map(|l| l.part_us).sum::<f64>() + self.end_us
+    }
+}
+
+/// Time of one launch of a step, in microseconds.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct LaunchTime {
+    /// Entry name of the kernel, or of a library call.
+    pub name: String,
+    /// The op it belongs to: name and value.
+    pub op: String,
+    /// Its part of a step: from the end of the launch before to its own end. These add up to the step.
+    pub part_us: f64,
+    /// By itself, with nothing beside it: the median.
+    pub alone_us: f64,
+    /// Bytes that its op moves, at its first launch; 0 at the others.
+    pub bytes: f64,
 }
 
 /// A device that runs plans.
@@ -109,13 +204,46 @@ pub trait Executor {
     /// Inputs that do not fit the plan, or what the device gives.
     fn run(&mut self, plan: PlanId, inputs: &Inputs) -> Result<Vec<HostData>, ExecError>;
 
-    /// Runs a prepared plan as [`Executor::run`], then times it over some rounds on the same inputs. `None` if the device has no launches to time.
+    /// Runs a prepared plan up to `steps` times, each step on what the one before gives. Every step that was started is reported, in order, also those
+    /// behind the one at which `on_step` said stop. Returns how many ran.
     ///
     /// # Errors
     /// As [`Executor::run`].
-    fn measure(&mut self, plan: PlanId, inputs: &Inputs, rounds: usize) -> Result<Option<Profile>, ExecError> {
-        let _ = rounds;
+    fn run_ahead(
+        &mut self,
+        plan: PlanId,
+        inputs: &Inputs,
+        feedback: &Feedback,
+        steps: usize,
+        on_step: OnStep<'_>,
+    ) -> Result<usize, ExecError> {
+        run_by_step(self, plan, inputs, feedback, steps, on_step)
+    }
+
+    /// Runs a prepared plan as [`Executor::run`], then measures it. `None` if the device has no launches to time.
+    ///
+    /// # Errors
+    /// As [`Executor::run`].
+    fn measure(&mut self, plan: PlanId, inputs: &Inputs, how: &Measure) -> Result<Option<Profile>, ExecError> {
+        let _ = how;
         self.run(plan, inputs)?;
+        Ok(None)
+    }
+
+    /// Fills keys and values with random numbers, so that sequences may begin as if they had been read. False if the device cannot.
+    ///
+    /// # Errors
+    /// What the device gives.
+    fn fill_random(&mut self, seed: u64) -> Result<bool, ExecError> {
+        let _ = seed;
+        Ok(false)
+    }
+
+    /// Measures the device itself; `None` where it has no figures of its own.
+    ///
+    /// # Errors
+    /// What the device gives.
+    fn probe(&mut self) -> Result<Option<Probe>, ExecError> {
         Ok(None)
     }
 
@@ -129,6 +257,15 @@ pub trait Executor {
     /// # Errors
     /// What the device gives.
     fn clear_counts(&mut self, name: &str, row: usize) -> Result<(), ExecError>;
+}
+
+/// What a device reaches at best, measured.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct Probe {
+    /// Bytes a second that it reads.
+    pub read: f64,
+    /// Operations a second of a large bf16 matrix multiply, if there is a library for it.
+    pub bf16: Option<f64>,
 }
 
 /// Why a plan could not be prepared or run.

@@ -73,7 +73,7 @@ pub fn explain(module: Module, request: &Request) -> Result<Explanation, EngineE
         sources,
         memory,
         module,
-        measured_step_us: None,
+        measured: None,
     })
 }
 
@@ -122,11 +122,12 @@ impl Kernels<'_> {
                 shared: l.shared,
                 scratch,
                 measured_us: None,
+                alone_us: None,
             });
         }
         if let Some(entry) = call {
             let (scope, value) = (scope(&value), value.clone());
-            let (grid, block, shared, measured_us) = ([0; 3], 0, 0, None);
+            let (grid, block, shared) = ([0; 3], 0, 0);
             self.out.launches.push(LaunchEntry {
                 card,
                 part: 0,
@@ -137,7 +138,8 @@ impl Kernels<'_> {
                 block,
                 shared,
                 scratch,
-                measured_us,
+                measured_us: None,
+                alone_us: None,
             });
         }
         let card = &mut self.out.cards[card];

@@ -45,11 +45,18 @@ fn facts(out: &mut String, e: &Explanation) {
     if let Some(x) = e.total(|l| e.roofline_us(l)) {
         fact(format!("{} \u{b5}s", us(Some(x))), "roofline");
     }
-    if let (Some(step), Some(sum)) = (e.measured_step_us, e.total(|l| l.measured_us)) {
-        fact(format!("{} \u{b5}s", us(Some(step))), "measured");
-        fact(format!("{} \u{b5}s", us(Some(sum))), "kernels one by one");
-        let what = if step >= sum { "between kernels" } else { "saved by overlap" };
-        fact(format!("{} \u{b5}s", us(Some((step - sum).abs()))), what);
+    if let Some(m) = &e.measured {
+        for (value, what) in [
+            (m.step_us, "measured"),
+            (m.traced_us, "with time stamps"),
+            (m.gaps_us, "nothing ran"),
+            (m.overlap_us, "next launch had begun"),
+        ] {
+            fact(format!("{} \u{b5}s", us(Some(value))), what);
+        }
+        if let Some(sum) = e.total(|l| l.alone_us) {
+            fact(format!("{} \u{b5}s", us(Some(sum))), "launches one by one");
+        }
     }
     fact(megabytes(Some(e.memory.arena as f64)), "arena");
     fact(megabytes(Some(e.memory.unshared as f64)), "without sharing");
@@ -58,13 +65,13 @@ fn facts(out: &mut String, e: &Explanation) {
 }
 
 fn table(out: &mut String, e: &Explanation) {
-    let measured = e.measured_step_us.is_some();
+    let measured = e.measured.is_some();
     out.push_str("<h2 id=\"step\">The step</h2>\n<table class=\"data\"><tr><th>#</th><th class=\"name\">template</th><th class=\"name\">ops</th><th>moves</th><th>\u{b5}s each</th><th>roofline</th>");
     if measured {
-        out.push_str("<th>measured</th>");
+        out.push_str("<th>measured</th><th>alone</th>");
     }
     out.push_str("<th>\u{b5}s all</th><th>%</th><th></th></tr>\n");
-    let columns = if measured { 10 } else { 9 };
+    let columns = if measured { 11 } else { 9 };
     let all = groups(e);
     let greatest = all.iter().flat_map(|g| rows(e, g)).filter_map(|r| r.share).fold(0.0, f64::max);
     for group in &all {
@@ -87,7 +94,7 @@ fn table(out: &mut String, e: &Explanation) {
                 us(r.roofline)
             );
             if measured {
-                let _ = write!(out, "<td>{}</td>", us(r.measured));
+                let _ = write!(out, "<td>{}</td><td>{}</td>", us(r.measured), us(r.alone));
             }
             let share = r.share.unwrap_or(0.0);
             let _ = writeln!(
@@ -104,8 +111,8 @@ fn table(out: &mut String, e: &Explanation) {
         "<tr class=\"total\"><td></td><td class=\"name\" colspan=\"2\">the step</td><td></td><td></td><td>{}</td>",
         us(e.total(|l| e.roofline_us(l)))
     );
-    if measured {
-        let _ = write!(out, "<td>{}</td>", us(e.measured_step_us));
+    if let Some(m) = &e.measured {
+        let _ = write!(out, "<td>{}</td><td>{}</td>", us(Some(m.traced_us)), us(e.total(|l| l.alone_us)));
     }
     let _ = writeln!(
         out,

@@ -2,10 +2,10 @@
 
 use serde_json::{Map, Value as Json, json};
 
-use super::{Explanation, LaunchEntry};
+use super::{Explanation, LaunchEntry, MeasuredStep};
 
 /// Version of the JSON form, in its field `version`. It grows when a key changes its meaning or goes away.
-const VERSION: u32 = 1;
+const VERSION: u32 = 2;
 
 pub(super) fn json(e: &Explanation, kernel: Option<usize>) -> Json {
     let sizes: Map<String, Json> = e.sizes.iter().map(|(k, v)| (k.to_string(), json!(v))).collect();
@@ -22,9 +22,9 @@ pub(super) fn json(e: &Explanation, kernel: Option<usize>) -> Json {
     let wanted = |i: &usize| kernel.is_none_or(|k| k == *i);
     let kernels: Vec<Json> =
         e.launches.iter().enumerate().filter(|(i, _)| wanted(i)).map(|(i, l)| launch(e, i, l)).collect();
-    let measured = e.total(|l| l.measured_us);
+    let alone = e.total(|l| l.alone_us);
+    let measured = |of: fn(&MeasuredStep) -> f64| e.measured.as_ref().map(of);
     let predicted = e.predicted_step_us();
-    let shared_of_step = e.measured_step_us.zip(measured).map(|(step, sum)| step - sum);
     json!({
         "version": VERSION,
         "name": e.name,
@@ -38,9 +38,12 @@ pub(super) fn json(e: &Explanation, kernel: Option<usize>) -> Json {
             "distinct_kernels": e.cards.len(),
             "predicted_step_us": predicted,
             "roofline_step_us": e.total(|l| e.roofline_us(l)),
-            "measured_kernels_us": measured,
-            "measured_step_us": e.measured_step_us,
-            "gaps_us": shared_of_step,
+            "measured_step_us": measured(|m| m.step_us),
+            "traced_step_us": measured(|m| m.traced_us),
+            "step_end_us": measured(|m| m.end_us),
+            "gaps_us": measured(|m| m.gaps_us),
+            "overlap_us": measured(|m| m.overlap_us),
+            "alone_kernels_us": alone,
         },
         "memory": e.memory.json(),
     })
@@ -75,6 +78,7 @@ fn launch(e: &Explanation, index: usize, l: &LaunchEntry) -> Json {
         "share": share,
         "roofline_us": e.roofline_us(l),
         "measured_us": l.measured_us,
+        "alone_us": l.alone_us,
         "entry": l.entry,
         "grid": l.grid,
         "block": l.block,

@@ -49,8 +49,23 @@ pub struct Explanation {
     pub memory: BucketMemory,
     /// The module after the last pass.
     pub module: Module,
-    /// Median time of a whole step as it was measured, in microseconds.
-    pub measured_step_us: Option<f64>,
+    /// The step as it was measured.
+    pub measured: Option<MeasuredStep>,
+}
+
+/// A step as it was measured; times in microseconds.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct MeasuredStep {
+    /// A whole step as steps usually run: the median.
+    pub step_us: f64,
+    /// A whole step with time stamps in its kernels: the sum of its launches' parts and of `end_us`.
+    pub traced_us: f64,
+    /// What handing results to the next step takes; 0 where steps do not follow each other on the device.
+    pub end_us: f64,
+    /// Between launches, where nothing had begun.
+    pub gaps_us: f64,
+    /// While the next launch had begun.
+    pub overlap_us: f64,
 }
 
 /// A module at one point of the pipeline.
@@ -140,8 +155,10 @@ pub struct LaunchEntry {
     pub shared: u32,
     /// Bytes of scratch of its op.
     pub scratch: u64,
-    /// Median time by itself, in microseconds.
+    /// Measured part of a step, in microseconds: from the end of the launch before to its own end.
     pub measured_us: Option<f64>,
+    /// Measured median time by itself.
+    pub alone_us: Option<f64>,
 }
 
 impl LaunchEntry {
@@ -221,10 +238,17 @@ impl Explanation {
         if found != expected {
             return Err(OtherPlan { found, expected });
         }
-        for (entry, us) in self.launches.iter_mut().zip(&profile.launches) {
-            entry.measured_us = Some(*us);
+        for (entry, time) in self.launches.iter_mut().zip(&profile.launches) {
+            entry.measured_us = Some(time.part_us);
+            entry.alone_us = Some(time.alone_us);
         }
-        self.measured_step_us = Some(profile.step_us);
+        self.measured = Some(MeasuredStep {
+            step_us: profile.step_us,
+            traced_us: profile.traced_us(),
+            end_us: profile.end_us,
+            gaps_us: profile.gaps_us,
+            overlap_us: profile.overlap_us,
+        });
         Ok(())
     }
 

@@ -3,7 +3,7 @@
 use std::fmt::Write;
 
 use super::build::sizes_text;
-use super::{Explanation, Group, groups};
+use super::{Explanation, Group, LaunchEntry, MeasuredStep, groups};
 
 pub(super) fn text(e: &Explanation, kernel: Option<usize>) -> String {
     match kernel {
@@ -34,8 +34,10 @@ pub(super) struct Row {
     pub roofline: Option<f64>,
     /// Share of the step, 0 to 1.
     pub share: Option<f64>,
-    /// Measured mean of one.
+    /// Measured mean of one, as a part of the step.
     pub measured: Option<f64>,
+    /// The same by itself.
+    pub alone: Option<f64>,
     /// Bytes of one.
     pub bytes: Option<f64>,
 }
@@ -51,7 +53,10 @@ pub(super) fn rows(e: &Explanation, group: &Group) -> Vec<Row> {
             let l = &e.launches[*launch];
             let each = e.predicted_us(l);
             let all = each.map(|us| us * n);
-            let measured: Option<f64> = group.launches.iter().map(|s| e.launches[s[at]].measured_us).sum();
+            let mean = |of: fn(&LaunchEntry) -> Option<f64>| {
+                let sum: Option<f64> = group.launches.iter().map(|s| of(&e.launches[s[at]])).sum();
+                sum.map(|us| us / n)
+            };
             let prediction = e.cards[l.card].prediction.as_ref().filter(|_| l.part == 0);
             Row {
                 launch: *launch,
@@ -59,7 +64,8 @@ pub(super) fn rows(e: &Explanation, group: &Group) -> Vec<Row> {
                 all,
                 roofline: e.roofline_us(l),
                 share: all.zip(step).filter(|(_, step)| *step > 0.0).map(|(us, step)| us / step),
-                measured: measured.map(|m| m / n),
+                measured: mean(|l| l.measured_us),
+                alone: mean(|l| l.alone_us),
                 bytes: prediction.map(|p| p.bytes),
             }
         })
@@ -85,13 +91,13 @@ fn overview(e: &Explanation) -> String {
     let passes: Vec<String> =
         e.stages[1..].iter().map(|s| if s.changed { s.name.clone() } else { format!("({})", s.name) }).collect();
     let _ = writeln!(out, "passes: {} (those in brackets changed nothing)\n", passes.join(", "));
-    let measured = e.measured_step_us.is_some();
+    let measured = e.measured.is_some();
     let _ = write!(
         out,
         "{:>5}  {:<11} {:<52} {:>9} {:>8} {:>9} {:>6} {:>9}",
         "#", "template", "ops", "us each", "roofline", "us all", "%", "moves"
     );
-    let _ = writeln!(out, "{}", if measured { format!(" {:>9}", "measured") } else { String::new() });
+    let _ = writeln!(out, "{}", if measured { format!(" {:>9} {:>9}", "measured", "alone") } else { String::new() });
     for group in groups(e) {
         let _ = writeln!(out, "{}", group.title());
         for r in rows(e, &group) {
@@ -111,7 +117,7 @@ fn overview(e: &Explanation) -> String {
                 us(r.all),
                 megabytes(r.bytes)
             );
-            let _ = writeln!(out, "{}", if measured { format!(" {:>9}", us(r.measured)) } else { String::new() });
+            let _ = writeln!(out, "{}", if measured { format!(" {:>9} {:>9}", us(r.measured), us(r.alone)) } else { String::new() });
         }
     }
     let _ = writeln!(
@@ -122,21 +128,34 @@ fn overview(e: &Explanation) -> String {
         us(e.predicted_step_us()),
         us(e.total(|l| e.roofline_us(l)))
     );
-    if let (Some(step), Some(sum)) = (e.measured_step_us, e.total(|l| l.measured_us)) {
-        let _ = writeln!(
-            out,
-            "measured {} us a step: kernels one by one {} us, {} {} us",
-            us(Some(step)),
-            us(Some(sum)),
-            if step >= sum { "between them" } else { "saved by overlap" },
-            us(Some((step - sum).abs()))
-        );
+    if let Some(m) = &e.measured {
+        out.push_str(&measured_lines(m, e.total(|l| l.alone_us)));
     }
     let m = &e.memory;
     let _ = writeln!(
         out,
         "memory: arena {} bytes (most alive {}, without sharing {}), scratch {}",
         m.arena, m.live, m.unshared, m.scratch
+    );
+    out
+}
+
+/// What was measured of the whole step; `alone`: the sum of launches one by one.
+pub(super) fn measured_lines(m: &MeasuredStep, alone: Option<f64>) -> String {
+    let mut out = format!("measured {} us a step", us(Some(m.step_us)));
+    let _ = write!(
+        out,
+        "; with time stamps {} us ({:+.1} %), which the launches above{} make up",
+        us(Some(m.traced_us)),
+        (m.traced_us / m.step_us.max(1e-9) - 1.0) * 100.0,
+        if m.end_us > 0.0 { format!(" and {} us for feeding the next step", us(Some(m.end_us))) } else { String::new() }
+    );
+    let _ = writeln!(
+        out,
+        "\nnothing ran for {} us, the next launch had begun for {} us; launches one by one {} us",
+        us(Some(m.gaps_us)),
+        us(Some(m.overlap_us)),
+        us(alone)
     );
     out
 }
@@ -167,7 +186,7 @@ fn card(e: &Explanation, launch: usize) -> String {
         None => out.push_str("  unknown to the cost model\n"),
     }
     if let Some(measured) = l.measured_us {
-        let _ = writeln!(out, "  {:<22} {} us", "measured", us(Some(measured)));
+        let _ = writeln!(out, "  {:<22} {} us of a step, {} us alone", "measured", us(Some(measured)), us(l.alone_us));
     }
     out.push_str("\nlaunch\n");
     let _ = writeln!(out, "  {:<22} {}", "entry", l.entry);

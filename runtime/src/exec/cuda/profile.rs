@@ -3,20 +3,7 @@
 use super::bind::{kernel_error, op_label};
 use super::{Call, CudaExecutor, prepared, traffic, write_host};
 use crate::cuda::{DeviceBuffer, Event, EventKind};
-use crate::exec::{ExecError, Inputs, PlanId};
-
-/// Time of one launch of a step.
-#[derive(Clone, Debug, PartialEq, serde::Serialize)]
-pub struct KernelTime {
-    /// Entry name of the kernel.
-    pub name: String,
-    /// The op it belongs to: name and value.
-    pub op: String,
-    /// Microseconds, the median of the rounds.
-    pub us: f64,
-    /// Bytes that the op moves ([`traffic::bytes`]), at its first launch; 0 at the others.
-    pub bytes: u64,
-}
+use crate::exec::{ExecError, Inputs, LaunchTime, Measure, PlanId, Profile, TRACED_STEPS};
 
 /// One launch of a step and what its kernel needs; zeros for library calls.
 #[derive(Clone, Debug, Default, PartialEq, Eq, serde::Serialize)]
@@ -43,11 +30,48 @@ const HEAD_START: usize = 256 << 20;
 const HEAD_START_FILLS: usize = 100;
 
 impl CudaExecutor {
-    /// Times every launch of a step, without the graph, over `rounds` rounds. Ops that change counts are run that often.
+    /// Measures a step: each launch alone and as a part of the step, and the step. Ops that change counts are run that often.
     ///
     /// # Errors
-    /// As for a step.
-    pub fn profile(&mut self, id: PlanId, inputs: &Inputs, rounds: usize) -> Result<Vec<KernelTime>, ExecError> {
+    /// As for a step; an executor without graphs cannot replay them.
+    pub fn profile(&mut self, id: PlanId, inputs: &Inputs, how: &Measure) -> Result<Profile, ExecError> {
+        let rounds = how.rounds.max(1);
+        let alone = self.time_launches(id, inputs, rounds)?;
+        let ahead = match how.ahead {
+            Some((feedback, steps)) if self.can_run_ahead(id, feedback)? && steps >= TRACED_STEPS => how.ahead,
+            _ => None,
+        };
+        let step_us = match ahead {
+            Some((feedback, steps)) => {
+                let mut ends = Vec::new();
+                self.run_on_device(id, inputs, feedback, steps, &mut |_, end| {
+                    ends.push(end);
+                    true
+                })?;
+                median(ends.windows(2).map(|w| w[1].saturating_sub(w[0]) as f64 / 1000.0).collect())
+            }
+            None => median(self.time_graph(id, inputs, rounds)?),
+        };
+        let trace = self.trace(id, inputs, rounds, ahead.is_some())?;
+        let p = prepared(&self.plans, id)?;
+        let mut seen = None;
+        let mut launches = Vec::with_capacity(alone.len());
+        for ((call, alone_us), part_us) in p.calls.iter().zip(alone).zip(trace.parts) {
+            let first = seen.replace(call.op()) != Some(call.op());
+            launches.push(LaunchTime {
+                name: call.name(),
+                op: op_label(&p.plan, call.op()),
+                part_us,
+                alone_us,
+                bytes: if first { traffic::bytes(&p.plan, call.op(), inputs, how.experts) } else { 0.0 },
+            });
+        }
+        let (end_us, gaps_us, overlap_us) = (trace.end_us, trace.gaps_us, trace.overlap_us);
+        Ok(Profile { launches, end_us, gaps_us, overlap_us, step_us })
+    }
+
+    /// Times every launch of a step by itself, without the graph: medians over `rounds` rounds, in microseconds.
+    fn time_launches(&mut self, id: PlanId, inputs: &Inputs, rounds: usize) -> Result<Vec<f64>, ExecError> {
         self.feed(id, inputs)?;
         let filler = DeviceBuffer::alloc(&self.device, HEAD_START, "profiling").ok();
         let p = prepared(&self.plans, id)?;
@@ -56,7 +80,7 @@ impl CudaExecutor {
             events.push(Event::new(&self.device, EventKind::Timing)?);
         }
         let mut times = vec![Vec::new(); p.calls.len()];
-        for _ in 0..rounds.max(1) {
+        for _ in 0..rounds {
             for _ in 0..HEAD_START_FILLS {
                 if let Some(buffer) = &filler {
                     buffer.all().zero(&self.stream)?;
@@ -74,18 +98,7 @@ impl CudaExecutor {
                 times.push(events[i].elapsed_us(&events[i + 1])?);
             }
         }
-        let mut seen = None;
-        let mut out = Vec::with_capacity(times.len());
-        for (call, times) in p.calls.iter().zip(times) {
-            let first = seen.replace(call.op()) != Some(call.op());
-            out.push(KernelTime {
-                name: call.name(),
-                op: op_label(&p.plan, call.op()),
-                us: median(times),
-                bytes: if first { traffic::bytes(&p.plan, call.op(), inputs) } else { 0 },
-            });
-        }
-        Ok(out)
+        Ok(times.into_iter().map(median).collect())
     }
 
     /// Times `n` replays of the graph of a step on the same inputs, in microseconds each, copies of inputs and results included.

@@ -1,7 +1,7 @@
 //! State on the device: keys and values `[pages, heads, page, head_dim]` of each layer, and token counts u32 `[rows, vocab]`.
 
 use gossamer_codegen_cuda::lower::Part;
-use gossamer_ir::StateDecl;
+use gossamer_ir::{DType, StateDecl};
 
 use super::bind::Parts;
 use crate::cuda::{CudaError, Device, DeviceBuffer, Stream};
@@ -61,6 +61,17 @@ impl States {
         Some(store.buffers.iter().map(|(part, buffer)| (*part, buffer.ptr())).collect())
     }
 
+    /// The buffers of keys and values: address, bytes and element type of each.
+    pub fn caches(&self) -> impl Iterator<Item = (u64, usize, DType)> + '_ {
+        let of = |store: &'_ Store| match store.spec.decl {
+            StateDecl::Kv { dtype, .. } => Some(dtype),
+            StateDecl::Counts { .. } => None,
+        };
+        self.stores.iter().filter_map(move |s| Some((s, of(s)?))).flat_map(|(s, dtype)| {
+            s.buffers.iter().map(move |(_, buffer)| (buffer.ptr(), buffer.len(), dtype))
+        })
+    }
+
     /// What was allocated for the state `name`.
     pub fn spec(&self, name: &str) -> Option<&StateSpec> {
         self.stores.iter().map(|s| &s.spec).find(|s| s.name == name)
@@ -85,7 +96,6 @@ impl States {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use gossamer_ir::DType;
 
     #[test]
     fn sizes_follow_the_declarations() {
