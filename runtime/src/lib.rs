@@ -34,5 +34,7 @@ pub mod generate;
 pub mod kernels;
 pub mod memory_plan;
 pub mod paths;
+pub mod phases;
 pub mod session;
 pub mod text;
+pub mod workers;

@@ -61,6 +61,10 @@ pub struct SessionOptions {
     pub head: Head,
     /// Numerics of the CPU executor.
     pub rounding: Rounding,
+    /// Tokens of keys and values that all sequences together may hold in layers that see everything; `None`: as many as they may have.
+    pub kv_tokens: Option<usize>,
+    /// Folder of compiled kernels; `None`: the user's.
+    pub kernel_cache: Option<PathBuf>,
     /// Tokenizer to use instead of the model's own: a folder or a `tokenizer.json`.
     pub tokenizer: Option<PathBuf>,
 }
@@ -81,6 +85,8 @@ impl SessionOptions {
             enabled_rules: vec![],
             head: Head::Sample,
             rounding: Rounding::Exact,
+            kv_tokens: None,
+            kernel_cache: None,
             tokenizer: None,
         }
     }
@@ -233,7 +239,7 @@ fn limits(
         chunk: o.chunk.unwrap_or(chunk).min(config.context()).max(o.max_seqs),
         max_seqs: o.max_seqs,
         page: PAGE,
-        kv_tokens: None,
+        kv_tokens: o.kv_tokens,
         passes: o.passes.clone(),
         pass_options: passes,
         fuse,
@@ -283,7 +289,10 @@ fn cuda_engine(
         show(&plan);
     }
     plan.check()?;
-    let cuda = CudaOptions { observer: hooks.load.clone(), ..CudaOptions::from_env() };
+    let mut cuda = CudaOptions { observer: hooks.load.clone(), ..CudaOptions::from_env() };
+    if let Some(folder) = &options.kernel_cache {
+        cuda.cache = Some(folder.clone());
+    }
     Ok(Engine::new(config, limits, |states| Ok(Box::new(CudaExecutor::new(device, source, states, cuda)?) as Box<_>))?)
 }
 

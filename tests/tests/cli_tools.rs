@@ -69,6 +69,81 @@ fn dumps_hold_what_changed_and_read_back() {
 }
 
 #[test]
+fn bench_reports_compare() {
+    let dir = TempDir::new().unwrap();
+    let decode = |extra: &[&str]| {
+        let fixed = ["bench", "decode", "demo", "--device", "cpu", "--batch", "1,2", "--context", "8", "--steps", "3"];
+        run(&[&fixed[..], extra].concat())
+    };
+    let ran = decode(&["--json", "--verify-repeat", "4"]);
+    assert_eq!(ran.code, 0, "{}", ran.err);
+    let report = json(&ran.out);
+    assert_eq!((&report["bench"], &report["version"]), (&Json::from("decode"), &Json::from(1)));
+    assert_eq!(report["repeat"]["equal"], true);
+    let results = report["results"].as_array().unwrap();
+    let names: Vec<&str> = results.iter().map(|r| r["name"].as_str().unwrap()).collect();
+    assert_eq!(names, ["batch 1, context 8", "batch 2, context 8"]);
+    for (batch, r) in [1.0, 2.0].into_iter().zip(results) {
+        let m = &r["metrics"];
+        let number = |key: &str| m[key].as_f64().unwrap_or_else(|| panic!("{key}: {r}"));
+        assert!((number("tokens_per_s") * number("step_us") * 1e-6 / batch - 1.0).abs() < 1e-9, "{r}");
+        assert!(number("step_us_min") <= number("step_us") && number("step_us") <= number("step_us_p99"), "{r}");
+        assert!(number("roofline_fraction") > 0.0 && number("bytes") > 0.0 && number("distinct_experts") >= 1.0, "{r}");
+        assert_eq!((&r["context_filled"], &r["profile"]), (&Json::from("prompt"), &Json::Null));
+    }
+    // Against itself made faster and slower.
+    let with_rate = |name: &str, factor: f64| {
+        let mut other = report.clone();
+        for r in other["results"].as_array_mut().unwrap() {
+            let rate = r["metrics"]["tokens_per_s"].as_f64().unwrap();
+            r["metrics"]["tokens_per_s"] = Json::from(rate * factor);
+        }
+        file(&dir, name, &other.to_string())
+    };
+    let ran = decode(&["--compare", &with_rate("slow.json", 0.01)]);
+    assert_eq!(ran.code, 0, "{}", ran.err);
+    assert!(ran.out.contains("compared with") && ran.out.contains("tokens_per_s"), "{}", ran.out);
+    let ran = decode(&["--compare", &with_rate("fast.json", 100.0)]);
+    assert_eq!(ran.code, 1);
+    assert!(ran.err.contains("error: batch 1, context 8: worse than in") && ran.err.contains("--tolerance 3"), "{}", ran.err);
+
+    let ran = run(&["bench", "prefill", "demo", "--device", "cpu", "--tokens", "5,9", "--batch", "2", "--json"]);
+    assert_eq!(ran.code, 0, "{}", ran.err);
+    let report = json(&ran.out);
+    assert_eq!(report["results"][1]["name"], "2 x 9 tokens");
+    for key in ["tokens_per_s", "flops_per_s", "first_token_s", "total_s"] {
+        assert!(report["results"][0]["metrics"][key].as_f64().unwrap() > 0.0, "{key}");
+    }
+    let ran = run(&["bench", "startup", "demo", "--device", "cpu", "--context", "128"]);
+    assert_eq!(ran.code, 0, "{}", ran.err);
+    assert!(ran.out.contains("cold start") && ran.out.contains("warm start"), "{}", ran.out);
+    let ran = run(&["bench", "demo", "--device", "cpu", "--prompt", "4", "--steps", "2", "--json"]);
+    assert_eq!(ran.code, 0, "{}", ran.err);
+    assert!(json(&ran.out)["first_token_s"].as_f64().unwrap() > 0.0);
+}
+
+#[test]
+fn bench_refuses_bad_lists_and_files() {
+    let dir = TempDir::new().unwrap();
+    let decode = |extra: &[&str], code, parts: &[&str]| {
+        fails(&[&["bench", "decode", "demo", "--device", "cpu"][..], extra].concat(), code, parts);
+    };
+    decode(&["--batch", "1,,2"], 2, &["--batch: `` in `1,,2` is no number", "1 to 4096"]);
+    decode(&["--batch", "0"], 2, &["--batch: `0` in `0` is out of range"]);
+    decode(&["--batch", "4,4"], 2, &["is there twice"]);
+    decode(&["--context", "-5"], 2, &["--context: `-5`"]);
+    decode(&["--context", "99999999999999999999"], 2, &["--context: `99999999999999999999`"]);
+    decode(&["--context", "131072"], 1, &["outside 1 to 131072"]);
+    decode(&["--steps", "0"], 2, &["--steps is 0"]);
+    decode(&["--tolerance", "-1", "--compare", "x"], 2, &["--tolerance is -1"]);
+    decode(&["--compare", "/nowhere.json"], 1, &["/nowhere.json: cannot be read"]);
+    decode(&["--compare", &file(&dir, "a.json", "{")], 1, &["a.json: is not JSON"]);
+    decode(&["--compare", &file(&dir, "b.json", "{}")], 1, &["b.json: is no report", "--json"]);
+    fails(&["bench", "prefill", "demo", "--tokens", "x"], 2, &["--tokens: `x` in `x` is no number"]);
+    assert_eq!(run(&["bench", "decode"]).code, 2);
+}
+
+#[test]
 fn bad_names_list_what_is_known() {
     let dir = TempDir::new().unwrap();
     let chain = file(&dir, "chain.gir", CHAIN);

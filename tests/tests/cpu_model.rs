@@ -7,7 +7,7 @@ use gossamer_ir::interp::Rounding;
 use gossamer_models::names::{Layout, Part};
 use gossamer_passes::manager::{default_pipeline, parse_pipeline};
 use gossamer_runtime::checkpoint::{Checkpoint, WeightSource, read_part};
-use gossamer_runtime::engine::{Engine, SamplingParams};
+use gossamer_runtime::engine::{Engine, SamplingParams, Work};
 use gossamer_runtime::generate::{Flow, Request, generate};
 use gossamer_runtime::session::{DeviceChoice, SessionOptions, open};
 use gossamer_runtime::text::StopSet;
@@ -123,6 +123,50 @@ fn llama_agrees_with_transformers() {
     for (fixture, suffix) in [("llama-tiny", ""), ("llama-tiny", ".1"), ("llama-tied", "")] {
         agrees_with_transformers(&format!("tests/fixtures/{fixture}"), suffix);
     }
+}
+
+#[test]
+fn runs_of_steps_are_single_steps() {
+    let tokens = std::fs::read_to_string(root().join("tests/fixtures/tiny/tokens.json")).unwrap();
+    let tokens: Vec<u32> = serde_json::from_str(&tokens).unwrap();
+    let o = SessionOptions { max_seqs: 2, chunk: Some(8), context: Some(64), ..options("tests/fixtures/tiny") };
+    let mut engine = open(&o).unwrap().engine;
+    let params = SamplingParams { seed: 3, ..SamplingParams::default() };
+    let by_step = {
+        let seq = engine.start(1).unwrap();
+        let mut out = vec![tokens[0]];
+        for _ in 0..64 {
+            let given = [out[out.len() - 1]];
+            let w = Work { seq, tokens: &given, params: Some(&params), sample: true };
+            out.push(engine.step(&[w]).unwrap()[0].as_ref().unwrap().token);
+        }
+        let w = Work { seq, tokens: &tokens[..1], params: Some(&params), sample: true };
+        assert!(engine.step(&[w]).is_err() && engine.decode(&[w], 1, &mut |_, _| true).is_err(), "the context is full");
+        engine.end(seq);
+        out
+    };
+    let seq = engine.start(1).unwrap();
+    let mut out = vec![tokens[0]];
+    while engine.len(seq) < 64 {
+        let before = engine.len(seq);
+        let given = [out[out.len() - 1]];
+        let w = Work { seq, tokens: &given, params: Some(&params), sample: true };
+        let mut steps = 0;
+        let ran = engine.decode(&[w], 100, &mut |drawn, _| {
+            out.push(drawn[0].token);
+            steps += 1;
+            steps != 3 || before > 10
+        });
+        // No more than a chunk, for which there are pages; three where it was stopped.
+        assert_eq!((ran.unwrap(), engine.len(seq) - before), (steps, steps));
+        assert!(steps <= 8);
+    }
+    assert_eq!(out, by_step);
+    // What does not sample, or has more than a token, is not decoding.
+    let more = Work { seq, tokens: &tokens[..2], params: Some(&params), sample: true };
+    assert!(engine.decode(&[more], 1, &mut |_, _| true).is_err());
+    engine.end(seq);
+    assert!(engine.is_empty());
 }
 
 #[test]

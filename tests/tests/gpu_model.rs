@@ -292,6 +292,56 @@ fn sampled_tokens_follow_the_seed_and_nothing_else() {
     }
 }
 
+/// As [`generate`], with runs on the device after the first token.
+fn generate_ahead(e: &mut Engine, prompts: &[&[u32]], params: &SamplingParams, n: usize) -> Vec<Vec<u32>> {
+    let mut out: Vec<Vec<u32>> = Vec::new();
+    let mut seqs: Vec<SeqId> = Vec::new();
+    for prompt in prompts {
+        let seq = e.start(prompt.len()).unwrap();
+        let drawn = e.step(&[Work { seq, tokens: prompt, params: Some(params), sample: true }]).unwrap();
+        out.push(drawn.into_iter().flatten().map(|s| s.token).collect());
+        seqs.push(seq);
+    }
+    while out[0].len() < n {
+        let last: Vec<[u32; 1]> = out.iter().map(|o| [o[o.len() - 1]]).collect();
+        let work: Vec<Work> = seqs
+            .iter()
+            .zip(&last)
+            .map(|(seq, tokens)| Work { seq: *seq, tokens, params: Some(params), sample: true })
+            .collect();
+        // Stops are asked for in between; what was started is reported all the same.
+        let mut steps = 0;
+        let ran = e.decode(&work, n - out[0].len(), &mut |drawn, _| {
+            steps += 1;
+            out.iter_mut().zip(drawn).for_each(|(o, d)| o.push(d.token));
+            steps != 5
+        });
+        assert_eq!(ran.unwrap_or_else(|e| panic!("{e}")), steps);
+    }
+    seqs.into_iter().for_each(|s| e.end(s));
+    out
+}
+
+#[test]
+fn steps_that_feed_each_other_on_the_device_give_the_tokens_of_single_steps() {
+    let Some(device) = device() else { return };
+    let tokens = expected().tokens;
+    let mut setup = tiny();
+    // Poisoned steps go through the host.
+    setup.cuda.poison = false;
+    let mut e = engine(&device, &setup);
+    let plain = SamplingParams { temperature: 0.9, top_k: 50, top_p: 0.95, seed: 7, ..SamplingParams::default() };
+    let full = SamplingParams { repetition_penalty: 1.2, frequency_penalty: 0.1, logprobs: true, ..plain.clone() };
+    for params in [SamplingParams::greedy(), plain, full] {
+        // One, a bucket that is full, and one with padding; far enough to leave windows behind.
+        for lengths in [&[150][..], &[40, 3, 80, 9], &[100, 1, 30]] {
+            let prompts: Vec<&[u32]> = lengths.iter().map(|n| &tokens[..*n]).collect();
+            let by_step = generate(&mut e, &prompts, &params, 70, 256);
+            assert_eq!(generate_ahead(&mut e, &prompts, &params, 70), by_step, "{lengths:?}, {params:?}");
+        }
+    }
+}
+
 #[test]
 fn what_sequences_leave_behind_does_not_show() {
     let Some(device) = device() else { return };

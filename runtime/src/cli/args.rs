@@ -48,6 +48,12 @@ pub enum Command {
     Logits(LogitsArgs),
     /// Mean next-token loss over windows of given tokens
     Eval(EvalArgs),
+    /// Compile the kernel on stdin into a cache folder
+    #[command(name = crate::workers::COMMAND, hide = true)]
+    CompileKernel {
+        /// The folder
+        folder: PathBuf,
+    },
     /// Print a completion script for a shell
     Completions {
         /// Which shell
@@ -75,18 +81,15 @@ pub enum NumericsArg {
     Bf16,
 }
 
-/// Options of every command that runs a model.
+/// Model and device of every command that runs a model.
 #[derive(Clone, Debug, Args)]
-pub struct ModelArgs {
+pub struct DeviceArgs {
     /// Where to run
     #[arg(long, value_enum, default_value = "auto", env = "GOSSAMER_DEVICE")]
     pub device: DeviceArg,
     /// Generate weights instead of reading them (for gpt-oss-20b, gpt-oss-120b, or a folder's configuration)
     #[arg(long)]
     pub random_weights: bool,
-    /// Longest sequence in tokens [default: what suits the device]
-    #[arg(long, value_name = "N")]
-    pub context: Option<usize>,
     /// Most tokens of a prompt fed in one step [default: what suits the device]
     #[arg(long, value_name = "N")]
     pub prefill_chunk: Option<usize>,
@@ -102,12 +105,9 @@ pub struct ModelArgs {
     /// Numerics on the CPU
     #[arg(long, value_enum, default_value = "f32")]
     pub numerics: NumericsArg,
-    /// Tokenizer to use instead of the model's own: a folder or a tokenizer.json
-    #[arg(long, value_name = "PATH")]
-    pub tokenizer: Option<PathBuf>,
 }
 
-impl ModelArgs {
+impl DeviceArgs {
     /// Session options for `model`.
     pub fn session(&self, model: &str) -> Result<SessionOptions, Failure> {
         if self.prefill_chunk == Some(0) {
@@ -120,7 +120,6 @@ impl ModelArgs {
                 DeviceArg::Cpu => DeviceChoice::Cpu,
                 DeviceArg::Cuda => DeviceChoice::Cuda,
             },
-            context: self.context,
             chunk: self.prefill_chunk,
             passes: pipeline::passes(&self.passes)?,
             disabled_rules: pipeline::rules(&self.disabled_rules)?,
@@ -129,8 +128,32 @@ impl ModelArgs {
                 NumericsArg::F32 => Rounding::Exact,
                 NumericsArg::Bf16 => Rounding::Typed,
             },
-            tokenizer: self.tokenizer.clone(),
             ..SessionOptions::new(model)
+        })
+    }
+}
+
+/// Options of every command that runs a model for its answers.
+#[derive(Clone, Debug, Args)]
+pub struct ModelArgs {
+    /// Model and device
+    #[command(flatten)]
+    pub device: DeviceArgs,
+    /// Longest sequence in tokens [default: what suits the device]
+    #[arg(long, value_name = "N")]
+    pub context: Option<usize>,
+    /// Tokenizer to use instead of the model's own: a folder or a tokenizer.json
+    #[arg(long, value_name = "PATH")]
+    pub tokenizer: Option<PathBuf>,
+}
+
+impl ModelArgs {
+    /// Session options for `model`.
+    pub fn session(&self, model: &str) -> Result<SessionOptions, Failure> {
+        Ok(SessionOptions {
+            context: self.context,
+            tokenizer: self.tokenizer.clone(),
+            ..self.device.session(model)?
         })
     }
 }
@@ -536,9 +559,104 @@ pub struct DoctorArgs {
     pub selftest: bool,
 }
 
+/// The detailed benchmarks.
+#[derive(Debug, Subcommand)]
+pub enum BenchKind {
+    /// Decode speed by batch and context, with a table of the kernels of a step
+    Decode(BenchDecodeArgs),
+    /// Speed of reading prompts, with a table of the kernels of a step
+    Prefill(BenchPrefillArgs),
+    /// Time of a start with an empty and with a full kernel cache, and where it goes
+    Startup(BenchStartupArgs),
+}
+
+/// What a detailed benchmark prints.
+#[derive(Clone, Debug, Args)]
+pub struct ReportArgs {
+    /// Print JSON
+    #[arg(long)]
+    pub json: bool,
+    /// Compare with an earlier --json; exit code 1 if a case is slower by more than --tolerance
+    #[arg(long, value_name = "FILE")]
+    pub compare: Option<PathBuf>,
+    /// Per cent by which a case may be slower than in --compare
+    #[arg(long, default_value_t = 3.0, value_name = "PERCENT", allow_negative_numbers = true)]
+    pub tolerance: f64,
+}
+
+/// `bench decode`.
+#[derive(Debug, Args)]
+pub struct BenchDecodeArgs {
+    /// Checkpoint folder, `demo` or a preset with --random-weights
+    pub model_name: String,
+    /// Sequences decoded together: a list
+    #[arg(long, default_value = "1", value_name = "LIST", allow_hyphen_values = true)]
+    pub batch: String,
+    /// Tokens of each sequence before the first step: a list
+    #[arg(long, default_value = "1024", value_name = "LIST", allow_hyphen_values = true)]
+    pub context: String,
+    /// Steps timed
+    #[arg(long, default_value_t = 128, value_name = "N")]
+    pub steps: usize,
+    /// Seed of tokens and draws
+    #[arg(long, default_value_t = 0, value_name = "N")]
+    pub seed: u64,
+    /// Also decode N steps twice at the first batch and compare the tokens; exit code 1 if they differ
+    #[arg(long, value_name = "N")]
+    pub verify_repeat: Option<usize>,
+    /// Report
+    #[command(flatten)]
+    pub report: ReportArgs,
+    /// Model and device
+    #[command(flatten)]
+    pub model: DeviceArgs,
+}
+
+/// `bench prefill`.
+#[derive(Debug, Args)]
+pub struct BenchPrefillArgs {
+    /// Checkpoint folder, `demo` or a preset with --random-weights
+    pub model_name: String,
+    /// Tokens of each prompt: a list
+    #[arg(long, default_value = "2048", value_name = "LIST", allow_hyphen_values = true)]
+    pub tokens: String,
+    /// Prompts read together: a list
+    #[arg(long, default_value = "1", value_name = "LIST", allow_hyphen_values = true)]
+    pub batch: String,
+    /// Seed of tokens and draws
+    #[arg(long, default_value_t = 0, value_name = "N")]
+    pub seed: u64,
+    /// Report
+    #[command(flatten)]
+    pub report: ReportArgs,
+    /// Model and device
+    #[command(flatten)]
+    pub model: DeviceArgs,
+}
+
+/// `bench startup`.
+#[derive(Debug, Args)]
+pub struct BenchStartupArgs {
+    /// Checkpoint folder, `demo` or a preset with --random-weights
+    pub model_name: String,
+    /// Longest sequence in tokens
+    #[arg(long, default_value_t = 4096, value_name = "N")]
+    pub context: usize,
+    /// Report
+    #[command(flatten)]
+    pub report: ReportArgs,
+    /// Model and device
+    #[command(flatten)]
+    pub model: DeviceArgs,
+}
+
 /// `bench`.
 #[derive(Debug, Args)]
+#[command(args_conflicts_with_subcommands = true)]
 pub struct BenchArgs {
+    /// Which one, in detail
+    #[command(subcommand)]
+    pub kind: Option<BenchKind>,
     /// Checkpoint folder, `demo` or a preset with --random-weights
     #[arg(default_value = "demo")]
     pub model_name: String,

@@ -38,7 +38,9 @@ pub fn compile(args: &CompileArgs) -> Result<(), Failure> {
     let bar = super::bar::count("compiling", kernels.len() as u64);
     let start = std::time::Instant::now();
     let (mut table, mut bytes) = (Vec::new(), 0);
-    for k in kernels.values() {
+    let all: Vec<_> = kernels.values().cloned().collect();
+    crate::workers::compile(&all, &cache, &nvrtc, &|n| bar.set_position(n as u64));
+    for (i, k) in kernels.values().enumerate() {
         let compiled = cache.get_or_compile(&Source::new(&k.entry, &k.text), &nvrtc).map_err(Failure::from_error)?;
         bytes += compiled.cubin.len();
         let r = compiled.kernel(&k.entry);
@@ -47,7 +49,7 @@ pub fn compile(args: &CompileArgs) -> Result<(), Failure> {
             "registers": r.map(|r| r.registers), "shared_bytes": r.map(|r| r.shared_bytes),
             "spill_bytes": r.map(|r| r.spill_store_bytes + r.spill_load_bytes),
         }));
-        bar.inc(1);
+        bar.set_position(i as u64 + 1);
     }
     bar.finish_and_clear();
     if let Some(warning) = cache.warning() {

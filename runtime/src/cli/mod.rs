@@ -24,6 +24,7 @@ use output::Failure;
 
 /// Runs the command line and returns the exit code. Every failure is one line on stderr.
 pub fn main() -> u8 {
+    crate::workers::enable();
     let cli = match Cli::try_parse() {
         Ok(cli) => cli,
         // clap's own exit codes: 0 for help and version, 2 for wrong usage.
@@ -63,6 +64,10 @@ fn dispatch(cli: &Cli) -> Result<(), Failure> {
         Command::Bench(a) => bench::bench(a),
         Command::Logits(a) => logits::logits(a),
         Command::Eval(a) => logits::eval(a),
+        Command::CompileKernel { folder } => match crate::workers::work(folder) {
+            true => Ok(()),
+            false => Err(Failure::Reported),
+        },
         Command::Completions { shell } => {
             let mut buffer = Vec::new();
             clap_complete::generate(*shell, &mut Cli::command(), "gossamer", &mut buffer);

@@ -9,6 +9,7 @@ pub mod sampling;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::time::Instant;
 
 use gossamer_ir::{InferError, Module, StateDecl, Type};
 use gossamer_models::config::ModelConfig;
@@ -22,6 +23,7 @@ use crate::exec::{
     ExecError, Executor, Feedback, HostData, Inputs, Measure, PlanId, Probe, Profile, StateSpec, TRACED_STEPS,
 };
 use kv::{Group, PageTable};
+use crate::phases::{Phase, Phases};
 pub use sampling::{SamplingError, SamplingParams};
 
 /// The plan of a step of `size`: `program` through the passes and then laid out.
@@ -130,6 +132,7 @@ pub struct Engine {
     plans: BTreeMap<(Head, StepSize), PlanId>,
     groups: Vec<Group>,
     seqs: Vec<Option<Sequence>>,
+    phases: Phases,
 }
 
 /// Why a step could not run. Sequences are as before it, but after a failure of the device ([`EngineError::Exec`]) they can only be ended.
@@ -331,9 +334,11 @@ impl Engine {
                 groups.push(group);
             }
         }
-        let executor = executor(&specs)?;
+        let mut executor = executor(&specs)?;
+        let phases = Phases::default();
+        executor.count_phases(phases.clone());
         let seqs = (0..options.max_seqs).map(|_| None).collect();
-        Ok(Engine { config, options, executor, sources: BTreeMap::new(), plans: BTreeMap::new(), groups, seqs })
+        Ok(Engine { config, options, executor, sources: BTreeMap::new(), plans: BTreeMap::new(), groups, seqs, phases })
     }
 
     /// The model.
@@ -354,6 +359,11 @@ impl Engine {
     /// The executor underneath.
     pub fn executor(&self) -> &dyn Executor {
         &*self.executor
+    }
+
+    /// Seconds that making plans ready took so far, by phase.
+    pub fn phases(&self) -> Vec<(Phase, f64)> {
+        self.phases.list()
     }
 
     /// Starts a sequence whose first `prompt_len` tokens are its prompt (penalties treat later ones as generated).
@@ -654,6 +664,7 @@ impl Engine {
         if let Some(id) = self.plans.get(&(head, bucket)) {
             return Ok((*id, bucket));
         }
+        let begun = Instant::now();
         let source = match self.sources.get(&head) {
             Some(s) => s.clone(),
             None => {
@@ -664,6 +675,7 @@ impl Engine {
             }
         };
         let plan = plan_step(&source.module, o, bucket)?;
+        self.phases.add(Phase::Plan, begun.elapsed());
         let id = self.executor.prepare(Arc::new(plan))?;
         self.plans.insert((head, bucket), id);
         Ok((id, bucket))

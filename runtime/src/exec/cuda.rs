@@ -29,9 +29,10 @@ mod trace;
 pub mod traffic;
 pub mod workspace;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::time::Instant;
 
 use gossamer_codegen_cuda::cache::CacheStats;
 use gossamer_codegen_cuda::lower::{KernelSource, MAX_COUNTERS, Part};
@@ -53,6 +54,7 @@ use crate::checkpoint::WeightSource;
 use crate::cuda::{
     ArgList, Device, DeviceBuffer, DeviceSlice, Function, Gemm, GraphExec, LaunchConfig, POISON_BYTE, Stream,
 };
+use crate::phases::{Phase, Phases};
 
 /// Something that takes time while a plan is prepared; for a progress bar.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -125,6 +127,7 @@ pub struct CudaExecutor {
     device: Device,
     source: Arc<dyn WeightSource>,
     options: CudaOptions,
+    phases: Phases,
 }
 
 /// A plan that is ready to run.
@@ -196,9 +199,10 @@ impl CudaExecutor {
         states: &[StateSpec],
         options: CudaOptions,
     ) -> Result<CudaExecutor, ExecError> {
+        let phases = Phases::default();
         let kernels = Kernels::new(options.cache.clone())?;
         let stream = Stream::new(&device)?;
-        let states = States::new(&device, &stream, states)?;
+        let states = phases.time(Phase::Memory, || States::new(&device, &stream, states))?;
         let workspace = Workspace::new(&device)?;
         let counters = DeviceBuffer::alloc(&device, 4 * MAX_COUNTERS as usize, "counters")?;
         counters.all().zero(&stream)?;
@@ -215,6 +219,7 @@ impl CudaExecutor {
             device,
             source,
             options,
+            phases,
         })
     }
 
@@ -280,7 +285,8 @@ impl CudaExecutor {
     /// Makes the workspace fit and captures the graph, where that has not happened or has become stale.
     fn ready(&mut self, id: PlanId) -> Result<(), ExecError> {
         let needs = prepared(&self.plans, id)?.needs;
-        self.workspace.fit(&self.device, &self.stream, needs)?;
+        self.phases.time(Phase::Memory, || self.workspace.fit(&self.device, &self.stream, needs))?;
+        let begun = Instant::now();
         let generation = self.workspace.generation();
         let p = prepared(&self.plans, id)?;
         if self.options.eager || p.graph.as_ref().is_some_and(|g| g.0 == generation) {
@@ -297,6 +303,7 @@ impl CudaExecutor {
         exec.upload(&self.stream)?;
         self.stream.synchronize()?;
         self.plans[id.0].graph = Some((generation, exec));
+        self.phases.add(Phase::Graphs, begun.elapsed());
         Ok(())
     }
 
@@ -453,10 +460,22 @@ impl CudaExecutor {
         Ok(Call::Kernel(Launch { bound, function, config }))
     }
 
+    /// The kernels of a plan with the layouts that it asks for.
+    fn kernels_of(&self, plan: &Plan) -> Result<Vec<Arc<KernelSource>>, ExecError> {
+        let lower = || {
+            let mut all: BTreeSet<Arc<KernelSource>> = BTreeSet::new();
+            for id in &plan.steps {
+                all.extend(bind::lower_step(plan, *id, &BTreeMap::new())?.launches.into_iter().map(|l| l.kernel));
+            }
+            Ok(all.into_iter().collect())
+        };
+        self.phases.time(Phase::Codegen, lower)
+    }
+
     fn load_weights(&mut self, plan: &Plan) -> Result<(), ExecError> {
         let options = self.options.clone();
-        let device = &self.device;
-        self.residents.load(plan, &*self.source, |total| Uploader::new(device, total), &|done, total| {
+        let (device, phases) = (&self.device, &self.phases);
+        self.residents.load(plan, &*self.source, |total| Uploader::new(device, total, phases), &|done, total| {
             options.tell(LoadEvent::Weights { done, total })
         })
     }
@@ -473,12 +492,17 @@ impl Executor for CudaExecutor {
     }
 
     fn prepare(&mut self, plan: Arc<Plan>) -> Result<PlanId, ExecError> {
-        self.load_weights(&plan)?;
+        // Weights decide between two layouts, and so between kernels; nearly always it is the one that was planned. So those are compiled meanwhile.
+        let beside = self.kernels.compile_beside(self.kernels_of(&plan)?);
+        let loaded = self.load_weights(&plan);
+        self.phases.time(Phase::Compile, || beside.join()).map_err(|_| kernel_error("compiling kernels panicked; please report it"))?;
+        loaded?;
         let residents = self.residents.of(&plan);
         let layouts: BTreeMap<Value, LayoutName> =
             residents.iter().filter_map(|(v, r)| Some((*v, r.layout.clone()?))).collect();
         let homes = self.homes(&plan, &residents)?;
         let (mut bound, mut scratch) = (Vec::new(), 0);
+        let begun = Instant::now();
         for id in &plan.steps {
             let lowered = bind::lower_step(&plan, *id, &layouts)?;
             scratch = scratch.max(bind::scratch_bytes(&lowered));
@@ -491,9 +515,11 @@ impl Executor for CudaExecutor {
             let shared = needed.entry(launch.kernel.clone()).or_default();
             *shared = launch.shared.max(*shared);
         }
+        self.phases.add(Phase::Codegen, begun.elapsed());
         let options = &self.options;
-        self.kernels
-            .load(&self.device, &needed, &|done, total, next| options.tell(LoadEvent::Kernels { done, total, next }))?;
+        self.kernels.load(&self.device, &needed, &self.phases, &|done, total, next| {
+            options.tell(LoadEvent::Kernels { done, total, next })
+        })?;
         let mut calls = Vec::with_capacity(bound.len());
         for bound in bound {
             calls.push(match bound {
@@ -555,6 +581,11 @@ impl Executor for CudaExecutor {
 
     fn fill_random(&mut self, seed: u64) -> Result<bool, ExecError> {
         self.fill_states(seed)
+    }
+
+    fn count_phases(&mut self, phases: Phases) {
+        self.phases.list().into_iter().for_each(|(p, s)| phases.add(p, std::time::Duration::from_secs_f64(s)));
+        self.phases = phases;
     }
 
     fn probe(&mut self) -> Result<Option<Probe>, ExecError> {

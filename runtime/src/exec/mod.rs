@@ -15,6 +15,7 @@ use gossamer_ir::interp::EvalError;
 use gossamer_passes::Plan;
 
 use crate::checkpoint::CheckpointError;
+use crate::phases::Phases;
 pub use resident::resident_key;
 
 /// An array on the host, row-major.
@@ -245,6 +246,11 @@ pub trait Executor {
     /// What the device gives.
     fn probe(&mut self) -> Result<Option<Probe>, ExecError> {
         Ok(None)
+    }
+
+    /// Counts time of loading into `phases` from now on.
+    fn count_phases(&mut self, phases: Phases) {
+        let _ = phases;
     }
 
     /// Bytes a second that the device can read, if the executor knows.

@@ -85,7 +85,7 @@ impl CudaExecutor {
             counted: counted.len(),
         }
         .kernel();
-        self.kernels.load(&self.device, &BTreeMap::from([(kernel.clone(), 0)]), &|_, _, _| {})?;
+        self.kernels.load(&self.device, &BTreeMap::from([(kernel.clone(), 0)]), &self.phases, &|_, _, _| {})?;
         let advance = self.kernels.get(&kernel).cloned();
         let advance = advance.ok_or_else(|| kernel_error("kernel advance was not loaded; please report it"))?;
         let ring = PinnedBuffer::new(&self.device, SLOTS * slot_bytes, PinnedKind::Cached, "results of steps")?;

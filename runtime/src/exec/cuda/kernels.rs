@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::time::Instant;
 
 use gossamer_codegen_cuda::cache::{CacheStats, KernelCache};
 use gossamer_codegen_cuda::lower::KernelSource;
@@ -11,6 +12,8 @@ use gossamer_codegen_cuda::nvrtc::{Nvrtc, Source};
 use super::bind::kernel_error;
 use crate::cuda::{Carveout, Device, Function, Module};
 use crate::exec::ExecError;
+use crate::phases::{Phase, Phases};
+use crate::workers;
 
 /// Loaded kernels of one device.
 pub struct Kernels {
@@ -30,6 +33,17 @@ impl Kernels {
         Ok(Kernels { nvrtc, cache, loaded: BTreeMap::new() })
     }
 
+    /// Starts compiling, beside what this process does meanwhile, the kernels that the cache does not hold. Wait for it before [`Kernels::load`].
+    pub fn compile_beside(&self, kernels: Vec<Arc<KernelSource>>) -> std::thread::JoinHandle<()> {
+        let kernels: Vec<_> = kernels.into_iter().filter(|k| !self.loaded.contains_key(k)).collect();
+        let folder = self.cache.folder().map(PathBuf::from);
+        let nvrtc = self.nvrtc.clone();
+        std::thread::spawn(move || {
+            let cache = folder.map_or_else(KernelCache::disabled, KernelCache::at);
+            workers::compile(&kernels, &cache, &nvrtc, &|_| {});
+        })
+    }
+
     /// Makes kernels ready to launch with up to the given bytes of dynamic shared memory. `progress` gets (kernels done, kernels missing at the start,
     /// entry name of the one that is next).
     ///
@@ -39,19 +53,30 @@ impl Kernels {
         &mut self,
         device: &Device,
         needed: &BTreeMap<Arc<KernelSource>, u32>,
+        phases: &Phases,
         progress: &dyn Fn(usize, usize, &str),
     ) -> Result<(), ExecError> {
-        let missing: Vec<&Arc<KernelSource>> = needed.keys().filter(|k| !self.loaded.contains_key(*k)).collect();
+        let missing: Vec<Arc<KernelSource>> =
+            needed.keys().filter(|k| !self.loaded.contains_key(*k)).cloned().collect();
+        let beside = |done: usize| {
+            if let Some(next) = missing.get(done) {
+                progress(done, missing.len(), &next.entry);
+            }
+        };
+        phases.time(Phase::Compile, || workers::compile(&missing, &self.cache, &self.nvrtc, &beside));
         for (i, kernel) in missing.iter().enumerate() {
             progress(i, missing.len(), &kernel.entry);
             let source = Source::new(&kernel.entry, &kernel.text);
-            let compiled = self.cache.get_or_compile(&source, &self.nvrtc).map_err(|e| kernel_error(e.to_string()))?;
+            let compiled = phases.time(Phase::Compile, || self.cache.get_or_compile(&source, &self.nvrtc));
+            let compiled = compiled.map_err(|e| kernel_error(e.to_string()))?;
+            let begun = Instant::now();
             let module = Module::load(device, &kernel.entry, &compiled.cubin)?;
             let params = compiled.kernel(&kernel.entry).map(|k| k.params);
             let mut function = module.function_of(&kernel.entry, params)?;
             // One split of L1 and shared memory for all: changing it between kernels drains the multiprocessor, and dependent kernels must fit side by side.
-            function.configure(needed[*kernel], Carveout::Max)?;
-            self.loaded.insert((*kernel).clone(), function);
+            function.configure(needed[kernel], Carveout::Max)?;
+            phases.add(Phase::Modules, begun.elapsed());
+            self.loaded.insert(kernel.clone(), function);
         }
         if !missing.is_empty() {
             progress(missing.len(), missing.len(), "");

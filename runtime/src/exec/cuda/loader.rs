@@ -1,10 +1,12 @@
 //! Uploading: two page-locked buffers in turn, so that the CPU reads and packs one while the GPU copies the other.
 
 use std::sync::Arc;
+use std::time::Instant;
 
 use super::resident::Loader;
 use crate::cuda::{CudaError, Device, DeviceBuffer, Event, EventKind, PinnedBuffer, PinnedKind, Stream};
 use crate::exec::ExecError;
+use crate::phases::{Phase, Phases};
 
 /// Bytes of each of the two buffers: enough that every core packs an expert of a large model at a time.
 const STAGING: usize = 128 << 20;
@@ -16,6 +18,7 @@ pub struct Uploader {
     slots: [Slot; 2],
     next: usize,
     device: Device,
+    phases: Phases,
 }
 
 struct Slot {
@@ -28,14 +31,18 @@ impl Uploader {
     ///
     /// # Errors
     /// What locking host memory gives.
-    pub fn new(device: &Device, total: u64) -> Result<Uploader, ExecError> {
+    pub fn new(device: &Device, total: u64, phases: &Phases) -> Result<Uploader, ExecError> {
+        let begun = Instant::now();
         let bytes = usize::try_from(total).unwrap_or(STAGING).clamp(1 << 16, STAGING);
-        Ok(Uploader {
+        let uploader = Uploader {
             stream: Stream::new(device)?,
             slots: [Slot::new(device, bytes)?, Slot::new(device, bytes)?],
             next: 0,
             device: device.clone(),
-        })
+            phases: phases.clone(),
+        };
+        phases.add(Phase::Memory, begun.elapsed());
+        Ok(uploader)
     }
 }
 
@@ -52,7 +59,8 @@ impl Loader for Uploader {
     type Memory = Arc<DeviceBuffer>;
 
     fn allocate(&mut self, bytes: usize, what: &str) -> Result<Arc<DeviceBuffer>, ExecError> {
-        Ok(Arc::new(DeviceBuffer::alloc(&self.device, bytes, what)?))
+        let memory = self.phases.time(Phase::Memory, || DeviceBuffer::alloc(&self.device, bytes, what));
+        Ok(Arc::new(memory?))
     }
 
     fn address(memory: &Arc<DeviceBuffer>) -> u64 {
@@ -82,20 +90,20 @@ impl Loader for Uploader {
         let slot = &mut self.slots[self.next];
         self.next = 1 - self.next;
         // The copy that read this buffer last.
-        slot.copied.synchronize()?;
+        self.phases.time(Phase::Upload, || slot.copied.synchronize())?;
         let size = slot.memory.len();
         let Some(out) = slot.memory.as_mut_slice().get_mut(..len) else {
             let (what, end) = ("staging a weight", len as u64);
             return Err(CudaError::OutOfBounds { what, offset: 0, end, size: size as u64 }.into());
         };
-        fill(out)?;
+        self.phases.time(Phase::Weights, || fill(out))?;
         // SAFETY: the buffer is written again only after `copied` has passed, and dropped only after the stream has (see `Drop` and `reserve`).
         unsafe { target.upload_async(&self.stream, &slot.memory, 0..len)? };
         Ok(slot.copied.record(&self.stream)?)
     }
 
     fn finish(&mut self) -> Result<(), ExecError> {
-        Ok(self.stream.synchronize()?)
+        Ok(self.phases.time(Phase::Upload, || self.stream.synchronize())?)
     }
 }
 

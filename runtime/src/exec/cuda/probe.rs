@@ -29,7 +29,7 @@ impl CudaExecutor {
 
     /// A kernel of ours that belongs to no plan.
     pub(super) fn tool(&mut self, kernel: &Arc<KernelSource>) -> Result<Function, ExecError> {
-        self.kernels.load(&self.device, &BTreeMap::from([(kernel.clone(), 0)]), &|_, _, _| {})?;
+        self.kernels.load(&self.device, &BTreeMap::from([(kernel.clone(), 0)]), &self.phases, &|_, _, _| {})?;
         let missing = || kernel_error(format!("kernel {} was not loaded; please report it", kernel.entry));
         self.kernels.get(kernel).cloned().ok_or_else(missing)
     }

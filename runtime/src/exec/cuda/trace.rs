@@ -92,7 +92,7 @@ impl CudaExecutor {
         let mark = with(&tools::mark())?;
         let advance = p.ahead.as_ref().filter(|_| fed).map(|a| with(&a.kernel)).transpose()?;
         needed.extend([&Some(mark.clone()), &advance].into_iter().flatten().map(|k| (k.clone(), 0)));
-        self.kernels.load(&self.device, &needed, &|_, _, _| {})?;
+        self.kernels.load(&self.device, &needed, &self.phases, &|_, _, _| {})?;
         let get = |k: &Arc<KernelSource>| self.kernels.get(k).cloned().ok_or_else(|| missing(k));
         let mut functions = BTreeMap::new();
         for (plain, stamped) in &sources {
