@@ -223,10 +223,7 @@ mod tests {
 
     #[test]
     fn prompts_fill_steps_in_order() {
-        assert_eq!(
-            steps_of(&[5, 2, 4], 4),
-            [vec![(0, 0..4)], vec![(0, 4..5), (1, 0..2), (2, 0..1)], vec![(2, 1..4)]]
-        );
+        assert_eq!(steps_of(&[5, 2, 4], 4), [vec![(0, 0..4)], vec![(0, 4..5), (1, 0..2), (2, 0..1)], vec![(2, 1..4)]]);
         assert!(steps_of(&[], 4).is_empty());
     }
 

@@ -36,14 +36,14 @@ pub fn work(folder: &Path) -> bool {
     KernelCache::at(folder).get_or_compile(&Source::new(entry, text), &nvrtc).is_ok()
 }
 
-/// Compiles the kernels that the cache does not hold, as many at a time as there are processors; `done` hears how many are. What fails is left to be compiled in
-/// this process, which then says why.
-pub fn compile(kernels: &[Arc<KernelSource>], cache: &KernelCache, nvrtc: &Nvrtc, done: &dyn Fn(usize)) {
-    let (Some(program), Some(folder)) = (PROGRAM.get(), cache.folder()) else { return };
+/// Compiles the kernels that the cache does not hold, as many at a time as there are processors; `done` hears how many are. Returns how many were compiled: what
+/// fails is left to this process, which then says why.
+pub fn compile(kernels: &[Arc<KernelSource>], cache: &KernelCache, nvrtc: &Nvrtc, done: &dyn Fn(usize)) -> usize {
+    let (Some(program), Some(folder)) = (PROGRAM.get(), cache.folder()) else { return 0 };
     let missing: Vec<&Arc<KernelSource>> =
         kernels.iter().filter(|k| !cache.contains(&Source::new(&k.entry, &k.text), nvrtc)).collect();
     if missing.len() < 2 {
-        return;
+        return 0;
     }
     let at_once = std::thread::available_parallelism().map_or(1, usize::from).min(missing.len());
     let next = AtomicUsize::new(0);
@@ -53,17 +53,18 @@ pub fn compile(kernels: &[Arc<KernelSource>], cache: &KernelCache, nvrtc: &Nvrtc
             let (sender, next, missing) = (sender.clone(), &next, &missing);
             scope.spawn(move || {
                 while let Some(kernel) = missing.get(next.fetch_add(1, Ordering::Relaxed)) {
-                    let _ = run(program, folder, kernel);
-                    let _ = sender.send(());
+                    let _ = sender.send(matches!(run(program, folder, kernel), Ok(true)));
                 }
             });
         }
         drop(sender);
-        receiver.iter().enumerate().for_each(|(i, ())| done(i + 1));
-    });
+        let each = receiver.iter().enumerate().inspect(|(i, _)| done(i + 1));
+        each.filter(|(_, compiled)| *compiled).count()
+    })
 }
 
-fn run(program: &Path, folder: &Path, kernel: &KernelSource) -> std::io::Result<()> {
+/// True if the worker did it.
+fn run(program: &Path, folder: &Path, kernel: &KernelSource) -> std::io::Result<bool> {
     let mut child = Command::new(program)
         .arg(COMMAND)
         .arg(folder)
@@ -71,11 +72,11 @@ fn run(program: &Path, folder: &Path, kernel: &KernelSource) -> std::io::Result<
         .stdout(Stdio::null())
         .stderr(Stdio::null())
         .spawn()?;
-    // Dropping the pipe ends the text. A worker that died shows in what the cache holds.
+    // Dropping the pipe ends the text.
     let written = match child.stdin.take() {
         Some(mut stdin) => write!(stdin, "{}\n{}", kernel.entry, kernel.text),
         None => Ok(()),
     };
-    child.wait()?;
-    written
+    let ended = child.wait()?;
+    written.map(|()| ended.success())
 }

@@ -105,7 +105,11 @@ fn bench_reports_compare() {
     assert!(ran.out.contains("compared with") && ran.out.contains("tokens_per_s"), "{}", ran.out);
     let ran = decode(&["--compare", &with_rate("fast.json", 100.0)]);
     assert_eq!(ran.code, 1);
-    assert!(ran.err.contains("error: batch 1, context 8: worse than in") && ran.err.contains("--tolerance 3"), "{}", ran.err);
+    assert!(
+        ran.err.contains("error: batch 1, context 8: worse than in") && ran.err.contains("--tolerance 3"),
+        "{}",
+        ran.err
+    );
 
     let ran = run(&["bench", "prefill", "demo", "--device", "cpu", "--tokens", "5,9", "--batch", "2", "--json"]);
     assert_eq!(ran.code, 0, "{}", ran.err);

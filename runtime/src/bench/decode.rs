@@ -139,11 +139,8 @@ fn measure_started(
     let start = Instant::now();
     run(engine, seqs, &params, &mut next, case.steps, &mut |_, number, end| ends.push((number, end)))?;
     let wall_us = start.elapsed().as_secs_f64() * 1e6 / case.steps as f64;
-    let mut times: Vec<f64> = ends
-        .windows(2)
-        .filter(|w| w[0].0 == w[1].0)
-        .map(|w| w[1].1.saturating_sub(w[0].1) as f64 / 1000.0)
-        .collect();
+    let mut times: Vec<f64> =
+        ends.windows(2).filter(|w| w[0].0 == w[1].0).map(|w| w[1].1.saturating_sub(w[0].1) as f64 / 1000.0).collect();
     if times.is_empty() {
         times.push(wall_us);
     }

@@ -136,7 +136,8 @@ impl Measured {
 
     /// For people.
     pub fn text(&self, probe: &Probe) -> String {
-        let share = probe.bf16.map(|peak| format!(", {:.1} % of the measured multiply", self.flops_per_s() / peak * 100.0));
+        let share =
+            probe.bf16.map(|peak| format!(", {:.1} % of the measured multiply", self.flops_per_s() / peak * 100.0));
         let mut out = format!(
             "{} ({} steps)\n\
              \x20 {:.1} tok/s, {:.1} TFLOP/s{}; first token after {:.2} ms, all after {:.2} ms\n",

@@ -150,11 +150,7 @@ pub struct ModelArgs {
 impl ModelArgs {
     /// Session options for `model`.
     pub fn session(&self, model: &str) -> Result<SessionOptions, Failure> {
-        Ok(SessionOptions {
-            context: self.context,
-            tokenizer: self.tokenizer.clone(),
-            ..self.device.session(model)?
-        })
+        Ok(SessionOptions { context: self.context, tokenizer: self.tokenizer.clone(), ..self.device.session(model)? })
     }
 }
 

@@ -39,7 +39,7 @@ pub fn compile(args: &CompileArgs) -> Result<(), Failure> {
     let start = std::time::Instant::now();
     let (mut table, mut bytes) = (Vec::new(), 0);
     let all: Vec<_> = kernels.values().cloned().collect();
-    crate::workers::compile(&all, &cache, &nvrtc, &|n| bar.set_position(n as u64));
+    let beside = crate::workers::compile(&all, &cache, &nvrtc, &|n| bar.set_position(n as u64)) as u64;
     for (i, k) in kernels.values().enumerate() {
         let compiled = cache.get_or_compile(&Source::new(&k.entry, &k.text), &nvrtc).map_err(Failure::from_error)?;
         bytes += compiled.cubin.len();
@@ -65,7 +65,7 @@ pub fn compile(args: &CompileArgs) -> Result<(), Failure> {
     let folder = cache.folder().map_or("nowhere".to_string(), |f| f.display().to_string());
     match args.json {
         true => output::json(&json!({
-            "model": args.model, "folder": folder, "kernels": table, "compiled": stats.compiles, "hits": stats.hits,
+            "model": args.model, "folder": folder, "kernels": table, "compiled": stats.compiles + beside, "hits": stats.hits.saturating_sub(beside),
             "seconds": start.elapsed().as_secs_f64(),
         })),
         false => output::text(&format!(
@@ -73,8 +73,8 @@ pub fn compile(args: &CompileArgs) -> Result<(), Failure> {
             args.model,
             kernels.len(),
             bytes,
-            stats.compiles,
-            stats.hits,
+            stats.compiles + beside,
+            stats.hits.saturating_sub(beside),
             start.elapsed().as_secs_f64()
         )),
     }

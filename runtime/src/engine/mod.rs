@@ -22,8 +22,8 @@ use gossamer_passes::{Options, PassError, Plan, compile};
 use crate::exec::{
     ExecError, Executor, Feedback, HostData, Inputs, Measure, PlanId, Probe, Profile, StateSpec, TRACED_STEPS,
 };
-use kv::{Group, PageTable};
 use crate::phases::{Phase, Phases};
+use kv::{Group, PageTable};
 pub use sampling::{SamplingError, SamplingParams};
 
 /// The plan of a step of `size`: `program` through the passes and then laid out.
@@ -548,9 +548,10 @@ impl Engine {
         let ahead = (room >= TRACED_STEPS).then_some((&feedback, room));
         let how = Measure { rounds, ahead, experts };
         let reserved = if ahead.is_some() { room } else { 1 };
-        let (profile, bucket) = self.run_with(work, head, size, reserved, &mut |_, w| w.tokens.len(), &mut |e, id, inputs| {
-            e.measure(id, inputs, &how)
-        })?;
+        let (profile, bucket) =
+            self.run_with(work, head, size, reserved, &mut |_, w| w.tokens.len(), &mut |e, id, inputs| {
+                e.measure(id, inputs, &how)
+            })?;
         Ok((bucket, profile))
     }
 

@@ -117,7 +117,11 @@ fn overview(e: &Explanation) -> String {
                 us(r.all),
                 megabytes(r.bytes)
             );
-            let _ = writeln!(out, "{}", if measured { format!(" {:>9} {:>9}", us(r.measured), us(r.alone)) } else { String::new() });
+            let _ = writeln!(
+                out,
+                "{}",
+                if measured { format!(" {:>9} {:>9}", us(r.measured), us(r.alone)) } else { String::new() }
+            );
         }
     }
     let _ = writeln!(
@@ -148,7 +152,11 @@ pub(super) fn measured_lines(m: &MeasuredStep, alone: Option<f64>) -> String {
         "; with time stamps {} us ({:+.1} %), which the launches above{} make up",
         us(Some(m.traced_us)),
         (m.traced_us / m.step_us.max(1e-9) - 1.0) * 100.0,
-        if m.end_us > 0.0 { format!(" and {} us for feeding the next step", us(Some(m.end_us))) } else { String::new() }
+        if m.end_us > 0.0 {
+            format!(" and {} us for feeding the next step", us(Some(m.end_us)))
+        } else {
+            String::new()
+        }
     );
     let _ = writeln!(
         out,

@@ -34,9 +34,15 @@ mod tests {
     #[test]
     fn lists_keep_their_order() {
         assert_eq!(list("--batch", "8, 1,64", 64).unwrap(), [8, 1, 64]);
-        for (bad, what) in
-            [("", "is no number"), ("1,,2", "is no number"), ("0", "is out of range"), ("65", "is out of range"), ("-1", "is no number"), ("2,2", "is there twice"), ("+3", "is no number")]
-        {
+        for (bad, what) in [
+            ("", "is no number"),
+            ("1,,2", "is no number"),
+            ("0", "is out of range"),
+            ("65", "is out of range"),
+            ("-1", "is no number"),
+            ("2,2", "is there twice"),
+            ("+3", "is no number"),
+        ] {
             let Err(Failure::Usage(line)) = list("--batch", bad, 64) else { panic!("{bad}") };
             assert!(line.starts_with("--batch: `") && line.contains(what) && line.contains("1 to 64"), "{line}");
         }

@@ -39,7 +39,12 @@ fn probe_text(probe: &Probe) -> String {
         Some(flops) => format!("bf16 multiply of 8192 cubed {:.1} TFLOP/s (cuBLASLt)", flops / 1e12),
         None => "no library to measure a bf16 multiply with".into(),
     };
-    format!("measured now: reads {:.3} TB/s; {multiply}\n", probe.read / 1e12)
+    let read = if probe.read < 1e11 {
+        format!("{:.1} GB/s", probe.read / 1e9)
+    } else {
+        format!("{:.3} TB/s", probe.read / 1e12)
+    };
+    format!("measured now: reads {read}; {multiply}\n")
 }
 
 /// What every report begins with.

@@ -91,8 +91,16 @@ impl CudaExecutor {
         let ring = PinnedBuffer::new(&self.device, SLOTS * slot_bytes, PinnedKind::Cached, "results of steps")?;
         let counter = DeviceBuffer::alloc(&self.device, 4, "the counter of steps")?;
         counter.all().zero(&self.stream)?;
-        self.plans[id.0].ahead =
-            Some(Ahead { feedback: feedback.clone(), kernel, advance, slot_bytes, ring, counter, steps: 0, graph: None });
+        self.plans[id.0].ahead = Some(Ahead {
+            feedback: feedback.clone(),
+            kernel,
+            advance,
+            slot_bytes,
+            ring,
+            counter,
+            steps: 0,
+            graph: None,
+        });
         Ok(())
     }
 
@@ -173,13 +181,7 @@ impl CudaExecutor {
         ran.map(Some)
     }
 
-    fn run_fed(
-        &mut self,
-        id: PlanId,
-        inputs: &Inputs,
-        steps: usize,
-        on_step: OnStep<'_>,
-    ) -> Result<usize, ExecError> {
+    fn run_fed(&mut self, id: PlanId, inputs: &Inputs, steps: usize, on_step: OnStep<'_>) -> Result<usize, ExecError> {
         self.upload_inputs(id, inputs)?;
         let (mut sent, mut seen, mut more) = (0, 0, true);
         while seen < sent || (more && sent < steps) {
@@ -228,7 +230,11 @@ impl Ahead {
         let mut results = Vec::with_capacity(p.outputs.slots.len());
         for s in &p.outputs.slots {
             let data = convert::decode(&slot[rest + s.offset..][..s.bytes], s.dtype);
-            results.push(data.ok_or_else(|| kernel_error(format!("result `{}` is {}, expected plain elements", s.name, s.dtype)))?);
+            results.push(
+                data.ok_or_else(|| {
+                    kernel_error(format!("result `{}` is {}, expected plain elements", s.name, s.dtype))
+                })?,
+            );
         }
         Ok((results, u64::from_le_bytes(end)))
     }

@@ -33,15 +33,17 @@ impl Kernels {
         Ok(Kernels { nvrtc, cache, loaded: BTreeMap::new() })
     }
 
-    /// Starts compiling, beside what this process does meanwhile, the kernels that the cache does not hold. Wait for it before [`Kernels::load`].
-    pub fn compile_beside(&self, kernels: Vec<Arc<KernelSource>>) -> std::thread::JoinHandle<()> {
+    /// Starts compiling, beside what this process does meanwhile, the kernels that the cache does not hold. Wait for it before [`Kernels::load`], which compiles
+    /// what is still missing.
+    pub fn compile_beside(&self, kernels: Vec<Arc<KernelSource>>) -> Option<std::thread::JoinHandle<()>> {
         let kernels: Vec<_> = kernels.into_iter().filter(|k| !self.loaded.contains_key(k)).collect();
         let folder = self.cache.folder().map(PathBuf::from);
         let nvrtc = self.nvrtc.clone();
-        std::thread::spawn(move || {
+        let work = move || {
             let cache = folder.map_or_else(KernelCache::disabled, KernelCache::at);
             workers::compile(&kernels, &cache, &nvrtc, &|_| {});
-        })
+        };
+        std::thread::Builder::new().name("compile".into()).spawn(work).ok()
     }
 
     /// Makes kernels ready to launch with up to the given bytes of dynamic shared memory. `progress` gets (kernels done, kernels missing at the start,

@@ -6,8 +6,8 @@ use std::sync::Arc;
 use gossamer_codegen_cuda::lower::{GEMM_WORKSPACE, KernelSource};
 use gossamer_codegen_cuda::tools;
 
-use super::bind::kernel_error;
 use super::CudaExecutor;
+use super::bind::kernel_error;
 use crate::cuda::{ArgList, DeviceBuffer, Element, Event, EventKind, Function, GemmShape, LaunchConfig};
 use crate::exec::{ExecError, Probe};
 

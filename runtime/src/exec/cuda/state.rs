@@ -67,9 +67,10 @@ impl States {
             StateDecl::Kv { dtype, .. } => Some(dtype),
             StateDecl::Counts { .. } => None,
         };
-        self.stores.iter().filter_map(move |s| Some((s, of(s)?))).flat_map(|(s, dtype)| {
-            s.buffers.iter().map(move |(_, buffer)| (buffer.ptr(), buffer.len(), dtype))
-        })
+        self.stores
+            .iter()
+            .filter_map(move |s| Some((s, of(s)?)))
+            .flat_map(|(s, dtype)| s.buffers.iter().map(move |(_, buffer)| (buffer.ptr(), buffer.len(), dtype)))
     }
 
     /// What was allocated for the state `name`.

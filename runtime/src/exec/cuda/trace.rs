@@ -40,13 +40,7 @@ struct Stamped {
 
 impl CudaExecutor {
     /// Traces steps of a prepared plan over `rounds` rounds: `fed`, runs of [`TRACED_STEPS`] of which the first only leads in; else single steps.
-    pub(super) fn trace(
-        &mut self,
-        id: PlanId,
-        inputs: &Inputs,
-        rounds: usize,
-        fed: bool,
-    ) -> Result<Trace, ExecError> {
+    pub(super) fn trace(&mut self, id: PlanId, inputs: &Inputs, rounds: usize, fed: bool) -> Result<Trace, ExecError> {
         let stamped = self.stamped(id, fed)?;
         let steps = if fed { TRACED_STEPS } else { 1 };
         let launches = prepared(&self.plans, id)?.calls.len() + usize::from(fed);
@@ -73,7 +67,8 @@ impl CudaExecutor {
     }
 
     fn stamped(&mut self, id: PlanId, fed: bool) -> Result<Stamped, ExecError> {
-        let missing = |k: &KernelSource| kernel_error(format!("kernel {} cannot take time stamps; please report it", k.entry));
+        let missing =
+            |k: &KernelSource| kernel_error(format!("kernel {} cannot take time stamps; please report it", k.entry));
         let with = |k: &KernelSource| stamped(k).map(Arc::new).ok_or_else(|| missing(k));
         let p = prepared(&self.plans, id)?;
         let mut sources: BTreeMap<Arc<KernelSource>, Arc<KernelSource>> = BTreeMap::new();
@@ -206,7 +201,8 @@ mod tests {
     #[test]
     fn parts_of_a_step_add_up_to_it() {
         // Two launches and the end of the step, three steps; the first leads in.
-        let times = [(0, 50), (40, 90), (85, 100), (104, 200), (150, 260), (262, 300), (304, 410), (350, 480), (478, 500)];
+        let times =
+            [(0, 50), (40, 90), (85, 100), (104, 200), (150, 260), (262, 300), (304, 410), (350, 480), (478, 500)];
         let mut sum = Sum::new(3);
         sum.add(&stamps(&times), 3, true).unwrap();
         let trace = sum.mean(true);

@@ -38,7 +38,8 @@ fn fused(plan: &Plan, id: OpId, inputs: &Inputs, experts: Option<f64>) -> Option
                 }
                 OpKind::Attention => {
                     let states = op.operands.iter().map(|v| plan.func.graph.ty(*v));
-                    let state = states.filter_map(|ty| if let Type::State(_, name) = ty { Some(name) } else { None }).next();
+                    let state =
+                        states.filter_map(|ty| if let Type::State(_, name) = ty { Some(name) } else { None }).next();
                     let named = |name: &str| inputs.get(name).map(HostData::i32);
                     if let (Some(state), Some(pos), Some(seq)) = (state, named("pos"), named("seq")) {
                         bytes.state = visible(plan, state, inner.attrs.int("window"), pos, seq)? as f64;
