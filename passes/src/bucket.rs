@@ -16,7 +16,7 @@ pub struct StepSize {
 impl StepSize {
     /// `decode.4`, or `step.t512.s4.r4`.
     pub fn name(&self) -> String {
-        match self.tokens == self.seqs && self.seqs == self.rows {
+        match self.decodes() {
             true => format!("decode.{}", self.tokens),
             false => format!("step.t{}.s{}.r{}", self.tokens, self.seqs, self.rows),
         }
@@ -41,6 +41,16 @@ impl StepSize {
             _ => None,
         };
         parsed.ok_or_else(|| BucketError::Syntax { found: text.to_string(), declared: String::new() })
+    }
+
+    /// True if every sequence has one token and gets logits: a step that decodes. Steps that feed prompts never have such a size, see [`choose_prompt`].
+    pub fn decodes(&self) -> bool {
+        self.tokens == self.seqs && self.rows == self.seqs
+    }
+
+    /// The symbol that counts the rows of prompts in such a step, for [`Options::prompt_rows`](crate::Options::prompt_rows).
+    pub fn prompt_rows(&self) -> Option<std::sync::Arc<str>> {
+        (!self.decodes()).then(|| "T".into())
     }
 
     /// Values of the symbols T, S, R, with C positions and P pages a sequence.
@@ -161,13 +171,22 @@ pub fn sizes(tokens: usize, seqs: usize, rows: usize, context: usize, pages: usi
 /// The bucket for a step of the given size: powers of two for sequences; for tokens powers of two up to 64, then also the points halfway, so that at most
 /// a third of a large step is padding. Never above the limits, which are buckets themselves.
 pub fn choose(step: StepSize, max: StepSize) -> StepSize {
-    let decode = step.tokens == step.seqs && step.rows == step.seqs;
     let seqs = step.seqs.next_power_of_two().min(max.seqs.max(step.seqs));
-    if decode {
+    if step.decodes() {
         return StepSize { tokens: seqs, seqs, rows: seqs };
     }
     let rows = step.rows.next_power_of_two().min(max.rows.max(step.rows));
     StepSize { tokens: token_bucket(step.tokens).min(max.tokens.max(step.tokens)), seqs, rows }
+}
+
+/// [`choose`] for a step that feeds prompts: the bucket is never one that decodes, even for one token of each sequence, so that how a prompt is summed
+/// does not depend on how it is cut.
+pub fn choose_prompt(step: StepSize, max: StepSize) -> StepSize {
+    let bucket = choose(step, max);
+    match bucket.decodes() {
+        true => StepSize { tokens: 2 * bucket.tokens, ..bucket },
+        false => bucket,
+    }
 }
 
 fn token_bucket(tokens: usize) -> usize {
@@ -198,6 +217,11 @@ mod tests {
         assert_eq!(step(97, 3, 1), StepSize { tokens: 128, seqs: 4, rows: 1 });
         assert_eq!(step(2000, 1, 1).tokens, 2048);
         assert_eq!(decode_ladder(6), vec![1, 2, 4, 6]);
+        let prompt = |tokens, seqs, rows| choose_prompt(StepSize { tokens, seqs, rows }, max);
+        assert_eq!(prompt(1, 1, 1), StepSize { tokens: 2, seqs: 1, rows: 1 });
+        assert_eq!(prompt(3, 3, 3), StepSize { tokens: 8, seqs: 4, rows: 4 });
+        assert_eq!(prompt(65, 1, 1), step(65, 1, 1));
+        assert!((1..200).all(|n| !prompt(n, n.min(100), 1).decodes() && !prompt(n, 1, n).decodes()));
     }
 
     #[test]

@@ -23,6 +23,9 @@ pub struct Priced {
     pub nodes: Vec<Vec<Term>>,
 }
 
+/// Added to what is only right where nothing else is.
+const LAST_RESORT_US: f64 = 1e6;
+
 /// What prices depend on.
 #[derive(Clone, Copy, Debug)]
 pub struct Point<'a> {
@@ -83,7 +86,8 @@ fn own_cost(eg: &Graph, class: Id, node: &Term, point: &Point, chains: &[&Templa
         Term::Leaf(_) | Term::Attrs(_) | Term::Proj(..) | Term::Outputs(_) | Term::Opaque(..) => 0.0,
         Term::Kernel(k, _) if !in_order(&eg.analysis.kernels[*k as usize], point.prompt_rows, chains) => f64::INFINITY,
         Term::Kernel(k, operands) => {
-            kernel_cost(eg, *k, operands, point.sizes, point.machine).map_or(f64::INFINITY, |t| t.total_us)
+            let last = if expands(eg, &eg.analysis.kernels[*k as usize], operands) { LAST_RESORT_US } else { 0.0 };
+            kernel_cost(eg, *k, operands, point.sizes, point.machine).map_or(f64::INFINITY, |t| last + t.total_us)
         }
         Term::Op(OpKind::Reshape, _) => 0.0,
         Term::Op(..) if at_load(eg, class, node) => 0.0,
@@ -97,11 +101,31 @@ fn in_order(kernel: &Kernel, prompt_rows: Option<&str>, chains: &[&Template]) ->
     let main = kernel.main();
     let leading = main.results.first().and_then(|v| main.graph.ty(*v).as_tensor()).and_then(|t| t.dims.first());
     let prompt = prompt_rows.is_some_and(|rows| leading.is_some_and(|d| *d == Dim::sym(rows)));
-    match template(kernel.template()).map_or(Order::Own, |t| t.order) {
+    let order = match template(kernel.template()) {
+        // By itself it takes the templates' order.
+        Some(t) if t.name == "single" && main_kind(kernel) == Some(OpKind::MatMul) => Order::Pieces,
+        Some(t) => t.order,
+        None => Order::Own,
+    };
+    match order {
         Order::Chain => prompt,
         Order::Pieces => !prompt || !chains.iter().any(|t| t.takes(kernel)),
         Order::Own => true,
     }
+}
+
+/// True if the kernel multiplies by expanded weights of experts that others would decode: it adds the columns of a unit in another order than they do, so it must not
+/// be one of several choices by size.
+fn expands(eg: &Graph, kernel: &Kernel, operands: &[Id]) -> bool {
+    let dequant = |id: &Id| eg[*id].nodes.iter().any(|n| matches!(n, Term::Op(OpKind::Dequant, _)));
+    main_kind(kernel) == Some(OpKind::MoeMatMul) && &**kernel.template() == "single" && operands.iter().any(dequant)
+}
+
+/// The op of a main region that holds one.
+fn main_kind(kernel: &Kernel) -> Option<OpKind> {
+    let graph = &kernel.main().graph;
+    let mut ops = graph.ids().into_iter().map(|id| graph.op(id).kind).filter(|k| *k != OpKind::Param);
+    ops.next().filter(|_| ops.next().is_none())
 }
 
 /// The cost of a kernel with these operands at `sizes`; `None` if its template does not take it there.
