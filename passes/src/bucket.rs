@@ -48,11 +48,6 @@ impl StepSize {
         self.tokens == self.seqs && self.rows == self.seqs
     }
 
-    /// The symbol that counts the rows of prompts in such a step, for [`Options::prompt_rows`](crate::Options::prompt_rows).
-    pub fn prompt_rows(&self) -> Option<std::sync::Arc<str>> {
-        (!self.decodes()).then(|| "T".into())
-    }
-
     /// Values of the symbols T, S, R, with C positions and P pages a sequence.
     pub fn bindings(&self, context: usize, pages: usize) -> Bindings {
         sizes(self.tokens, self.seqs, self.rows, context, pages)
@@ -160,6 +155,14 @@ fn complete(module: &Module, mut sizes: Bindings) -> Result<Bindings, BucketErro
     Ok(sizes)
 }
 
+/// The symbol that counts the rows of prompts, if these are the sizes of a step that feeds prompts. Such rows may be summed in another order than decoded ones, and in the
+/// same one in every step: see [`gossamer_ir::template::Order`].
+pub fn prompt_rows(sizes: &Bindings) -> Option<&'static str> {
+    let of = |name: &str| sizes.get(name).and_then(|n| usize::try_from(*n).ok());
+    let step = StepSize { tokens: of("T")?, seqs: of("S")?, rows: of("R")? };
+    (!step.decodes()).then_some("T")
+}
+
 /// Values of the symbols of a step.
 pub fn sizes(tokens: usize, seqs: usize, rows: usize, context: usize, pages: usize) -> Bindings {
     [("T", tokens), ("S", seqs), ("R", rows), ("C", context), ("P", pages)]
@@ -184,7 +187,7 @@ pub fn choose(step: StepSize, max: StepSize) -> StepSize {
 pub fn choose_prompt(step: StepSize, max: StepSize) -> StepSize {
     let bucket = choose(step, max);
     match bucket.decodes() {
-        true => StepSize { tokens: 2 * bucket.tokens, ..bucket },
+        true => StepSize { tokens: bucket.tokens + 1, ..bucket },
         false => bucket,
     }
 }
@@ -219,7 +222,7 @@ mod tests {
         assert_eq!(decode_ladder(6), vec![1, 2, 4, 6]);
         let prompt = |tokens, seqs, rows| choose_prompt(StepSize { tokens, seqs, rows }, max);
         assert_eq!(prompt(1, 1, 1), StepSize { tokens: 2, seqs: 1, rows: 1 });
-        assert_eq!(prompt(3, 3, 3), StepSize { tokens: 8, seqs: 4, rows: 4 });
+        assert_eq!(prompt(3, 3, 3), StepSize { tokens: 5, seqs: 4, rows: 4 });
         assert_eq!(prompt(65, 1, 1), step(65, 1, 1));
         assert!((1..200).all(|n| !prompt(n, n.min(100), 1).decodes() && !prompt(n, 1, n).decodes()));
     }

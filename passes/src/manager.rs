@@ -1,7 +1,6 @@
 //! The pass manager: runs named passes in order, verifies after each, and keeps a trace.
 
 use std::fmt::Write as _;
-use std::sync::Arc;
 use std::time::Instant;
 
 use gossamer_ir::verify::{Stage, VerifyErrors, verify};
@@ -19,9 +18,6 @@ pub struct Options {
     /// Sizes for which passes choose between forms that are equal in meaning: a value for every symbol, as in a [bucket](crate::bucket). Empty: passes that
     /// choose do nothing.
     pub sizes: Bindings,
-    /// Symbol that counts the rows of prompts, in steps that feed prompts; `None` in steps that only decode. Such rows may be summed in another order than decoded ones, and in
-    /// the same one in every step: see [`gossamer_ir::template::Order`].
-    pub prompt_rows: Option<Arc<str>>,
     /// Asked about every kernel that fusion chooses: why code generation cannot make it, or `None`. A kernel that is refused is not chosen again. The templates should
     /// say so before; this is for shapes that their descriptions do not foresee.
     pub refuses: Option<fuse::Refuse>,
@@ -43,7 +39,6 @@ impl Default for Options {
         Options {
             mxfp4_layout: None,
             sizes: Bindings::new(),
-            prompt_rows: None,
             refuses: None,
             spaces: fuse::Spaces::default(),
             machine: Machine::default(),

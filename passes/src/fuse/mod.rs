@@ -42,7 +42,7 @@ use term::Term;
 pub use price::{Point, Priced, price};
 
 use crate::cost::{self, Machine};
-use crate::{Options, rule};
+use crate::{Options, bucket, rule};
 
 /// A function in a saturated e-graph, ready for extraction at any sizes.
 pub struct Space {
@@ -238,7 +238,7 @@ pub fn run(module: &mut Module, options: &Options) -> Result<Option<Report>, Fus
     let point = Point {
         sizes: &options.sizes,
         machine: &options.machine,
-        prompt_rows: options.prompt_rows.as_deref(),
+        prompt_rows: bucket::prompt_rows(&options.sizes),
         excluded: &excluded,
     };
     for f in &mut module.funcs {

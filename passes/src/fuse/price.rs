@@ -33,7 +33,7 @@ pub struct Point<'a> {
     pub sizes: &'a Bindings,
     /// The machine that costs are for.
     pub machine: &'a Machine,
-    /// Symbol that counts the rows of prompts, if the step holds any; see [`Options::prompt_rows`](crate::Options::prompt_rows).
+    /// Symbol that counts the rows of prompts, if the step holds any; see [`crate::bucket::prompt_rows`].
     pub prompt_rows: Option<&'a str>,
     /// Rules that are not applied: templates that only they start are not there.
     pub excluded: &'a [String],

@@ -14,7 +14,7 @@ use std::time::Instant;
 use gossamer_ir::{InferError, Module, StateDecl, Type};
 use gossamer_models::config::ModelConfig;
 use gossamer_models::step::{ENTRY, Head, Output, Program, StepOptions};
-use gossamer_passes::bucket::{StepSize, choose};
+use gossamer_passes::bucket::{StepSize, choose, choose_prompt};
 use gossamer_passes::manager::Pass;
 use gossamer_passes::plan::{PlanError, plan};
 use gossamer_passes::{Options, PassError, Plan, compile};
@@ -218,6 +218,12 @@ fn decodes(work: &[Work]) -> bool {
     work.iter().all(|w| w.tokens.len() == 1 && w.sample && w.params.is_some())
 }
 
+/// The size of a step of this work.
+fn size_of(work: &[Work]) -> StepSize {
+    let rows = work.iter().filter(|w| w.sample && w.params.is_some()).count().max(1);
+    StepSize { tokens: work.iter().map(|w| w.tokens.len()).sum(), seqs: work.len(), rows }
+}
+
 /// How steps that decode feed each other: the token drawn is the next one, at the next position.
 fn feedback(outputs: &[Output]) -> Feedback {
     let token = outputs.iter().position(|o| *o == Output::Token);
@@ -398,12 +404,35 @@ impl Engine {
         self.seqs.iter().all(Option::is_none)
     }
 
-    /// Runs one step: every work item's tokens, in one plan. The results are in the order of `work`.
+    /// Runs one step. The results are in the order of `work`. Where some of it feeds prompts and some decodes, prompts go first, as a step of their own: they are
+    /// summed in another order than decoded tokens ([`gossamer_passes::bucket::prompt_rows`]), and what a sequence gets must not depend on the others.
     ///
     /// # Errors
     /// See [`EngineError`].
     pub fn step(&mut self, work: &[Work]) -> Result<Vec<Option<Sampled>>, EngineError> {
         let size = self.check(work)?;
+        let prompts = work.iter().filter(|w| self.feeds_prompt(w)).count();
+        if prompts == 0 || prompts == work.len() || self.executor.exact_sizes() {
+            return self.step_of(work, size);
+        }
+        let mut out = vec![None; work.len()];
+        for prompt in [true, false] {
+            let at: Vec<usize> = (0..work.len()).filter(|i| self.feeds_prompt(&work[*i]) == prompt).collect();
+            let part: Vec<Work> = at.iter().map(|i| work[*i]).collect();
+            let size = size_of(&part);
+            let drawn = self.step_of(&part, size)?;
+            at.into_iter().zip(drawn).for_each(|(i, d)| out[i] = d);
+        }
+        Ok(out)
+    }
+
+    /// True if some token of the work is of its sequence's prompt.
+    fn feeds_prompt(&self, work: &Work) -> bool {
+        self.seqs.get(work.seq.0).and_then(Option::as_ref).is_some_and(|s| s.len < s.prompt_len)
+    }
+
+    /// [`Engine::step`] of checked work that all feeds prompts or all decodes.
+    fn step_of(&mut self, work: &[Work], size: StepSize) -> Result<Vec<Option<Sampled>>, EngineError> {
         let head = head(work);
         let (results, bucket) = self.run(work, head, size)?;
         let drawn = Drawn::of(&self.sources[&head].outputs, &results, bucket);
@@ -426,7 +455,8 @@ impl Engine {
             return Err(EngineError::Step { chunk: self.options.chunk });
         }
         let (steps, head) = (self.room(work, steps), head(work));
-        let (_, bucket) = self.plan(head, size)?;
+        let bucket = self.bucket(work, size);
+        self.plan(head, bucket)?;
         let source = self.sources[&head].clone();
         let feedback = feedback(&source.outputs);
         let mut on_results = |results: &[HostData], end: u64| {
@@ -526,7 +556,10 @@ impl Engine {
     /// # Errors
     /// As [`Engine::step`].
     pub fn warm(&mut self, head: Head, sizes: &[StepSize]) -> Result<(), EngineError> {
-        sizes.iter().try_for_each(|s| self.plan(head, *s).map(drop))
+        let o = &self.options;
+        let max = StepSize { tokens: o.chunk, seqs: o.max_seqs, rows: o.chunk.max(o.max_seqs) };
+        let exact = self.executor.exact_sizes();
+        sizes.iter().try_for_each(|s| self.plan(head, if exact { *s } else { choose(*s, max) }).map(drop))
     }
 
     /// Runs a step as [`Engine::step`], then measures it over some rounds; the bucket it ran in, and the times where the device has launches to time. The
@@ -542,7 +575,7 @@ impl Engine {
     ) -> Result<(StepSize, Option<Profile>), EngineError> {
         let size = self.check(work)?;
         let head = head(work);
-        self.plan(head, size)?;
+        self.plan(head, self.bucket(work, size))?;
         let feedback = feedback(&self.sources[&head].outputs);
         let room = if decodes(work) { self.room(work, MEASURED_STEPS) } else { 1 };
         let ahead = (room >= TRACED_STEPS).then_some((&feedback, room));
@@ -596,7 +629,8 @@ impl Engine {
         used: &mut dyn FnMut(&R, &Work) -> usize,
         go: Go<'_, R>,
     ) -> Result<(R, StepSize), EngineError> {
-        let (id, bucket) = self.plan(head, size)?;
+        let bucket = self.bucket(work, size);
+        let id = self.plan(head, bucket)?;
         for w in work {
             if let Some(s) = &mut self.seqs[w.seq.0] {
                 let tokens = s.len + w.tokens.len() + (steps - 1);
@@ -653,17 +687,25 @@ impl Engine {
                 return Err(EngineError::Pages { group: group.name.clone(), tokens: total, pages, page });
             }
         }
-        let rows = work.iter().filter(|w| w.sample && w.params.is_some()).count().max(1);
-        Ok(StepSize { tokens: total, seqs: work.len(), rows })
+        Ok(size_of(work))
     }
 
-    /// The plan for a step, made if this is the first of its size.
-    fn plan(&mut self, head: Head, size: StepSize) -> Result<(PlanId, StepSize), EngineError> {
+    /// The bucket for a step of `size` with this work.
+    fn bucket(&self, work: &[Work], size: StepSize) -> StepSize {
         let o = &self.options;
         let max = StepSize { tokens: o.chunk, seqs: o.max_seqs, rows: o.chunk.max(o.max_seqs) };
-        let bucket = if self.executor.exact_sizes() { size } else { choose(size, max) };
+        match work.iter().any(|w| self.feeds_prompt(w)) {
+            _ if self.executor.exact_sizes() => size,
+            true => choose_prompt(size, max),
+            false => choose(size, max),
+        }
+    }
+
+    /// The plan for a step of a bucket, made if this is its first.
+    fn plan(&mut self, head: Head, bucket: StepSize) -> Result<PlanId, EngineError> {
+        let o = &self.options;
         if let Some(id) = self.plans.get(&(head, bucket)) {
-            return Ok((*id, bucket));
+            return Ok(*id);
         }
         let begun = Instant::now();
         let source = match self.sources.get(&head) {
@@ -679,6 +721,6 @@ impl Engine {
         self.phases.add(Phase::Plan, begun.elapsed());
         let id = self.executor.prepare(Arc::new(plan))?;
         self.plans.insert((head, bucket), id);
-        Ok((id, bucket))
+        Ok(id)
     }
 }
