@@ -7,7 +7,9 @@ use std::time::{Duration, Instant};
 /// What takes time before a first answer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Phase {
-    /// Building modules, passes, plans.
+    /// Checkpoint, tokenizer and device opened.
+    Open,
+    /// Modules built, passes run, steps and memory planned.
     Plan,
     /// Keys, values, activations: allocated and zeroed.
     Memory,
@@ -29,6 +31,7 @@ impl Phase {
     /// Its name in reports, with the unit.
     pub fn key(self) -> &'static str {
         match self {
+            Phase::Open => "device_s",
             Phase::Plan => "plan_s",
             Phase::Memory => "memory_s",
             Phase::Weights => "weights_s",
@@ -43,6 +46,7 @@ impl Phase {
     /// What it is, for people.
     pub fn about(self) -> &'static str {
         match self {
+            Phase::Open => "checkpoint, tokenizer and device opened",
             Phase::Plan => "modules, passes, plans",
             Phase::Memory => "caches and activations allocated",
             Phase::Weights => "weights read or generated, and packed",
@@ -71,6 +75,12 @@ impl Phases {
     /// Counts time.
     pub fn add(&self, phase: Phase, time: Duration) {
         *self.0.lock().unwrap_or_else(PoisonError::into_inner).entry(phase).or_default() += time;
+    }
+
+    /// Time of some phases together.
+    pub fn sum(&self, phases: &[Phase]) -> Duration {
+        let times = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        phases.iter().filter_map(|p| times.get(p)).sum()
     }
 
     /// Seconds so far, in the order of [`Phase`].

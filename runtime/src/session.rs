@@ -2,6 +2,7 @@
 
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::time::Instant;
 
 use gossamer_ir::LayoutName;
 use gossamer_ir::interp::Rounding;
@@ -20,6 +21,7 @@ use crate::exec::cpu::CpuExecutor;
 use crate::exec::cuda::{CudaExecutor, CudaOptions, Observer};
 use crate::exec::{ExecError, MXFP4_LAYOUT};
 use crate::memory_plan::{self, MemoryPlan, TooLarge};
+use crate::phases::Phase;
 use crate::text::{Tokenizer, TokenizerError};
 
 /// Which device to run on.
@@ -176,6 +178,7 @@ pub fn open(options: &SessionOptions) -> Result<Session, SessionError> {
 /// # Errors
 /// See [`SessionError`].
 pub fn open_with(options: &SessionOptions, hooks: &Hooks) -> Result<Session, SessionError> {
+    let begun = Instant::now();
     let model = resolve(&options.model, options.random_weights)?;
     let tokenizer = tokenizer(options, &model)?;
     let mut notes = model.warnings.clone();
@@ -186,7 +189,9 @@ pub fn open_with(options: &SessionOptions, hooks: &Hooks) -> Result<Session, Ses
         return Err(SessionError::Context { asked, model: full, name });
     }
     let source: Arc<dyn WeightSource> = Arc::new(weights);
-    let engine = match gpu(options.device, &mut notes)? {
+    let device = gpu(options.device, &mut notes)?;
+    let opened = begun.elapsed();
+    let engine = match device {
         Some(device) => {
             let mut passes = pass_options(options, Some(MXFP4_LAYOUT.into()));
             leave_out_library(&mut passes, CublasLt::find, &mut notes);
@@ -201,6 +206,7 @@ pub fn open_with(options: &SessionOptions, hooks: &Hooks) -> Result<Session, Ses
             })?
         }
     };
+    engine.add_phase(Phase::Open, opened);
     Ok(Session { name, generation, tokenizer, engine, notes })
 }
 
@@ -276,6 +282,7 @@ fn cuda_engine(
     device: Device,
     passes: Options,
 ) -> Result<Engine, SessionError> {
+    let begun = Instant::now();
     let mut limits = limits(options, &config, usize::MAX, GPU_CHUNK, passes, options.fuse.unwrap_or(true));
     let plan = memory_plan(&config, &limits, options.head, &device)?;
     let plan = match (plan.missing > 0, options.context, plan.fits_context) {
@@ -289,11 +296,15 @@ fn cuda_engine(
         show(&plan);
     }
     plan.check()?;
+    let planned = begun.elapsed();
     let mut cuda = CudaOptions { observer: hooks.load.clone(), ..CudaOptions::from_env() };
     if let Some(folder) = &options.kernel_cache {
         cuda.cache = Some(folder.clone());
     }
-    Ok(Engine::new(config, limits, |states| Ok(Box::new(CudaExecutor::new(device, source, states, cuda)?) as Box<_>))?)
+    let engine =
+        Engine::new(config, limits, |states| Ok(Box::new(CudaExecutor::new(device, source, states, cuda)?) as Box<_>))?;
+    engine.add_phase(Phase::Plan, planned);
+    Ok(engine)
 }
 
 fn memory_plan(

@@ -9,7 +9,7 @@ pub mod sampling;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use gossamer_ir::{InferError, Module, StateDecl, Type};
 use gossamer_models::config::ModelConfig;
@@ -370,6 +370,11 @@ impl Engine {
     /// Seconds that making plans ready took so far, by phase.
     pub fn phases(&self) -> Vec<(Phase, f64)> {
         self.phases.list()
+    }
+
+    /// Counts time of a phase that was over before the engine was there.
+    pub fn add_phase(&self, phase: Phase, time: Duration) {
+        self.phases.add(phase, time);
     }
 
     /// Starts a sequence whose first `prompt_len` tokens are its prompt (penalties treat later ones as generated).

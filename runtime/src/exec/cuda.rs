@@ -200,7 +200,7 @@ impl CudaExecutor {
         options: CudaOptions,
     ) -> Result<CudaExecutor, ExecError> {
         let phases = Phases::default();
-        let kernels = Kernels::new(options.cache.clone())?;
+        let kernels = phases.time(Phase::Compile, || Kernels::new(options.cache.clone()))?;
         let stream = Stream::new(&device)?;
         let states = phases.time(Phase::Memory, || States::new(&device, &stream, states))?;
         let workspace = Workspace::new(&device)?;
@@ -475,9 +475,15 @@ impl CudaExecutor {
     fn load_weights(&mut self, plan: &Plan) -> Result<(), ExecError> {
         let options = self.options.clone();
         let (device, phases) = (&self.device, &self.phases);
-        self.residents.load(plan, &*self.source, |total| Uploader::new(device, total, phases), &|done, total| {
-            options.tell(LoadEvent::Weights { done, total })
-        })
+        let (begun, other) = (Instant::now(), phases.sum(&[Phase::Memory, Phase::Upload]));
+        let loaded =
+            self.residents.load(plan, &*self.source, |total| Uploader::new(device, total, phases), &|done, total| {
+                options.tell(LoadEvent::Weights { done, total })
+            });
+        // The rest is the CPU's: reading, packing, evaluating.
+        let other = phases.sum(&[Phase::Memory, Phase::Upload]).saturating_sub(other);
+        phases.add(Phase::Weights, begun.elapsed().saturating_sub(other));
+        loaded
     }
 }
 

@@ -179,7 +179,7 @@ pub struct LaunchTime {
     pub part_us: f64,
     /// By itself, with nothing beside it: the median.
     pub alone_us: f64,
-    /// Bytes that its op moves, at its first launch; 0 at the others.
+    /// Bytes that its op moves, at the op's longest launch; 0 at the others.
     pub bytes: f64,
 }
 

@@ -96,7 +96,7 @@ impl Loader for Uploader {
             let (what, end) = ("staging a weight", len as u64);
             return Err(CudaError::OutOfBounds { what, offset: 0, end, size: size as u64 }.into());
         };
-        self.phases.time(Phase::Weights, || fill(out))?;
+        fill(out)?;
         // SAFETY: the buffer is written again only after `copied` has passed, and dropped only after the stream has (see `Drop` and `reserve`).
         unsafe { target.upload_async(&self.stream, &slot.memory, 0..len)? };
         Ok(slot.copied.record(&self.stream)?)

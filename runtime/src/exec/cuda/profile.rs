@@ -54,17 +54,19 @@ impl CudaExecutor {
         };
         let trace = self.trace(id, inputs, rounds, ahead.is_some())?;
         let p = prepared(&self.plans, id)?;
-        let mut seen = None;
-        let mut launches = Vec::with_capacity(alone.len());
+        let mut launches: Vec<LaunchTime> = Vec::with_capacity(alone.len());
         for ((call, alone_us), part_us) in p.calls.iter().zip(alone).zip(trace.parts) {
-            let first = seen.replace(call.op()) != Some(call.op());
-            launches.push(LaunchTime {
-                name: call.name(),
-                op: op_label(&p.plan, call.op()),
-                part_us,
-                alone_us,
-                bytes: if first { traffic::bytes(&p.plan, call.op(), inputs, how.experts) } else { 0.0 },
-            });
+            let (name, op) = (call.name(), op_label(&p.plan, call.op()));
+            launches.push(LaunchTime { name, op, part_us, alone_us, bytes: 0.0 });
+        }
+        // An op's bytes are moved by the longest of its launches: those beside it sort and combine.
+        let mut at = 0;
+        for of_op in p.calls.chunk_by(|a, b| a.op() == b.op()) {
+            let launches = &mut launches[at..at + of_op.len()];
+            at += of_op.len();
+            if let Some(longest) = launches.iter_mut().max_by(|a, b| a.alone_us.total_cmp(&b.alone_us)) {
+                longest.bytes = traffic::bytes(&p.plan, of_op[0].op(), inputs, how.experts);
+            }
         }
         let (end_us, gaps_us, overlap_us) = (trace.end_us, trace.gaps_us, trace.overlap_us);
         Ok(Profile { launches, end_us, gaps_us, overlap_us, step_us })

@@ -1,8 +1,8 @@
 //! What stays on the device: weights as kernels read them, and results of work done once at load. Plans share it.
 //!
 //! A resident value is one of: a dense weight as stored; an MXFP4 weight as stored (codes and scales); an MXFP4 weight packed for the kernels,
-//! expert by expert on the CPU, so that the device never holds both forms; or the result of any other load op, evaluated by the interpreter. Only values
-//! that steps read are kept. Memory and copies are behind [`Loader`], so all of this is tested without a GPU.
+//! expert by expert on the CPU, so that the device never holds both forms; dense weights one below the other; or the result of any other load op, evaluated by the
+//! interpreter. Only values that steps read are kept. Memory and copies are behind [`Loader`], so all of this is tested without a GPU.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -101,6 +101,8 @@ enum Recipe<'a> {
     RowMajor(&'a WeightSpec),
     /// Packed.
     Packed(&'a WeightSpec),
+    /// Dense weights of one element type, one after the other.
+    Joined(Vec<&'a WeightSpec>),
     /// By the interpreter, with the bytes of weights that it reads.
     Computed { weight_bytes: u64 },
 }
@@ -174,6 +176,7 @@ impl<M: Clone> Residents<M> {
             Recipe::Dense(w) | Recipe::RowMajor(w) | Recipe::Packed(w) => {
                 source.weights().iter().position(|s| s.name == w.name).unwrap_or(usize::MAX)
             }
+            Recipe::Joined(w) => source.weights().iter().position(|s| s.name == w[0].name).unwrap_or(usize::MAX),
             Recipe::Computed { .. } => usize::MAX,
         };
         jobs.sort_by_cached_key(|(key, _, r)| (rank(r), key.clone()));
@@ -186,6 +189,7 @@ impl<M: Clone> Residents<M> {
             let resident = match recipe {
                 Recipe::Dense(w) => dense(&mut loader, source, w, &read)?,
                 Recipe::RowMajor(w) => row_major(&mut loader, source, w, &read)?,
+                Recipe::Joined(w) => joined(&mut loader, source, &w, &label(plan, v), &read)?,
                 Recipe::Packed(w) => packed(&mut loader, source, w, plan, v, &read)?,
                 Recipe::Computed { .. } => computed(&mut loader, source, plan, v, &read)?,
             };
@@ -200,6 +204,7 @@ impl Recipe<'_> {
     fn bytes(&self) -> u64 {
         match self {
             Recipe::Dense(w) | Recipe::RowMajor(w) | Recipe::Packed(w) => w.bytes(),
+            Recipe::Joined(weights) => weights.iter().map(|w| w.bytes()).sum(),
             Recipe::Computed { weight_bytes } => *weight_bytes,
         }
     }
@@ -226,6 +231,10 @@ fn recipe<'a>(plan: &Plan, v: Value, source: &'a dyn WeightSource) -> Result<Rec
             ))),
         };
     }
+    let mut parts = Vec::new();
+    if join(plan, v, source, &mut parts)? && parts.iter().all(|w| w.format == parts[0].format) {
+        return Ok(Recipe::Joined(parts));
+    }
     let mut bytes = 0;
     let (mut waiting, mut seen) = (vec![v.op], BTreeSet::new());
     while let Some(id) = waiting.pop() {
@@ -238,6 +247,32 @@ fn recipe<'a>(plan: &Plan, v: Value, source: &'a dyn WeightSource) -> Result<Rec
         waiting.extend(plan.func.graph.op(id).operands.iter().map(|x| x.op));
     }
     Ok(Recipe::Computed { weight_bytes: bytes })
+}
+
+/// Collects the dense weights that are a value's rows, in order; false if it is anything else than weights joined along the first dim.
+fn join<'a>(
+    plan: &Plan,
+    v: Value,
+    source: &'a dyn WeightSource,
+    out: &mut Vec<&'a WeightSpec>,
+) -> Result<bool, ExecError> {
+    let op = plan.func.graph.op(v.op);
+    match op.kind {
+        OpKind::Weight => {
+            let spec = weight(plan, v, source)?;
+            out.push(spec);
+            Ok(matches!(spec.format, WeightFormat::Dense(_)))
+        }
+        OpKind::Concat if op.attrs.int("axis") == 0 => {
+            for x in &op.operands {
+                if !join(plan, *x, source, out)? {
+                    return Ok(false);
+                }
+            }
+            Ok(!out.is_empty())
+        }
+        _ => Ok(false),
+    }
 }
 
 /// The weight that a leaf names, checked against the plan's type.
@@ -268,6 +303,30 @@ fn dense<L: Loader>(
 ) -> Result<Resident<L::Memory>, ExecError> {
     let memory = upload(loader, spec.bytes() as usize, &spec.name, &mut |offset, out| {
         Ok(fill_parallel(source, spec, StoredPart::Values, offset, out, read)?)
+    })?;
+    Ok(Resident { parts: vec![(Part::Data, memory)], layout: None })
+}
+
+/// Dense weights one after the other in one stretch of memory.
+fn joined<L: Loader>(
+    loader: &mut L,
+    source: &dyn WeightSource,
+    specs: &[&WeightSpec],
+    what: &str,
+    read: Progress<'_>,
+) -> Result<Resident<L::Memory>, ExecError> {
+    let bytes: u64 = specs.iter().map(|w| w.bytes()).sum();
+    let memory = upload(loader, bytes as usize, what, &mut |offset, out| {
+        let (mut start, end) = (0, offset + out.len() as u64);
+        for spec in specs {
+            let (first, last) = (start.max(offset), (start + spec.bytes()).min(end));
+            if first < last {
+                let piece = &mut out[(first - offset) as usize..(last - offset) as usize];
+                fill_parallel(source, spec, StoredPart::Values, first - start, piece, read)?;
+            }
+            start += spec.bytes();
+        }
+        Ok(())
     })?;
     Ok(Resident { parts: vec![(Part::Data, memory)], layout: None })
 }

@@ -132,6 +132,32 @@ fn bytes_of(r: &Resident<Memory>, part: Part) -> Vec<u8> {
     r.parts.iter().find(|p| p.0 == part).unwrap().1.lock().unwrap().clone()
 }
 
+/// Weights joined by rows, in pieces that end anywhere, are the bytes of the interpreter's result.
+#[test]
+fn joined_weights_are_read_one_after_the_other() {
+    let o = StepOptions { head: Head::Greedy, max_tokens: 8, max_seqs: 8, context: 64, page: 16 };
+    let program = gossamer_models::gpt_oss::build(&config(), &o).unwrap();
+    let sizes = bucket::sizes(1, 1, 1, 64, 4);
+    let options = Options { mxfp4_layout: Some(PACKED_FAST.into()), sizes: sizes.clone(), ..Options::default() };
+    let (module, _) = compile(program.module, &manager::default_pipeline(), &options).unwrap();
+    let plan = gossamer_passes::plan::plan(&module, step::ENTRY, &sizes).unwrap();
+    let source = random();
+    let joined: Vec<Value> = used(&plan)
+        .into_iter()
+        .filter(|v| matches!(recipe(&plan, *v, &source), Ok(Recipe::Joined(w)) if w.len() > 1))
+        .collect();
+    assert!(joined.len() >= 4, "weights and biases of q, k and v of both layers");
+    for staging in [1000, 1 << 16] {
+        let mut residents = Residents::default();
+        load(&plan, &source, &mut residents, &fake(staging)).unwrap();
+        for v in &joined {
+            let tensor = evaluate(&plan, *v, &source, &mut BTreeMap::new(), &|_| {}).unwrap();
+            let resident = &residents.by_key[&key(&plan, *v)];
+            assert_eq!(bytes_of(resident, Part::Data), tensor_bytes(&tensor).unwrap());
+        }
+    }
+}
+
 #[test]
 fn packed_weights_are_what_the_layout_packs_whatever_the_staging() {
     let source = random();
