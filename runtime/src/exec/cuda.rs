@@ -19,6 +19,7 @@ pub mod convert;
 pub mod kernels;
 pub mod library;
 mod loader;
+mod prepare;
 mod probe;
 pub mod profile;
 pub mod resident;
@@ -29,22 +30,21 @@ mod trace;
 pub mod traffic;
 pub mod workspace;
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Instant;
 
 use gossamer_codegen_cuda::cache::CacheStats;
-use gossamer_codegen_cuda::lower::{KernelSource, MAX_COUNTERS, Part};
-use gossamer_ir::{LayoutName, OpId, Type, Value};
+use gossamer_codegen_cuda::lower::MAX_COUNTERS;
+use gossamer_ir::OpId;
 use gossamer_passes::Plan;
 
-use self::bind::{Address, BoundArg, BoundLaunch, Homes, Region, kernel_error};
+use self::bind::{Address, BoundArg, BoundLaunch, Region, kernel_error};
 use self::block::Block;
 use self::kernels::Kernels;
 use self::library::{BoundGemm, Gemms};
-use self::loader::Uploader;
-use self::resident::{Loader, Resident, Residents};
+use self::resident::Residents;
 use self::state::States;
 use self::workspace::{Needs, Workspace};
 use super::{
@@ -173,12 +173,6 @@ impl Call {
             Call::Library(bound, _) => bound.name.clone(),
         }
     }
-}
-
-/// A call before its kernel or algorithm is known.
-enum Bound {
-    Kernel(BoundLaunch),
-    Library(BoundGemm),
 }
 
 /// A launch with its loaded kernel.
@@ -399,92 +393,6 @@ impl CudaExecutor {
         self.workspace.outputs.as_mut_slice()[..outputs].fill(POISON_BYTE);
         Ok(())
     }
-
-    /// Addresses of everything that a plan reads or replaces and that is not computed in it.
-    fn homes(&self, plan: &Plan, residents: &BTreeMap<Value, Resident<Arc<DeviceBuffer>>>) -> Result<Homes, ExecError> {
-        let mut homes = Homes { counters: self.counters.ptr(), ..Homes::default() };
-        let (block, index) = block::inputs(plan)?;
-        for (param, slot) in index {
-            homes.inputs.insert(param, block.slots[slot].offset as u64);
-        }
-        for (i, p) in plan.func.params.iter().enumerate() {
-            let Type::State(_, decl) = &p.ty else { continue };
-            let wrong = |problem: String| ExecError::Weight { name: p.name.to_string(), problem };
-            let spec = self.states.spec(&p.name).ok_or_else(|| wrong("a state that was not allocated".into()))?;
-            if plan.decls.state(decl) != Some(&spec.decl) {
-                return Err(wrong(format!("a state that was allocated for another declaration than `{decl}`")));
-            }
-            homes.states.extend(self.states.parts(&p.name).map(|parts| (i, parts)));
-        }
-        for (v, resident) in residents {
-            let parts = resident.parts.iter().map(|(part, m)| (*part, Uploader::address(m))).collect();
-            homes.residents.insert(*v, parts);
-        }
-        Ok(homes)
-    }
-
-    /// Where the tensor results of a plan are.
-    fn results(
-        &self,
-        plan: &Plan,
-        homes: &Homes,
-        residents: &BTreeMap<Value, Resident<Arc<DeviceBuffer>>>,
-    ) -> Result<Vec<Source>, ExecError> {
-        let mut out = Vec::new();
-        for v in &plan.func.results {
-            let Some(t) = plan.func.graph.ty(*v).as_tensor() else { continue };
-            let part = if t.dtype.bytes().is_none() && t.layout.is_none() { Part::Codes } else { Part::Data };
-            let source = match plan.buffers.places.get(v) {
-                Some(gossamer_passes::buffers::Place::Resident(root)) => {
-                    residents.get(root).filter(|r| r.parts.len() == 1).map(|r| Source::Resident(r.parts[0].1.clone()))
-                }
-                _ => bind::address(plan, *v, part, homes).map(Source::Workspace),
-            };
-            let label = || bind::op_label(plan, v.op);
-            out.push(source.ok_or_else(|| {
-                kernel_error(format!("{}: type {t} cannot be a result of a step; return a plain tensor", label()))
-            })?);
-        }
-        Ok(out)
-    }
-
-    /// A launch with its kernel, which was loaded before.
-    fn kernel(&self, bound: BoundLaunch) -> Result<Call, ExecError> {
-        let function =
-            self.kernels.get(&bound.kernel).cloned().ok_or_else(|| {
-                kernel_error(format!("kernel {} was not loaded; please report it", bound.kernel.entry))
-            })?;
-        let block = [bound.block, 1, 1];
-        let config =
-            LaunchConfig { grid: bound.grid, block, shared: bound.shared, cluster: None, pdl: bound.dependent };
-        Ok(Call::Kernel(Launch { bound, function, config }))
-    }
-
-    /// The kernels of a plan with the layouts that it asks for.
-    fn kernels_of(&self, plan: &Plan) -> Result<Vec<Arc<KernelSource>>, ExecError> {
-        let lower = || {
-            let mut all: BTreeSet<Arc<KernelSource>> = BTreeSet::new();
-            for id in &plan.steps {
-                all.extend(bind::lower_step(plan, *id, &BTreeMap::new())?.launches.into_iter().map(|l| l.kernel));
-            }
-            Ok(all.into_iter().collect())
-        };
-        self.phases.time(Phase::Codegen, lower)
-    }
-
-    fn load_weights(&mut self, plan: &Plan) -> Result<(), ExecError> {
-        let options = self.options.clone();
-        let (device, phases) = (&self.device, &self.phases);
-        let (begun, other) = (Instant::now(), phases.sum(&[Phase::Memory, Phase::Upload]));
-        let loaded =
-            self.residents.load(plan, &*self.source, |total| Uploader::new(device, total, phases), &|done, total| {
-                options.tell(LoadEvent::Weights { done, total })
-            });
-        // The rest is the CPU's: reading, packing, evaluating.
-        let other = phases.sum(&[Phase::Memory, Phase::Upload]).saturating_sub(other);
-        phases.add(Phase::Weights, begun.elapsed().saturating_sub(other));
-        loaded
-    }
 }
 
 impl Executor for CudaExecutor {
@@ -498,57 +406,7 @@ impl Executor for CudaExecutor {
     }
 
     fn prepare(&mut self, plan: Arc<Plan>) -> Result<PlanId, ExecError> {
-        // Weights decide between two layouts, and so between kernels; nearly always it is the one that was planned. So those are compiled meanwhile.
-        let beside = self.kernels.compile_beside(self.kernels_of(&plan)?);
-        let loaded = self.load_weights(&plan);
-        // A thread that panicked leaves kernels that are compiled below.
-        beside.map(|thread| self.phases.time(Phase::Compile, || thread.join().is_ok()));
-        loaded?;
-        let residents = self.residents.of(&plan);
-        let layouts: BTreeMap<Value, LayoutName> =
-            residents.iter().filter_map(|(v, r)| Some((*v, r.layout.clone()?))).collect();
-        let homes = self.homes(&plan, &residents)?;
-        let (mut bound, mut scratch) = (Vec::new(), 0);
-        let begun = Instant::now();
-        for id in &plan.steps {
-            let lowered = bind::lower_step(&plan, *id, &layouts)?;
-            scratch = scratch.max(bind::scratch_bytes(&lowered));
-            bound.extend(bind::bind_step(&plan, *id, &lowered, &homes)?.into_iter().map(Bound::Kernel));
-            bound.extend(library::bind_gemm(&plan, *id, &lowered, &homes)?.map(Bound::Library));
-        }
-        let mut needed: BTreeMap<Arc<KernelSource>, u32> = BTreeMap::new();
-        for bound in &bound {
-            let Bound::Kernel(launch) = bound else { continue };
-            let shared = needed.entry(launch.kernel.clone()).or_default();
-            *shared = launch.shared.max(*shared);
-        }
-        self.phases.add(Phase::Codegen, begun.elapsed());
-        let options = &self.options;
-        self.kernels.load(&self.device, &needed, &self.phases, &|done, total, next| {
-            options.tell(LoadEvent::Kernels { done, total, next })
-        })?;
-        let mut calls = Vec::with_capacity(bound.len());
-        for bound in bound {
-            calls.push(match bound {
-                Bound::Kernel(launch) => self.kernel(launch)?,
-                Bound::Library(gemm) => {
-                    let chosen = self.gemms.get(&self.device, gemm.shape)?;
-                    Call::Library(gemm, chosen)
-                }
-            });
-        }
-        let results = self.results(&plan, &homes, &residents)?;
-        let needs = Needs::with_scratch(&plan, scratch)?;
-        let (inputs, _) = block::inputs(&plan)?;
-        let outputs = block::outputs(&plan)?;
-        let id = PlanId(self.plans.len());
-        self.plans.push(Prepared { plan, needs, inputs, outputs, results, calls, graph: None, ahead: None });
-        // Here, not at the first step, so that a workspace that does not fit is an error of preparing.
-        if let Err(e) = self.ready(id) {
-            self.plans.pop();
-            return Err(e);
-        }
-        Ok(id)
+        self.prepare_plan(plan)
     }
 
     fn run(&mut self, id: PlanId, inputs: &Inputs) -> Result<Vec<HostData>, ExecError> {

@@ -1,5 +1,6 @@
 //! `gossamer bench`: speed of a model in short, and in detail of decoding, of reading prompts, and of starting.
 
+pub mod args;
 mod lists;
 mod quick;
 mod report;
@@ -8,12 +9,12 @@ use std::sync::Arc;
 
 use serde_json::{Value as Json, json};
 
-use super::args::{BenchArgs, BenchDecodeArgs, BenchKind, BenchPrefillArgs, BenchStartupArgs};
 use super::output::Failure;
 use crate::bench::{VERSION, cpu_bandwidth, decode, prefill, startup};
 use crate::engine::Engine;
 use crate::exec::Probe;
 use crate::session::{Hooks, Session};
+use args::{BenchArgs, BenchDecodeArgs, BenchKind, BenchPrefillArgs, BenchStartupArgs};
 use lists::{MAX_BATCH, MAX_TOKENS, list};
 use report::Report;
 

@@ -4,9 +4,9 @@ use std::time::Instant;
 
 use serde_json::json;
 
+use super::args::BenchArgs;
 use super::lists::MAX_BATCH;
 use crate::bench::{self, Percentiles, decode_bytes, read_bandwidth, read_prompts};
-use crate::cli::args::BenchArgs;
 use crate::cli::output::{self, Failure};
 use crate::engine::{Engine, EngineError, SamplingParams, SeqId, Work};
 

@@ -2,8 +2,8 @@
 
 use serde_json::Value as Json;
 
+use super::args::ReportArgs;
 use crate::bench::compare::compare;
-use crate::cli::args::ReportArgs;
 use crate::cli::output::{self, Failure};
 
 /// Where a benchmark's results go.
