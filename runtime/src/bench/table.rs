@@ -136,7 +136,7 @@ mod tests {
 
     #[test]
     fn parts_are_all_of_the_step() {
-        let probe = Probe { read: 3.2e12, bf16: None };
+        let probe = Probe { read: 3.2e12, ..Probe::default() };
         let value = json(&profile(), &probe);
         assert_eq!(value["traced_step_us"], 6.5);
         let near = |key: &str, expected: f64| (value["kernels"][0][key].as_f64().unwrap() - expected).abs() < 1e-9;

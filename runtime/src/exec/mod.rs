@@ -270,8 +270,10 @@ pub trait Executor {
 pub struct Probe {
     /// Bytes a second that it reads.
     pub read: f64,
-    /// Operations a second of a large bf16 matrix multiply, if there is a library for it.
+    /// Operations a second of a large bf16 matrix multiply.
     pub bf16: Option<f64>,
+    /// What multiplied.
+    pub bf16_by: &'static str,
 }
 
 /// Why a plan could not be prepared or run.

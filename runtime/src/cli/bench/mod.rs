@@ -31,14 +31,14 @@ pub fn bench(args: &BenchArgs) -> Result<(), Failure> {
 fn probe(engine: &mut Engine) -> Result<Probe, Failure> {
     Ok(match engine.probe()? {
         Some(probe) => probe,
-        None => Probe { read: cpu_bandwidth(), bf16: None },
+        None => Probe { read: cpu_bandwidth(), ..Probe::default() },
     })
 }
 
 fn probe_text(probe: &Probe) -> String {
     let multiply = match probe.bf16 {
-        Some(flops) => format!("bf16 multiply of 8192 cubed {:.1} TFLOP/s (cuBLASLt)", flops / 1e12),
-        None => "no library to measure a bf16 multiply with".into(),
+        Some(flops) => format!("bf16 multiply of 8192 cubed {:.1} TFLOP/s ({})", flops / 1e12, probe.bf16_by),
+        None => "no bf16 multiply".into(),
     };
     let read = if probe.read < 1e11 {
         format!("{:.1} GB/s", probe.read / 1e9)
@@ -57,6 +57,7 @@ fn head(bench: &str, session: &Session, probe: Option<&Probe>) -> Json {
         "device": session.engine.describe(),
         "read_bytes_per_s": probe.map(|p| p.read),
         "bf16_flops_per_s": probe.and_then(|p| p.bf16),
+        "bf16_by": probe.filter(|p| p.bf16.is_some()).map(|p| p.bf16_by),
     })
 }
 

@@ -5,8 +5,13 @@ use std::sync::Arc;
 
 use gossamer_codegen_cuda::lower::{GEMM_WORKSPACE, KernelSource};
 use gossamer_codegen_cuda::tools;
+use gossamer_ir::Bindings;
+use gossamer_passes::manager::default_pipeline;
+use gossamer_passes::plan::plan;
+use gossamer_passes::{Options, Plan, compile};
 
-use super::CudaExecutor;
+use super::bind::{Address, Region};
+use super::{CudaExecutor, prepared};
 use super::bind::kernel_error;
 use crate::cuda::{ArgList, DeviceBuffer, Element, Event, EventKind, Function, GemmShape, LaunchConfig};
 use crate::exec::{ExecError, Probe};
@@ -18,13 +23,31 @@ const PASSES: usize = 6;
 /// Rows, columns and depth of the matrix multiply.
 const GEMM: u64 = 8192;
 
+/// The plan of a matrix multiply of [`GEMM`] rows, columns and depth.
+fn own_multiply() -> Option<Plan> {
+    let text = format!(
+        "gir 1\n\nsym T in 1..={GEMM}\n\nfunc @step(%x: bf16[T, {GEMM}], %w: bf16[{GEMM}, {GEMM}]) -> (bf16[T, {GEMM}]) {{\n  \
+         %y = matmul %x, %w : f32[T, {GEMM}]\n  %z = cast %y {{to = bf16}} : bf16[T, {GEMM}]\n  return %z\n}}\n"
+    );
+    let module = gossamer_ir::text::parse("multiply", &text).ok()?;
+    let sizes: Bindings = [("T".into(), GEMM as i64)].into_iter().collect();
+    let refuses = Some(crate::kernels::refuse());
+    let options = Options { sizes: sizes.clone(), refuses, ..Options::default() };
+    let (module, _) = compile(module, &default_pipeline(), &options).ok()?;
+    plan(&module, "step", &sizes).ok()
+}
+
 impl CudaExecutor {
     /// Measures reading and multiplying.
     ///
     /// # Errors
     /// Too little free memory for either, or what the device gives.
     pub(super) fn probe_device(&mut self) -> Result<Probe, ExecError> {
-        Ok(Probe { read: self.probe_read()?, bf16: self.probe_gemm()? })
+        let read = self.probe_read()?;
+        Ok(match self.probe_library()? {
+            Some(flops) => Probe { read, bf16: Some(flops), bf16_by: "cuBLASLt" },
+            None => Probe { read, bf16: self.probe_own()?, bf16_by: "our own kernel, as there is no cuBLASLt" },
+        })
     }
 
     /// A kernel of ours that belongs to no plan.
@@ -66,7 +89,7 @@ impl CudaExecutor {
     }
 
     /// `None` without the library.
-    fn probe_gemm(&mut self) -> Result<Option<f64>, ExecError> {
+    fn probe_library(&mut self) -> Result<Option<f64>, ExecError> {
         let shape = GemmShape { m: GEMM, n: GEMM, k: GEMM, input: Element::Bf16, output: Element::Bf16 };
         let Ok(gemm) = self.gemms.get(&self.device, shape) else { return Ok(None) };
         let bytes = (GEMM * GEMM * 2) as usize;
@@ -84,6 +107,20 @@ impl CudaExecutor {
         });
         self.stream.synchronize()?;
         Ok(Some(2.0 * (GEMM as f64).powi(3) / us? * 1e6))
+    }
+
+    /// The multiply by the kernels that we would choose for it; `None` if there are none.
+    fn probe_own(&mut self) -> Result<Option<f64>, ExecError> {
+        let Some(plan) = own_multiply() else { return Ok(None) };
+        let id = self.prepare_plan(Arc::new(plan))?;
+        let start = self.workspace.resolve(Address::Workspace(Region::Inputs, 0));
+        let slots = prepared(&self.plans, id)?.inputs.slots.clone();
+        for (slot, seed) in slots.iter().zip(1..) {
+            self.fill(start + slot.offset as u64, slot.bytes, slot.dtype, seed)?;
+        }
+        let p = prepared(&self.plans, id)?;
+        let us = self.best_us(&mut || p.calls.iter().try_for_each(|call| self.enqueue_call(call, false)))?;
+        Ok(Some(2.0 * (GEMM as f64).powi(3) / us * 1e6))
     }
 
     /// Enqueues random values for `bytes` bytes at `ptr`; false for elements that are not floats.
@@ -108,5 +145,21 @@ impl CudaExecutor {
         }
         self.stream.synchronize()?;
         Ok(all)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use gossamer_codegen_cuda::lower::Lowered;
+
+    #[test]
+    fn our_own_multiply_has_kernels() {
+        let plan = own_multiply().unwrap();
+        let lower = |id| crate::exec::cuda::bind::lower_step(&plan, id, &BTreeMap::new()).unwrap();
+        let launches: Vec<Lowered> = plan.steps.iter().map(|id| lower(*id)).collect();
+        assert!(launches.iter().map(Lowered::count).sum::<usize>() > 0);
+        let (inputs, _) = crate::exec::cuda::block::inputs(&plan).unwrap();
+        assert_eq!(inputs.slots.len(), 2);
     }
 }
