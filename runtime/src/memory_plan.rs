@@ -8,7 +8,9 @@ use std::fmt;
 use gossamer_ir::StateDecl;
 use gossamer_models::config::ModelConfig;
 use gossamer_models::step::Head;
+use gossamer_passes::Plan;
 use gossamer_passes::bucket::StepSize;
+use rayon::prelude::*;
 use serde::Serialize;
 
 use crate::cuda::{MemoryInfo, bytes};
@@ -28,6 +30,8 @@ pub const RESERVED: u64 = 256 << 20;
 pub struct Request {
     /// Weights as they will lie on the device, bytes.
     pub weights: u64,
+    /// The plans of the steps that were asked about, for [`crate::engine::Engine::adopt`].
+    pub plans: Vec<(Head, StepSize, Plan)>,
     /// Inputs, activations and scratch of the largest plan.
     pub workspace: Needs,
     /// The state.
@@ -108,13 +112,21 @@ pub fn request(
 ) -> Result<Request, EngineError> {
     let mut weights: BTreeMap<String, u64> = BTreeMap::new();
     let mut workspace = Needs::default();
-    for (head, size) in steps {
+    let made = steps.par_iter().map(|(head, size)| {
         let plan = plan_step(&program(config, options, *head)?.module, options, *size)?;
-        weights.extend(resident_bytes(&plan)?);
-        workspace = workspace.max(Needs::of(&plan)?);
+        let (weights, needs) = (resident_bytes(&plan)?, Needs::of(&plan)?);
+        Ok(((*head, *size, plan), weights, needs))
+    });
+    let made: Result<Vec<_>, EngineError> = made.collect();
+    let mut plans = Vec::with_capacity(steps.len());
+    for (plan, bytes, needs) in made? {
+        weights.extend(bytes);
+        workspace = workspace.max(needs);
+        plans.push(plan);
     }
     Ok(Request {
         weights: weights.values().sum(),
+        plans,
         workspace,
         states: state_specs(config, options)?,
         max_seqs: options.max_seqs,
@@ -279,7 +291,7 @@ mod tests {
         let decl = StateDecl::Counts { name: "seen".into(), vocab: 1024 };
         states.push(StateSpec { name: "seen".into(), decl, units: max_seqs });
         let workspace = Needs { inputs: 100, arena: GIB, scratch: 0, outputs: 5 };
-        Request { weights: 10 * GIB, workspace, states, max_seqs, context, chunk: 512 }
+        Request { weights: 10 * GIB, plans: vec![], workspace, states, max_seqs, context, chunk: 512 }
     }
 
     fn memory(free: u64) -> MemoryInfo {

@@ -284,13 +284,13 @@ fn cuda_engine(
 ) -> Result<Engine, SessionError> {
     let begun = Instant::now();
     let mut limits = limits(options, &config, usize::MAX, GPU_CHUNK, passes, options.fuse.unwrap_or(true));
-    let plan = memory_plan(&config, &limits, options.head, &device)?;
-    let plan = match (plan.missing > 0, options.context, plan.fits_context) {
+    let (plan, plans) = memory_plan(&config, &limits, options.head, &device)?;
+    let (plan, plans) = match (plan.missing > 0, options.context, plan.fits_context) {
         (true, None, Some(context)) => {
             limits.context = context;
             memory_plan(&config, &limits, options.head, &device)?
         }
-        _ => plan,
+        _ => (plan, plans),
     };
     if let Some(show) = &hooks.memory {
         show(&plan);
@@ -301,23 +301,28 @@ fn cuda_engine(
     if let Some(folder) = &options.kernel_cache {
         cuda.cache = Some(folder.clone());
     }
-    let engine =
+    let mut engine =
         Engine::new(config, limits, |states| Ok(Box::new(CudaExecutor::new(device, source, states, cuda)?) as Box<_>))?;
     engine.add_phase(Phase::Plan, planned);
+    engine.adopt(plans);
     Ok(engine)
 }
 
+/// Plans that the memory was worked out from.
+type Plans = Vec<(Head, StepSize, gossamer_passes::Plan)>;
+
+/// What fits, and the plans that say so. The first is that of decoding, the bucket of which is the same as when it runs.
 fn memory_plan(
     config: &ModelConfig,
     limits: &EngineOptions,
     head: Head,
     device: &Device,
-) -> Result<MemoryPlan, SessionError> {
+) -> Result<(MemoryPlan, Plans), SessionError> {
     let decode = StepSize { tokens: limits.max_seqs, seqs: limits.max_seqs, rows: limits.max_seqs };
     let rows = if matches!(head, Head::Logits { .. }) { limits.chunk } else { limits.max_seqs };
     let prompt = StepSize { tokens: limits.chunk, seqs: limits.max_seqs, rows };
     let request = memory_plan::request(config, limits, &[(head, decode), (head, prompt)])?;
-    Ok(MemoryPlan::new(&request, device.memory()?))
+    Ok((MemoryPlan::new(&request, device.memory()?), request.plans))
 }
 
 fn tokenizer(options: &SessionOptions, model: &ModelRef) -> Result<Option<Arc<Tokenizer>>, TokenizerError> {

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 
 use gossamer_models::names::{Part, WeightFormat, WeightSpec};
+use rayon::prelude::*;
 
 use super::error::CheckpointError;
 use super::read::{Progress, WeightSource, scan_part};
@@ -23,8 +24,12 @@ pub struct ScaleRange {
 impl ScaleRange {
     /// The range of some bytes; `None` of none.
     pub fn of(bytes: &[u8]) -> Option<ScaleRange> {
-        let (min, max) = bytes.iter().fold((u8::MAX, 0), |(min, max), &b| (b.min(min), b.max(max)));
-        (!bytes.is_empty()).then_some(ScaleRange { min, max })
+        // Two plain loops over what the cache holds: the compiler makes vectors of each.
+        let of = |chunk: &[u8]| ScaleRange {
+            min: chunk.iter().fold(u8::MAX, |a, b| a.min(*b)),
+            max: chunk.iter().fold(0, |a, b| a.max(*b)),
+        };
+        bytes.par_chunks(1 << 16).map(of).reduce_with(ScaleRange::merge)
     }
 
     /// The smallest range that holds both.

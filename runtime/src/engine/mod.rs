@@ -131,6 +131,8 @@ pub struct Engine {
     executor: Box<dyn Executor>,
     sources: BTreeMap<Head, Arc<Source>>,
     plans: BTreeMap<(Head, StepSize), PlanId>,
+    /// Plans made before they were needed.
+    adopted: BTreeMap<(Head, StepSize), Plan>,
     groups: Vec<Group>,
     seqs: Vec<Option<Sequence>>,
     phases: Phases,
@@ -291,7 +293,17 @@ impl Engine {
         let phases = Phases::default();
         executor.count_phases(phases.clone());
         let seqs = (0..options.max_seqs).map(|_| None).collect();
-        Ok(Engine { config, options, executor, sources: BTreeMap::new(), plans: BTreeMap::new(), groups, seqs, phases })
+        Ok(Engine {
+            config,
+            options,
+            executor,
+            sources: BTreeMap::new(),
+            plans: BTreeMap::new(),
+            adopted: BTreeMap::new(),
+            groups,
+            seqs,
+            phases,
+        })
     }
 
     /// The model.
@@ -312,6 +324,11 @@ impl Engine {
     /// The executor underneath.
     pub fn executor(&self) -> &dyn Executor {
         &*self.executor
+    }
+
+    /// Takes plans that were made with this engine's options, so that they are not made again.
+    pub fn adopt(&mut self, plans: Vec<(Head, StepSize, Plan)>) {
+        self.adopted.extend(plans.into_iter().map(|(head, size, plan)| ((head, size), plan)));
     }
 
     /// Seconds that making plans ready took so far, by phase.
@@ -558,7 +575,10 @@ impl Engine {
                 s
             }
         };
-        let plan = plan_step(&source.module, o, bucket)?;
+        let plan = match self.adopted.remove(&(head, bucket)) {
+            Some(plan) => plan,
+            None => plan_step(&source.module, o, bucket)?,
+        };
         self.phases.add(Phase::Plan, begun.elapsed());
         let id = self.executor.prepare(Arc::new(plan))?;
         self.plans.insert((head, bucket), id);

@@ -80,6 +80,10 @@ impl Mxfp4Layout {
             ScaleMode::General => (254, "at most 254, as 255 is NaN; the checkpoint is damaged, fetch it again"),
         };
         let blocks = self.k / BLOCK;
+        // The greatest by vectors; its place is looked for only if it is too great.
+        if scales.iter().fold(0, |a, b| a.max(*b)) <= limit {
+            return Ok(());
+        }
         match scales.iter().position(|&s| s > limit) {
             None => Ok(()),
             Some(at) => {

@@ -116,6 +116,36 @@ pub fn lower_step(plan: &Plan, id: OpId, layouts: &BTreeMap<Value, LayoutName>) 
     lower(&instance).map_err(|e| kernel_error(format!("%{}: {e}", op.names.first().map_or("", |n| n))))
 }
 
+/// [`lower_step`] of every step of a plan, in order. Equal kernels, as the layers of a model have them, are lowered once.
+///
+/// # Errors
+/// An op without a kernel.
+pub fn lower_steps(plan: &Plan, layouts: &BTreeMap<Value, LayoutName>) -> Result<Vec<Arc<Lowered>>, ExecError> {
+    let mut known: BTreeMap<String, Arc<Lowered>> = BTreeMap::new();
+    let mut out = Vec::with_capacity(plan.steps.len());
+    for id in &plan.steps {
+        let op = plan.func.graph.op(*id);
+        // Beside its body, what a kernel's text depends on: types, and what may be read early.
+        let key = op.attrs.kernel().map(|kernel| {
+            let mut key = kernel.key().to_string();
+            for v in &op.operands {
+                key += &format!("\n{} {}", operand_type(plan, *v, layouts), is_early(plan, *v));
+            }
+            op.results.iter().for_each(|ty| key += &format!("\n{ty}"));
+            key
+        });
+        let lowered = match key.as_ref().and_then(|k| known.get(k)) {
+            Some(lowered) => lowered.clone(),
+            None => Arc::new(lower_step(plan, *id, layouts)?),
+        };
+        if let Some(key) = key {
+            known.insert(key, lowered.clone());
+        }
+        out.push(lowered);
+    }
+    Ok(out)
+}
+
 /// True for values that no kernel of the step writes: inputs and what was loaded.
 pub fn is_early(plan: &Plan, v: Value) -> bool {
     match plan.buffers.places.get(&v) {
@@ -401,6 +431,18 @@ mod tests {
                 }
             }
             assert!(launches > 60, "{launches}");
+        }
+    }
+
+    #[test]
+    fn equal_layers_are_lowered_once_and_alike() {
+        let sizes = gossamer_passes::bucket::sizes(2, 2, 2, 64, 1);
+        let options = Options { mxfp4_layout: Some(resident::PACKED.into()), sizes, ..Options::default() };
+        let plan = plan_with(2, Head::Greedy, &options);
+        let together = lower_steps(&plan, &BTreeMap::new()).unwrap();
+        for (id, lowered) in plan.steps.iter().zip(&together) {
+            let alone = lower_step(&plan, *id, &BTreeMap::new()).unwrap();
+            assert_eq!(format!("{alone:?}"), format!("{lowered:?}"));
         }
     }
 

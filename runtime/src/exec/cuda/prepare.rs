@@ -145,9 +145,8 @@ impl CudaExecutor {
     }
 
     /// The steps of a plan as launches, where weights have these layouts instead of those that it asks for.
-    fn lower(&self, plan: &Plan, layouts: &BTreeMap<Value, LayoutName>) -> Result<Vec<Lowered>, ExecError> {
-        let lower = || plan.steps.iter().map(|id| bind::lower_step(plan, *id, layouts)).collect();
-        self.phases.time(Phase::Codegen, lower)
+    fn lower(&self, plan: &Plan, layouts: &BTreeMap<Value, LayoutName>) -> Result<Vec<Arc<Lowered>>, ExecError> {
+        self.phases.time(Phase::Codegen, || bind::lower_steps(plan, layouts))
     }
 
     fn load_weights(&mut self, plan: &Plan) -> Result<(), ExecError> {

@@ -10,9 +10,9 @@ use gossamer_passes::manager::default_pipeline;
 use gossamer_passes::plan::plan;
 use gossamer_passes::{Options, Plan, compile};
 
+use super::bind::kernel_error;
 use super::bind::{Address, Region};
 use super::{CudaExecutor, prepared};
-use super::bind::kernel_error;
 use crate::cuda::{ArgList, DeviceBuffer, Element, Event, EventKind, Function, GemmShape, LaunchConfig};
 use crate::exec::{ExecError, Probe};
 

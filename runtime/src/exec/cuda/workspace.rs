@@ -4,7 +4,7 @@
 use gossamer_passes::Plan;
 use gossamer_passes::buffers::ALIGN;
 
-use super::bind::{Address, Region, lower_step, scratch_bytes};
+use super::bind::{Address, Region, lower_steps, scratch_bytes};
 use super::block;
 use crate::cuda::{CudaError, Device, DeviceBuffer, PinnedBuffer, PinnedKind, Stream};
 use crate::exec::ExecError;
@@ -28,10 +28,8 @@ impl Needs {
     /// # Errors
     /// An op without a kernel, or a symbol without a value.
     pub fn of(plan: &Plan) -> Result<Needs, ExecError> {
-        let mut scratch = 0;
-        for id in &plan.steps {
-            scratch = scratch.max(scratch_bytes(&lower_step(plan, *id, &Default::default())?));
-        }
+        let lowered = lower_steps(plan, &Default::default())?;
+        let scratch = lowered.iter().map(|l| scratch_bytes(l)).max().unwrap_or(0);
         Needs::with_scratch(plan, scratch)
     }
 
