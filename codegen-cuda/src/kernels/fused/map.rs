@@ -1,10 +1,17 @@
 //! `map`: scalar code over the elements of results with equal dims; rows by index, gated activations and sums over choices included.
 
 use super::super::region::{Index, Region, malformed};
-use super::super::{Cx, blocks, product, single};
+use super::super::{Cx, blocks, product, scalar, single};
 use super::{Body, Origin, Params};
-use crate::emit::{Piece, Text};
+use crate::emit::{Piece, Text, c_type};
 use crate::lower::{LowerError, Lowered};
+
+/// Elements of a result from which on a thread makes several: there are enough to fill the machine, and blocks that make one each cost more to start than
+/// to run.
+const MANY: i64 = 1 << 20;
+
+/// Elements of a thread then.
+const EACH: i64 = 4;
 
 /// Lowers a kernel of template `map`.
 pub fn lower(cx: &Cx, body: &Body) -> Result<Lowered, LowerError> {
@@ -30,20 +37,31 @@ pub fn lower(cx: &Cx, body: &Body) -> Result<Lowered, LowerError> {
         code.push("const i32 i0 = (i32)rest;".to_string());
     }
     let index: Vec<Index> = (0..first.rank()).map(|i| Index::var(format!("i{i}"))).collect();
+    let (mut held, mut store, mut keep) = (Vec::new(), Vec::new(), Vec::new());
     for (r, value) in main.results.iter().enumerate() {
         let pointer = params.result(cx, r)?;
-        region.store(*value, &pointer, &index)?;
+        let dtype = cx.result(r)?.dtype;
+        let element = region.element(*value, &index)?;
+        held.push(format!("{} held{r}[EACH];", c_type(dtype)));
+        keep.push(format!("held{r}[e] = {};", scalar::store(dtype, &element)));
+        // Results have equal dims.
+        store.push(format!("{pointer}[at] = held{r}[e];"));
     }
     code.extend(region.take());
+    code.extend(keep);
+    let each = if n >= MANY { EACH } else { 1 };
     params.sizes(cx, &region)?;
     params.long("n", n);
     let (params, args) = params.finish();
     let source = Text::new("map", body.kernel.summary(), include_str!("../cuda/map.cu"))
         .with(Piece::Dependent)
         .set("params", params)
+        .set("each", each)
+        .set("held", held.join("\n"))
         .set("code", code.join("\n"))
+        .set("store", store.join("\n"))
         .build();
-    let mut launch = cx.launch(source, blocks(n, 256), 256, args)?;
+    let mut launch = cx.launch(source, blocks(n, 256 * each), 256, args)?;
     launch.dependent = true;
     Ok(single(launch))
 }
