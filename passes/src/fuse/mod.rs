@@ -243,7 +243,14 @@ pub fn run(module: &mut Module, options: &Options) -> Result<Option<Report>, Fus
     };
     for f in &mut module.funcs {
         let space = options.spaces.space(&decls, f, &excluded)?;
-        let (fused, part) = choose(&decls, &space, &point, options.refuses.as_ref())?;
+        let chosen = match choose(&decls, &space, &point, options.refuses.as_ref()) {
+            // What no template of prompts can make is made by the others, whatever the size: code generation refuses shapes of weights, not numbers of rows.
+            Err(FuseError::NoKernel { .. }) if point.prompt_rows.is_some() => {
+                choose(&decls, &space, &Point { prompt_rows: None, ..point }, options.refuses.as_ref())
+            }
+            chosen => chosen,
+        };
+        let (fused, part) = chosen?;
         *f = fused;
         report.funcs.push(part);
     }
