@@ -275,6 +275,41 @@ fn greedy_tokens_repeat_on_replay_in_batches_and_in_chunks() {
     assert_eq!(generate(&mut other, &prompts[..1], &greedy, 24, 256)[0], together[0], "another executor");
 }
 
+/// A sequence that decodes while another's prompt is fed, in one step, draws what it draws alone; and so does the other.
+#[test]
+fn a_prompt_beside_decoding_changes_nothing() {
+    let Some(device) = device() else { return };
+    let tokens = expected().tokens;
+    let (first, second) = (&tokens[..40], &tokens[30..150]);
+    let params = SamplingParams::greedy();
+    let mut e = engine(&device, &tiny());
+    let alone: Vec<Vec<u32>> =
+        [first, second].iter().map(|p| generate(&mut e, &[p], &params, 12, 256).remove(0)).collect();
+    let (a, b) = (e.start(first.len()).unwrap(), e.start(second.len()).unwrap());
+    fn work<'a>(seq: SeqId, tokens: &'a [u32], params: &'a SamplingParams) -> Work<'a> {
+        Work { seq, tokens, params: Some(params), sample: true }
+    }
+    let mut drawn = [vec![], vec![]];
+    let token = |s: &Option<gossamer_runtime::engine::Sampled>| s.as_ref().map(|s| s.token);
+    drawn[0].extend(e.step(&[work(a, first, &params)]).unwrap().iter().filter_map(token));
+    // The second prompt comes in pieces, the last of one token.
+    for piece in [&second[..64], &second[64..119], &second[119..]] {
+        let last = [drawn[0][drawn[0].len() - 1]];
+        let sample = piece.len() == 1;
+        let out = e.step(&[Work { sample, ..work(b, piece, &params) }, work(a, &last, &params)]).unwrap();
+        drawn[1].extend(out[..1].iter().filter_map(token));
+        drawn[0].extend(out[1..].iter().filter_map(token));
+    }
+    while drawn[1].len() < 12 {
+        let last: Vec<[u32; 1]> = drawn.iter().map(|d| [d[d.len() - 1]]).collect();
+        let out = e.step(&[work(a, &last[0], &params), work(b, &last[1], &params)]).unwrap();
+        drawn.iter_mut().zip(&out).for_each(|(d, s)| d.extend(token(s)));
+    }
+    for (found, alone) in drawn.iter().zip(&alone) {
+        assert_eq!(&found[..12], &alone[..]);
+    }
+}
+
 #[test]
 fn sampled_tokens_follow_the_seed_and_nothing_else() {
     let Some(device) = device() else { return };
