@@ -117,7 +117,7 @@ pub const TEMPLATES: &[Template] = &[
         dtypes: HALF,
         prologue: &[Slot { operand: 0, ops: &[K::GatherRows, K::RmsNorm, K::Cast], exports: false }],
         epilogue: HEAD,
-        rows: (1, 32),
+        rows: (1, 64),
         width: ANY,
         held_rows: 32,
         decodes: false,

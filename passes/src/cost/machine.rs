@@ -57,6 +57,9 @@ pub struct TemplateFigures {
     pub unit_rows: u32,
     /// Columns of it.
     pub unit_columns: u32,
+    /// GB/s that a multiprocessor pulls for one unit after the other, where that is less than [`Device::sm_gb_s`]: few warps, little under way.
+    #[serde(default)]
+    pub sm_gb_s: Option<f64>,
     /// Rows are rounded up to this inside a unit.
     pub row_step: u32,
     /// Blocks an SM holds.
@@ -169,6 +172,9 @@ impl Machine {
                         "a fraction above 0, at most 1",
                     );
                 }
+            }
+            if let Some(rate) = t.sm_gb_s.filter(|r| !(r.is_finite() && *r > 0.0)) {
+                return refuse(format!("template.{name}.sm_gb_s"), rate.to_string(), "a number above 0");
             }
             let counts = [
                 ("unit_rows", t.unit_rows),

@@ -226,7 +226,8 @@ pub fn cost(kernel: &KernelShape, machine: &Machine) -> Result<Terms, CostError>
     let shared_us = from_memory / (memory_rate * figures.bandwidth_efficiency) + from_l2 / l2_rate;
     let readers = if grid.shared_weights { grid.groups * column_units } else { units };
     let unit_bytes = bytes.weights / readers + (bytes.state + activations) / units;
-    let memory_us = shared_us.max(rounds * unit_bytes / sm_rate);
+    let unit_rate = figures.sm_gb_s.unwrap_or(device.sm_gb_s).min(device.sm_gb_s) * 1e3;
+    let memory_us = shared_us.max(rounds * unit_bytes / unit_rate);
 
     // Arithmetic: whole units, or whole steps of a matrix multiply if one unit is not full.
     let step = f64::from(figures.row_step);

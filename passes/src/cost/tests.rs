@@ -24,6 +24,7 @@ fn round() -> Machine {
     machine.templates.insert(
         "stream".into(),
         machine::TemplateFigures {
+            sm_gb_s: None,
             launch_us: 1.0,
             ramp_us: 2.0,
             prologue_us: 0.5,
@@ -393,6 +394,6 @@ fn fusing_the_norm_pays_for_few_rows_only() {
                 epilogue(%a: f32[T, 2880]) {\n      %c = cast %a {to = bf16} : bf16[T, 2880]\n      yield %c\n    } : bf16[T, 2880]\n  return %y\n}\n";
     let us = |text: &str, t: i64| cost(&shape_of(text, &sizes(t, t)), &h100()).unwrap().total_us;
     assert!(us(QKV, 1) < us(plain, 1) + us(norm, 1));
-    assert!(us(QKV, 4) < us(plain, 4) + us(norm, 4));
+    assert!(us(QKV, 8) > us(plain, 8) + us(norm, 8));
     assert!(us(QKV, 32) > us(plain, 32) + us(norm, 32));
 }
