@@ -74,7 +74,7 @@ pub fn step(args: &ExplainArgs) -> Result<Profile, Failure> {
 
 /// A sequence that holds `tokens`.
 fn feed(engine: &mut Engine, tokens: &[u32], params: &SamplingParams) -> Result<SeqId, Failure> {
-    let seq = engine.start(tokens.len().max(1))?;
+    let seq = engine.start(tokens.len())?;
     let chunk = engine.options().chunk;
     for part in tokens.chunks(chunk) {
         engine.step(&[Work { seq, tokens: part, params: Some(params), sample: false }])?;

@@ -142,11 +142,14 @@ impl CudaExecutor {
             args.ptr(self.workspace.resolve(Address::Workspace(Region::Inputs, slot.offset as u64)));
         }
         args.ptr(ahead.counter.ptr()).ptr(ahead.ring.ptr());
-        stamps.map(|at| args.ptr(at).len());
+        if let Some(at) = stamps {
+            args.ptr(at);
+        }
         let config = LaunchConfig { pdl: true, ..LaunchConfig::linear(1, 256) };
         // SAFETY: the pointers are to the workspace of this generation, the counter and the ring, which live as long as the graph is used; sizes are those
         // of the slots that the kernel was made for.
-        Ok(unsafe { function.launch(&self.stream, &config, &args)? })
+        unsafe { function.launch(&self.stream, &config, &args)? };
+        Ok(())
     }
 
     /// Writes the inputs of a first step and enqueues their copy.

@@ -82,7 +82,8 @@ impl CudaExecutor {
         let config = LaunchConfig::linear(2 * self.device.props().sms, 512);
         let us = self.best_us(&mut || {
             // SAFETY: the kernel reads `bytes` bytes of `data` and may write `out`; both live until the stream has been waited for.
-            Ok(unsafe { function.launch(&self.stream, &config, &args)? })
+            unsafe { function.launch(&self.stream, &config, &args)? };
+            Ok(())
         });
         self.stream.synchronize()?;
         Ok(bytes as f64 / us? * 1e6)
@@ -103,7 +104,8 @@ impl CudaExecutor {
         let us = self.best_us(&mut || {
             // SAFETY: the matrices have the shape's sizes and the workspace the size that the algorithm was chosen for; all live until the stream has been
             // waited for.
-            Ok(unsafe { gemm.launch(&self.stream, [x.ptr(), w.ptr(), y.ptr(), space.ptr()])? })
+            unsafe { gemm.launch(&self.stream, [x.ptr(), w.ptr(), y.ptr(), space.ptr()])? };
+            Ok(())
         });
         self.stream.synchronize()?;
         Ok(Some(2.0 * (GEMM as f64).powi(3) / us? * 1e6))
