@@ -23,6 +23,9 @@ const UNPACK_OPS: f64 = 3.5;
 /// Tiles a row that are looked into once their maxima are known: the greatest logits are spread over a few.
 const PICKED_TILES: i64 = 16;
 
+/// What sampling looks at with the maxima of tiles, of what it looks at without: a gain worth a result of a kernel that is there anyway, not a kernel.
+const MOSTLY: f64 = 0.97;
+
 /// Templates whose blocks read all their rows before they start on the weights. In others rows and weights pass through together, and what that
 /// costs is part of their efficiency.
 const HOLDS_ROWS: [&str; 3] = ["stream", "moe_stream", "router"];
@@ -398,8 +401,12 @@ impl Cx<'_> {
     fn picked(&self, f: &Func, op: &Op) -> Result<f64, CostError> {
         let shape = self.dims(self.operand(f, op, 0)?)?;
         let (columns, rows) = shape.split_last().map_or((1, &[][..]), |(n, rest)| (*n, rest));
-        let columns = columns.min(PICKED_TILES.saturating_mul(op.attrs.int("tile")));
-        Ok(columns as f64 * rows.iter().map(|d| *d as f64).product::<f64>())
+        let columns = match op.kind {
+            // A drawn token needs every logit, the greatest one a few tiles; which it will be is not known.
+            OpKind::Sample => MOSTLY * columns as f64,
+            _ => columns.min(PICKED_TILES.saturating_mul(op.attrs.int("tile"))) as f64,
+        };
+        Ok(columns * rows.iter().map(|d| *d as f64).product::<f64>())
     }
 
     /// Bytes of distinct results; of state what is stored.
