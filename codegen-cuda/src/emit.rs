@@ -40,6 +40,8 @@ pub(crate) enum Piece {
     Dependent,
     /// Background copies of whole runs of bytes, signals, barriers of a part of a block.
     Async,
+    /// Warpgroup multiplies: tensor maps, operands, fences, registers. After [`Piece::Async`], whose signals its copies report to.
+    Wgmma,
     /// Counter-based random numbers.
     Philox,
     /// Ordered loads, and blocks that share a result.
@@ -66,6 +68,7 @@ impl Piece {
             Piece::Mma => include_str!("kernels/cuda/mma.cuh"),
             Piece::Dependent => include_str!("kernels/cuda/dependent.cuh"),
             Piece::Async => include_str!("kernels/cuda/async.cuh"),
+            Piece::Wgmma => include_str!("kernels/cuda/wgmma.cuh"),
             Piece::Philox => include_str!("kernels/cuda/philox.cuh"),
             Piece::Cluster => include_str!("kernels/cuda/cluster.cuh"),
             Piece::Tiles => include_str!("kernels/cuda/tiles.cuh"),

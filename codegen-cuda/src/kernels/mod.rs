@@ -22,6 +22,7 @@ pub mod sample;
 pub mod scalar;
 pub mod topk;
 pub mod view;
+pub(crate) mod wgmma;
 
 #[cfg(test)]
 mod tests;
