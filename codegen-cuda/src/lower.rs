@@ -128,12 +128,35 @@ pub enum Arg {
     Scratch(usize),
     /// Address of u32 words that are 0 when the launch starts. Every launch leaves them so, which lets all kernels of a device share them.
     Counters,
+    /// A tensor map of (a part of) an operand, 128 bytes by value: how hardware copies boxes of it.
+    TensorMap {
+        /// Operand number.
+        index: usize,
+        /// Which of its buffers.
+        part: Part,
+        /// What the buffer holds.
+        matrix: Matrix,
+    },
     /// A 4-byte integer.
     I32(i32),
     /// An 8-byte integer.
     I64(i64),
     /// A 4-byte float.
     F32(f32),
+}
+
+/// A row-major matrix without gaps, and the boxes of it that a kernel copies to shared memory. Boxes are 64 columns wide and lie there as rows of 128
+/// bytes with the swizzle of `wgmma` operands; what is outside the matrix reads as 0.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Matrix {
+    /// Element type: bf16 or f16.
+    pub dtype: DType,
+    /// Rows, 1 to 2^32.
+    pub rows: u64,
+    /// Columns, a multiple of 8.
+    pub columns: u64,
+    /// Rows of a box, 1 to 256.
+    pub box_rows: u32,
 }
 
 /// One buffer of a value.

@@ -30,6 +30,7 @@ mod pinned;
 mod selftest;
 mod stream;
 mod symbols;
+mod tensor_map;
 
 pub use cublaslt::{CublasLt, CublasLtInfo, Element, Gemm, GemmShape};
 pub use driver::{
@@ -46,3 +47,4 @@ pub use module::{Carveout, Function, FunctionInfo, Module};
 pub use pinned::{PinnedBuffer, PinnedKind};
 pub use selftest::{Check, Outcome, Report, SELFTEST_ENTRY, SELFTEST_SOURCE, SelftestKernel, selftest};
 pub use stream::{Priority, Stream};
+pub use tensor_map::{Boxes, TensorMap};

@@ -63,6 +63,7 @@ pub(super) const REQUIRED: &[&str] = &[
     "cuStreamQuery",
     "cuStreamSynchronize",
     "cuStreamWaitEvent",
+    "cuTensorMapEncodeTiled",
 ];
 
 #[cfg(test)]
@@ -100,6 +101,7 @@ mod tests {
             include_str!("pinned.rs"),
             include_str!("selftest.rs"),
             include_str!("stream.rs"),
+            include_str!("tensor_map.rs"),
         ] {
             called(source, &mut found);
         }

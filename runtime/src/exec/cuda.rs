@@ -53,6 +53,7 @@ use super::{
 use crate::checkpoint::WeightSource;
 use crate::cuda::{
     ArgList, Device, DeviceBuffer, DeviceSlice, Function, Gemm, GraphExec, LaunchConfig, POISON_BYTE, Stream,
+    TensorMap,
 };
 use crate::phases::{Phase, Phases};
 
@@ -334,7 +335,7 @@ impl CudaExecutor {
         match call {
             Call::Kernel(launch) => unsafe {
                 let config = LaunchConfig { pdl: launch.config.pdl && !whole, ..launch.config };
-                launch.function.launch(&self.stream, &config, &self.arguments(&launch.bound.args))?;
+                launch.function.launch(&self.stream, &config, &self.arguments(&launch.bound.args)?)?;
             },
             Call::Library(bound, gemm) => unsafe {
                 gemm.launch(&self.stream, bound.places.map(|a| self.workspace.resolve(a)))?;
@@ -353,17 +354,18 @@ impl CudaExecutor {
         })
     }
 
-    fn arguments(&self, args: &[BoundArg]) -> ArgList {
+    fn arguments(&self, args: &[BoundArg]) -> Result<ArgList, ExecError> {
         let mut list = ArgList::new();
         for arg in args {
             match *arg {
                 BoundArg::Address(a) => list.ptr(self.workspace.resolve(a)),
+                BoundArg::TensorMap(a, m) => list.value(&TensorMap::new(&bind::boxes(self.workspace.resolve(a), m)?)?),
                 BoundArg::I32(x) => list.i32(x),
                 BoundArg::I64(x) => list.i64(x),
                 BoundArg::F32(x) => list.f32(x),
             };
         }
-        list
+        Ok(list)
     }
 
     fn source<'a>(&'a self, source: &'a Source, bytes: usize) -> Result<DeviceSlice<'a>, ExecError> {

@@ -6,11 +6,12 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use gossamer_codegen_cuda::lower::{Arg, KernelSource, Lowered, MAX_COUNTERS, OpInstance, Part, lower};
+use gossamer_codegen_cuda::lower::{Arg, KernelSource, Lowered, MAX_COUNTERS, Matrix, OpInstance, Part, lower};
 use gossamer_ir::{DType, LayoutName, OpId, OpKind, TensorType, Type, Value};
 use gossamer_passes::Plan;
 use gossamer_passes::buffers::{ALIGN, Place};
 
+use crate::cuda::{Boxes, Element};
 use crate::exec::ExecError;
 
 /// A stretch of the workspace.
@@ -38,6 +39,8 @@ pub enum Address {
 pub enum BoundArg {
     /// A pointer.
     Address(Address),
+    /// A tensor map of a matrix at this address.
+    TensorMap(Address, Matrix),
     /// A 4-byte integer.
     I32(i32),
     /// An 8-byte integer.
@@ -203,6 +206,11 @@ pub(super) fn bind_args(
             Arg::Result { .. } => None,
             Arg::Scratch(i) => scratch(i),
             Arg::Counters => (lowered.counters <= MAX_COUNTERS).then_some(Address::Fixed(homes.counters)),
+            Arg::TensorMap { index, part, matrix } => {
+                let place = op.operands.get(index).and_then(|v| address(plan, *v, part, homes));
+                let place = place.ok_or_else(|| no_place(plan, id, arg, name))?;
+                return Ok(BoundArg::TensorMap(place, matrix));
+            }
             Arg::I32(x) => return Ok(BoundArg::I32(x)),
             Arg::I64(x) => return Ok(BoundArg::I64(x)),
             Arg::F32(x) => return Ok(BoundArg::F32(x)),
@@ -210,6 +218,20 @@ pub(super) fn bind_args(
         place.map(BoundArg::Address).ok_or_else(|| no_place(plan, id, arg, name))
     };
     args.iter().map(bind).collect()
+}
+
+/// The matrix at `address` as the copy engine is told of it.
+///
+/// # Errors
+/// An element type that it is not asked for: code generation and this crate do not agree.
+pub fn boxes(address: u64, matrix: Matrix) -> Result<Boxes, ExecError> {
+    let Matrix { dtype, rows, columns, box_rows } = matrix;
+    let element = match dtype {
+        DType::BF16 => Element::Bf16,
+        DType::F16 => Element::F16,
+        _ => return Err(kernel_error(format!("a tensor map of {dtype} elements; please report it"))),
+    };
+    Ok(Boxes { address, element, rows, columns, box_rows })
 }
 
 /// Where `part` of a value is.
@@ -268,7 +290,9 @@ fn check_packed_result(plan: &Plan, v: Value, ty: &Type) -> Result<(), ExecError
 
 fn no_place(plan: &Plan, id: OpId, arg: &Arg, kernel: &str) -> ExecError {
     let what = match arg {
-        Arg::Operand { index, part } => format!("{part:?} of operand {index}").to_lowercase(),
+        Arg::Operand { index, part } | Arg::TensorMap { index, part, .. } => {
+            format!("{part:?} of operand {index}").to_lowercase()
+        }
         Arg::Result { index, part } => format!("{part:?} of result {index}").to_lowercase(),
         Arg::Scratch(i) => format!("scratch buffer {i}"),
         Arg::Counters => format!("more than {MAX_COUNTERS} counters"),
@@ -318,6 +342,7 @@ mod tests {
             residents: BTreeMap::new(),
             counters: 0x4000,
         };
+        let matrix = Matrix { dtype: DType::BF16, rows: 9, columns: 64, box_rows: 3 };
         let args = vec![
             arg(0, Part::Keys),
             arg(0, Part::Values),
@@ -328,6 +353,7 @@ mod tests {
             Arg::I64(7),
             Arg::F32(0.5),
             Arg::Result { index: 0, part: Part::Keys },
+            Arg::TensorMap { index: 0, part: Part::Values, matrix },
         ];
         let found = bound(&plan, write, args, &homes).unwrap();
         let k = plan.func.graph.op(write).operands[1];
@@ -343,6 +369,7 @@ mod tests {
             BoundArg::F32(0.5),
             // The new state is the old one's memory.
             BoundArg::Address(Address::Fixed(0x1000)),
+            BoundArg::TensorMap(Address::Fixed(0x2000), matrix),
         ];
         assert_eq!(found, expected);
     }
