@@ -60,6 +60,14 @@ pub(crate) struct Region<'a> {
     lines: Vec<Line>,
     tag: &'static str,
     sizes: Vec<Dim>,
+    half: Option<Half>,
+}
+
+/// A variable that is known to be in the first half of a head.
+struct Half {
+    variable: String,
+    dim: i64,
+    run: i64,
 }
 
 /// A printed line.
@@ -106,6 +114,23 @@ pub(crate) fn split(lines: &[Line]) -> Split {
     out
 }
 
+/// Declarations that depend on none of `names` nor on what the template holds, and all other lines; both in order. Names of a printer are its own, so
+/// the first may stand wherever what they do depend on is known.
+pub(crate) fn without(lines: Vec<Line>, names: &[&str]) -> (Vec<Line>, Vec<Line>) {
+    let mut dependent: BTreeSet<String> = names.iter().map(ToString::to_string).collect();
+    lines.into_iter().partition(|line| match &line.variable {
+        Some((_, name, expression)) => {
+            let word = |c: char| !c.is_ascii_alphanumeric() && c != '_';
+            let free = !line.late && !expression.split(word).any(|w| dependent.contains(w));
+            if !free {
+                dependent.insert(name.clone());
+            }
+            free
+        }
+        None => false,
+    })
+}
+
 impl<'a> Region<'a> {
     /// A printer of `func`, whose parameters come from `sources`, in order. `module` declares the states.
     pub fn new(func: &'a Func, module: &'a Module, sources: Vec<Source<'a>>) -> Region<'a> {
@@ -124,6 +149,7 @@ impl<'a> Region<'a> {
             lines: Vec::new(),
             tag: DEFAULT_TAG,
             sizes: Vec::new(),
+            half: None,
         }
     }
 
@@ -136,6 +162,11 @@ impl<'a> Region<'a> {
     /// What the names of symbolic dims start with.
     pub fn tag(&self) -> &'static str {
         self.tag
+    }
+
+    /// The columns `variable` to `variable + run - 1` are in the first half of `dim` columns, wherever they are: pairs need no test.
+    pub fn know_half(&mut self, variable: &str, dim: i64, run: i64) {
+        self.half = Some(Half { variable: variable.to_string(), dim, run });
     }
 
     /// Names the variables that hold what a row op needs of its whole row: `rms_norm`: 1 / rms; `layer_norm`: mean, 1 / deviation;

@@ -6,6 +6,7 @@
 
 mod cublaslt;
 mod finish;
+mod gemm;
 mod map;
 mod moe;
 mod moe_stream;
@@ -25,7 +26,7 @@ use gossamer_ir::{Func, Kernel, OpKind, StateDecl, Type, Value};
 use super::region::{Region, Source, malformed, unsupported};
 use super::{Cx, kv};
 use crate::emit::c_type;
-use crate::lower::{Arg, LowerError, Lowered, Part};
+use crate::lower::{Arg, LowerError, Lowered, Matrix, Part};
 
 /// Lowers `kernel`.
 pub fn lower(cx: &Cx) -> Result<Lowered, LowerError> {
@@ -34,6 +35,7 @@ pub fn lower(cx: &Cx) -> Result<Lowered, LowerError> {
     match &**kernel.template() {
         "stream" => stream::lower(cx, &body),
         "tile" => tile::lower(cx, &body),
+        "gemm" => gemm::lower(cx, &body),
         "moe_stream" => moe_stream::lower(cx, &body),
         "moe_tile" => moe_tile::lower(cx, &body),
         "router" => router::lower(cx, &body),
@@ -42,7 +44,7 @@ pub fn lower(cx: &Cx) -> Result<Lowered, LowerError> {
         "single" | "attention" => single::lower(cx, &body),
         "cublaslt" => cublaslt::lower(cx, &body),
         other => {
-            let known = "stream, tile, moe_stream, moe_tile, router, attention, row, map, cublaslt, single";
+            let known = "stream, tile, gemm, moe_stream, moe_tile, router, attention, row, map, cublaslt, single";
             Err(cx.unsupported(format!("template `{other}`"), known))
         }
     }
@@ -207,6 +209,12 @@ impl Params {
             self.args.push(super::result(r));
         }
         Ok(name)
+    }
+
+    /// How hardware copies boxes of operand `i`.
+    pub fn tensor_map(&mut self, name: &str, i: usize, matrix: Matrix) {
+        self.text.push(format!("const __grid_constant__ TensorMap {name}"));
+        self.args.push(Arg::TensorMap { index: i, part: Part::Data, matrix });
     }
 
     /// An 8-byte integer.

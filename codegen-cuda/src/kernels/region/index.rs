@@ -37,6 +37,11 @@ impl Index {
         self.offset
     }
 
+    /// The variable, if the index is one plus a constant.
+    pub fn variable(&self) -> Option<&str> {
+        self.base.as_deref().filter(|_| self.scale == 1)
+    }
+
     /// The value, if it is a constant.
     pub fn as_constant(&self) -> Option<i64> {
         self.base.is_none().then_some(self.offset)

@@ -231,6 +231,16 @@ impl Region<'_> {
         let p = self.element(pos, std::slice::from_ref(t))?;
         let positions = self.size(&positions);
         let row = self.bind("i32", "row", format!("{p} < 0 ? 0 : {p} < {positions} ? {p} : (i32){positions} - 1"));
+        if let Some((low, at)) = self.known_half(c, dim) {
+            let other = self.element(x, &[t.clone(), c.plus(if low { half } else { -half })])?;
+            let own = self.element(x, index)?;
+            let within = Index::var(self.bind("i32", "within", format!("{} % {dim}", c.plus(-at).operand())));
+            let angle = within.plus(if low { at } else { at - half });
+            let cosine = self.element(table, &[Index::var(row.clone()), angle.clone()])?;
+            let sine = self.element(table, &[Index::var(row), angle.plus(half)])?;
+            let sign = if low { "-" } else { "" };
+            return Ok(format!("__fadd_rn(__fmul_rn({own}, {cosine}), {sign}__fmul_rn({other}, {sine}))"));
+        }
         let within = self.bind("i32", "within", format!("{} % {dim}", c.operand()));
         let low = self.bind("bool", "low", format!("{within} < {half}"));
         let other = self.bind("i32", "other", format!("{low} ? {} : {}", c.plus(half).text(), c.plus(-half).text()));
@@ -241,6 +251,17 @@ impl Region<'_> {
         let sine = self.element(table, &[Index::var(row), Index::var(angle).plus(half)])?;
         let turned = self.bind("f32", "turned", format!("__fmul_rn({other}, {sine})"));
         Ok(format!("__fadd_rn(__fmul_rn({own}, {cosine}), {low} ? -{turned} : {turned})"))
+    }
+
+    /// Whether column `c` is known to be in the first half of its head of `dim`, and its distance from the column of the half that it is known by.
+    fn known_half(&self, c: &Index, dim: i64) -> Option<(bool, i64)> {
+        let known = self.half.as_ref().filter(|h| h.dim == dim && c.variable() == Some(&h.variable))?;
+        let at = c.offset().rem_euclid(dim);
+        match at {
+            a if a < known.run => Some((true, at)),
+            a if (dim / 2..dim / 2 + known.run).contains(&a) => Some((false, at)),
+            _ => None,
+        }
     }
 
     fn combine(&mut self, op: &Op, index: &[Index]) -> Result<String> {

@@ -52,6 +52,10 @@ fn check(kernels: &BTreeMap<String, Launch>) {
                 Ok(report) => println!("{report}"),
                 Err(e) => failures.push(e.to_string()),
             }
+            let wide = launch.kernel.text.contains("wgmma.mma_async");
+            if wide && !histograms[entry].keys().any(|opcode| opcode.starts_with("HGMMA")) {
+                failures.push(format!("{entry} holds no warpgroup multiply"));
+            }
             let tensor = ["mma_k32<In>", "mma(bf16(), acc"].iter().any(|m| launch.kernel.text.contains(m));
             if tensor && !histograms[entry].keys().any(|opcode| opcode.starts_with("HMMA")) {
                 failures.push(format!("{entry} holds no {}", Instr::Hmma.mnemonic()));
@@ -69,4 +73,9 @@ fn every_kernel_compiles_without_spills() {
 #[test]
 fn full_size_kernels_compile_without_spills() {
     check(&kernels(&cases::full_size()));
+}
+
+#[test]
+fn kernels_for_prompts_compile_without_spills() {
+    check(&kernels(&super::fused::prompts()));
 }

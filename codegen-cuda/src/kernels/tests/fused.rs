@@ -325,6 +325,28 @@ fn maps() -> Vec<Case> {
         .collect()
 }
 
+/// Kernels for prompts, at sizes that reach every cut. They need the GPU: nothing stands in for their instructions.
+pub fn prompts() -> Vec<Case> {
+    let mut all = vec![];
+    for rows in [17, 64, 100, 128, 200, 256, 512, 1024, 2048, 8192] {
+        let sizes = format!("T={rows} S=3 P=64 C=131072");
+        all.push(qkv("gemm", 2880, 64, 8, 64, &sizes));
+        all.push(out("gemm", 2880, 4096, &sizes));
+    }
+    for sizes in ["T=33 S=3 P=64 C=4096", "T=300 S=3 P=64 C=4096"] {
+        all.push(qkv("gemm", 192, 4, 1, 64, sizes));
+        all.push(qkv("gemm", 104, 2, 1, 32, sizes));
+        all.push(qkv("gemm", 64, 4, 2, 128, sizes));
+        all.push(qkv("gemm", 64, 4, 2, 16, sizes));
+        all.push(out("gemm", 80, 264, sizes));
+        for layout in ["interleaved", "halves"] {
+            all.push(gated("gemm", 128, 72, layout, sizes));
+            all.push(gated("gemm", 2048, 1024, layout, sizes));
+        }
+    }
+    all
+}
+
 /// The kernels of GPT-OSS 20B at full size.
 pub fn full_size() -> Vec<Case> {
     let mut all = vec![];

@@ -178,6 +178,7 @@ fn job(case: &Case, lowered: &Lowered, inputs: &Inputs, out: &mut Buffers) -> Ve
                 Arg::Result { index, part } => write!(args, " p {}", number(format!("r{index}{part:?}"))),
                 Arg::Scratch(i) => write!(args, " p {}", number(format!("s{i}"))),
                 Arg::Counters => write!(args, " p {}", number("c".into())),
+                Arg::TensorMap { .. } => panic!("{}: nothing stands in for copies of boxes", case.name),
                 Arg::I32(x) => write!(args, " i {x}"),
                 Arg::I64(x) => write!(args, " i {x}"),
                 Arg::F32(x) => write!(args, " i {}", x.to_bits()),

@@ -1,0 +1,443 @@
+//! `gemm`: matmul of many rows on warpgroup multiplies, with scalar code on the product.
+//!
+//! Rows of x are the rows of a tile, rows of w its columns: neighbouring columns of the product then lie in one thread, and so do a column and its
+//! partner in a head. The sum of an element is one chain over K in order, whatever the tile, so its bits depend neither on the other rows nor on how
+//! the work was cut; they differ from those of `stream` and `tile`, which add pieces of K.
+
+use std::cell::Cell;
+
+use gossamer_ir::{DType, OpKind};
+
+use super::super::contraction::PROCESSORS;
+use super::super::region::{
+    Columns, Index, Need, Region, Sink, Source, Target, malformed, text, unsupported, without,
+};
+use super::super::{Cx, blocks, kv, single, wgmma};
+use super::finish::{product_sinks, range};
+use super::{Body, Origin, Params, parameter};
+use crate::emit::{Piece, Text, c_type};
+use crate::lower::{LowerError, Lowered, Matrix};
+use crate::resources::{SHARED_PER_BLOCK, SHARED_PER_SM, SHARED_RESERVED};
+
+type Result<T> = std::result::Result<T, LowerError>;
+
+/// Elements of K in a stage of the ring.
+const UNIT: i64 = 64;
+/// Stages at most.
+const STAGES: i64 = 12;
+/// Rows of tiles in a band: their share of x and the columns of w that go past it fit the L2 cache.
+const BAND: i64 = 16;
+/// Bytes that a multiprocessor gets from the L2 cache in a clock while all do.
+const COPIED: i64 = 36;
+/// Clocks of a tile before its first multiply, and of 128 of its results.
+const TILE: i64 = 1500;
+const RESULT: i64 = 20;
+/// How the work is cut.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Plan {
+    /// Warpgroups that multiply.
+    groups: i64,
+    /// Columns of a tile.
+    width: i64,
+    /// Blocks that share a multiprocessor.
+    blocks: i64,
+}
+
+/// Cuts, from the smallest tile.
+const PLANS: &[Plan] = &[
+    Plan { groups: 1, width: 64, blocks: 1 },
+    Plan { groups: 2, width: 64, blocks: 1 },
+    Plan { groups: 2, width: 128, blocks: 1 },
+    Plan { groups: 2, width: 192, blocks: 1 },
+    Plan { groups: 2, width: 256, blocks: 1 },
+];
+
+impl Plan {
+    /// Rows of a tile.
+    fn height(self) -> i64 {
+        self.groups * 64
+    }
+
+    /// Bytes of a stage.
+    fn stage(self) -> i64 {
+        (self.height() + self.width) * 2 * UNIT
+    }
+
+    /// Stages that fit.
+    fn stages(self) -> i64 {
+        let sm = i64::from(SHARED_PER_SM) / self.blocks - i64::from(SHARED_RESERVED);
+        let block = sm.min(i64::from(SHARED_PER_BLOCK)) - 16 * STAGES;
+        ((block - 1024) / self.stage()).min(STAGES)
+    }
+
+    /// Tiles down and across.
+    fn tiles(self, rows: i64, n: i64) -> (i64, i64) {
+        (blocks(rows, self.height()), blocks(n, self.width))
+    }
+
+    /// Clocks that a product of `n` columns and `k` deep takes: what is multiplied and what is copied by the busiest multiprocessor, and results.
+    fn cost(self, rows: i64, n: i64, k: i64) -> i64 {
+        let (down, across) = self.tiles(rows, n);
+        let rounds = blocks(down * across, PROCESSORS);
+        let units = blocks(k, UNIT);
+        let multiplies = rounds * units * self.height() / 64 * 2 * self.width;
+        let copies = blocks(down * across * units * self.stage(), PROCESSORS * COPIED);
+        let results = rounds * (TILE + self.height() * self.width * RESULT / 128);
+        multiplies.max(copies) + results
+    }
+
+    /// The cut for so many rows of a product of `n` columns, and how its tiles hold together what `sinks` need together.
+    fn choose(sinks: &[Sink], rows: i64, n: i64, k: i64) -> Result<(Plan, Pairs)> {
+        let mut best: Option<(i64, Plan, Pairs)> = None;
+        let mut refused = None;
+        for plan in PLANS {
+            match Pairs::choose(sinks, n, plan.width) {
+                Ok(pairs) => {
+                    let cost = plan.cost(rows, n, k);
+                    if best.as_ref().is_none_or(|b| cost < b.0) {
+                        best = Some((cost, *plan, pairs));
+                    }
+                }
+                Err(e) => refused = Some(e),
+            }
+        }
+        best.map(|(_, plan, pairs)| (plan, pairs)).ok_or_else(|| refused.unwrap_or_else(|| malformed("no cut")))
+    }
+}
+
+/// The columns that a thread makes results of at a time: two in a row, and two more that are `apart` further on in the tile and `far` in the product.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Pairs {
+    columns: Columns,
+    apart: i64,
+    far: i64,
+    /// Size of the heads whose halves these are.
+    dim: Option<i64>,
+}
+
+impl Pairs {
+    fn choose(found: &[Sink], n: i64, width: i64) -> Result<Pairs> {
+        let columns = Columns::choose(found, n, width)?;
+        let heads = found.iter().find_map(|s| if let Need::Rope { dim, .. } = s.need { Some(dim) } else { None });
+        match (columns, heads) {
+            (Columns::Paired { dim }, _) => {
+                Ok(Pairs { columns, apart: width / 2, far: dim / 2, dim: Some(dim) })
+            }
+            // An even number of eights: partners are in one thread.
+            (_, Some(dim)) if dim % 16 == 0 => Ok(Pairs { columns, apart: dim / 2, far: dim / 2, dim: heads }),
+            (_, Some(dim)) => Err(unsupported(format!("rope of heads of {dim}"), "heads of a multiple of 16")),
+            _ => Ok(Pairs { columns, apart: 8, far: 8, dim: None }),
+        }
+    }
+
+    /// Where the thread's column is, relative to its first, among the four.
+    fn place(self, offset: i64) -> Option<usize> {
+        [0, 1, self.far, self.far + 1].iter().position(|o| *o == offset)
+    }
+
+    /// Runs of the columns that a thread makes of a value.
+    fn runs(self, need: Need) -> Vec<Vec<i64>> {
+        match need {
+            Need::Halves { .. } => vec![vec![0, 1]],
+            Need::Interleaved { .. } => vec![vec![0], vec![self.far]],
+            _ => vec![vec![0, 1], vec![self.far, self.far + 1]],
+        }
+    }
+
+    /// What values' columns must start and end at a multiple of, so that a thread makes all of its columns of one or none.
+    fn step(self, need: Need) -> i64 {
+        match need {
+            Need::Halves { .. } => 2,
+            _ => 2 * self.far,
+        }
+    }
+}
+
+/// Lowers a kernel of template `gemm`.
+pub fn lower(cx: &Cx, body: &Body) -> Result<Lowered> {
+    let main = body.kernel.main();
+    let product = body.heavy()?;
+    let op = main.graph.op(product.op);
+    let (OpKind::MatMul, [x, w]) = (op.kind, op.operands.as_slice()) else {
+        return Err(malformed("template `gemm` holds a matmul"));
+    };
+    let (Origin::Operand(x), Origin::Operand(w)) = (body.main_value(*x), body.main_value(*w)) else {
+        return Err(unsupported("computed operands", "operands in memory"));
+    };
+    let (xt, wt) = (cx.plain(x)?, cx.plain(w)?);
+    let known = |i: usize| wt.dims.get(i).and_then(|d| d.as_const());
+    let (Some(n), Some(k), 2) = (known(0), known(1), xt.rank()) else {
+        return Err(unsupported(format!("{xt} times {wt}"), "[T, K] times [N, K] with constant N and K"));
+    };
+    if xt.dtype != wt.dtype || !matches!(xt.dtype, DType::BF16 | DType::F16) {
+        return Err(unsupported(format!("{xt} times {wt}"), "bf16 or f16 on both sides"));
+    }
+    let most = i64::from(i32::MAX) / 2;
+    if !(8..most).contains(&k) || k % 8 != 0 || !(16..most).contains(&n) || n % 16 != 0 {
+        return Err(unsupported(format!("{n} x {k} weights"), "N a multiple of 16 and K of 8, both below 2^30"));
+    }
+    let rows = cx.size(&xt.dims[0])?.value;
+    if rows == 0 {
+        return Ok(Lowered::default());
+    }
+    if rows >= most {
+        return Err(unsupported(format!("{rows} rows"), "fewer than 2^30"));
+    }
+    let found = product_sinks(body, product)?;
+    if found.iter().any(|s| matches!(s.target, Target::TileMax { .. } | Target::ArgMax)) {
+        return Err(unsupported("a reduction over columns of many rows", "template `stream`"));
+    }
+    let (plan, pairs) = Plan::choose(&found, rows, n, k)?;
+    // A tile's columns are neighbours in the product, or its halves are; boxes are the runs of neighbours.
+    let tile = format!("(column0 / {})", plan.width);
+    let (w_box, column) = match pairs.columns {
+        Columns::Adjacent => (plan.width, "column0 + local".to_string()),
+        Columns::Paired { .. } => (plan.width / 2, pairs.columns.global(&tile, "local", plan.width)),
+    };
+    let mut params = Params::default();
+    let matrix = |rows: i64, box_rows: i64| Matrix {
+        dtype: xt.dtype,
+        rows: rows as u64,
+        columns: k as u64,
+        box_rows: box_rows as u32,
+    };
+    params.tensor_map("x_map", x, matrix(rows, plan.height()));
+    params.tensor_map("w_map", w, matrix(n, w_box));
+    let finish = finish(cx, body, &found, pairs, n, &mut params)?;
+    let (down, across) = plan.tiles(rows, n);
+    params.int("row_tiles", down);
+    params.int("rows", rows);
+    let (list, args) = params.finish();
+
+    // A whole multiprocessor's registers: the copying group gives most of its share to those that multiply.
+    let (fewer, more) = match plan.blocks == 1 && plan.groups == 2 {
+        true => ("fewer_registers<40>();", "more_registers<232>();"),
+        false => ("", ""),
+    };
+    let source = Text::new(
+        format!("gemm_{}_n{n}_k{k}_t{}x{}", xt.dtype, plan.height(), plan.width),
+        body.kernel.summary(),
+        include_str!("../cuda/gemm.cu"),
+    )
+    .with(Piece::Dependent)
+    .with(Piece::Async)
+    .with(Piece::Wgmma)
+    .set("in_type", c_type(xt.dtype))
+    .set("n", n)
+    .set("k", k)
+    .set("units", blocks(k, UNIT))
+    .set("groups", plan.groups)
+    .set("width", plan.width)
+    .set("stages", plan.stages())
+    .set("w_box", w_box)
+    .set("band", BAND)
+    .set("apart", pairs.apart)
+    .set("blocks", plan.blocks)
+    .set("multiply", wgmma::multiply(plan.width, xt.dtype))
+    .set("params", list)
+    .set("fewer", fewer)
+    .set("more", more)
+    .set("first", if cx.early(w) { FIRST_EARLY } else { FIRST })
+    .set("w_row", &column)
+    .set("column", &column)
+    .set("of_row", finish.of_row.join("\n"))
+    .set("finish", finish.of_group.join("\n"))
+    .build();
+    let launched = (down * across).min(PROCESSORS * plan.blocks);
+    let mut launch = cx.launch(source, launched, 128 * (plan.groups as u32 + 1), args)?;
+    launch.shared = (plan.stages() * plan.stage() + 1024) as u32;
+    launch.dependent = true;
+    Ok(single(launch))
+}
+
+/// Fills the ring for the first time: with weights before the kernels in front of this one have ended.
+const FIRST_EARLY: &str = "\
+#pragma unroll 1
+for (int i = 0; i < FIRST; i++) {
+  expect(i);
+  fetch_w(i, i, column);
+}
+wait_for_predecessors();
+#pragma unroll 1
+for (int i = 0; i < FIRST; i++) fetch_x(i, i, row0);";
+
+/// The same where another kernel makes what stands in the place of weights.
+const FIRST: &str = "\
+wait_for_predecessors();
+#pragma unroll 1
+for (int i = 0; i < FIRST; i++) {
+  expect(i);
+  fetch_w(i, i, column);
+  fetch_x(i, i, row0);
+}";
+
+/// A value that is stored, and the columns of it that a thread makes, relative to its first: runs of neighbours.
+struct Job<'a> {
+    sink: &'a Sink,
+    /// Where it goes.
+    name: String,
+    dtype: DType,
+    runs: Vec<Vec<i64>>,
+    /// True if a run is stored at once.
+    whole: bool,
+}
+
+/// Code that makes results.
+struct Finish {
+    /// What depends on the row `t` alone.
+    of_row: Vec<String>,
+    /// The rest, for a group of columns.
+    of_group: Vec<String>,
+}
+
+/// Code that makes results of a product of `n` columns.
+fn finish(cx: &Cx, body: &Body, found: &[Sink], pairs: Pairs, n: i64, params: &mut Params) -> Result<Finish> {
+    let astray = Cell::new(false);
+    let mut sources = body.epilogue_sources(cx, params, |_| {
+        let astray = &astray;
+        let give = move |at: &[Index]| {
+            let known = at[1].without_offset().is_some_and(|v| v == "n" || v == "half_n * 2");
+            let place = pairs.place(at[1].offset()).filter(|_| known);
+            astray.set(astray.get() || place.is_none());
+            format!("held[j][{}]", place.unwrap_or(0))
+        };
+        Some(Source::Given(Box::new(give)))
+    })?;
+    for source in &mut sources {
+        if let Source::Cache { keys, values } = source {
+            (*keys, *values) = (later(keys), later(values));
+        }
+    }
+    let pointers = (0..cx.op.results.len()).map(|r| params.result(cx, r)).collect::<Result<Vec<_>>>()?;
+    let mut region = Region::new(body.epilogue(), cx.module(), sources);
+    if let Some(dim) = pairs.dim {
+        region.know_half("n", dim, 2);
+    }
+    let mut ranges: Vec<(i64, i64)> = found.iter().map(|s| (range(s).0, range(s).1)).collect();
+    ranges.sort_unstable();
+    ranges.dedup();
+    let (mut of_row, mut out) = (Vec::new(), Vec::new());
+    for (first, end) in ranges {
+        let here = found.iter().filter(|s| (range(s).0, range(s).1) == (first, end));
+        let jobs = here.map(|s| job(cx, body, s, pairs, &pointers)).collect::<Result<Vec<_>>>()?;
+        let (lines, ()) = region.scope(|region| {
+            for job in &jobs {
+                for offset in job.runs.concat() {
+                    let column = match job.sink.need {
+                        Need::Interleaved { offset: start } => Index::var("half_n").plus((offset - start) / 2),
+                        _ => job.sink.column(&Index::var("n").plus(offset)),
+                    };
+                    region.emit(job.sink, &later(&job.name), &[Index::var("t")], &column)?;
+                }
+            }
+            Ok(())
+        })?;
+        let (row, lines) = without(lines, &["n", "half_n"]);
+        of_row.extend(text(&row));
+        // Groups are 64 columns in a row or two times 32: where ranges are made of whole groups, one test does for all of a group.
+        let span = if pairs.columns == Columns::Adjacent { 64 } else { 32 };
+        let (outer, inner) = match (first % span, end % span) {
+            (0, 0) => ((first, end), None),
+            _ => ((0, n), Some((first, end))),
+        };
+        branch_of_group(&mut out, outer, n, part(text(&lines), &jobs, inner));
+    }
+    if astray.get() {
+        return Err(unsupported("columns of a product at several distances", "one distance for all pairs"));
+    }
+    params.sizes(cx, &region)?;
+    Ok(Finish { of_row, of_group: out })
+}
+
+/// Lines for groups whose columns are in the range.
+fn branch_of_group(out: &mut Vec<String>, (first, end): (i64, i64), n: i64, lines: Vec<String>) {
+    let mut tests = Vec::new();
+    tests.extend((first > 0).then(|| format!("column_of(0) >= {first}")));
+    tests.extend((end < n).then(|| format!("column_of(0) < {end}")));
+    out.push(if tests.is_empty() { "{".to_string() } else { format!("if ({}) {{", tests.join(" && ")) });
+    out.extend(lines.into_iter().map(|l| format!("  {l}")));
+    out.push("}".to_string());
+}
+
+/// Where a store goes instead of to memory: `@` becomes the number of the element among the lane's.
+fn later(pointer: &str) -> String {
+    format!("later({pointer}, {pointer}_later[j][@])")
+}
+
+fn job<'a>(cx: &Cx, body: &Body, sink: &'a Sink, pairs: Pairs, pointers: &[String]) -> Result<Job<'a>> {
+    let (first, end, even) = range(sink);
+    let (runs, step) = (pairs.runs(sink.need), pairs.step(sink.need));
+    if first % step != 0 || end % step != 0 {
+        return Err(unsupported(
+            format!("a result from columns {first} to {end} of a product"),
+            format!("results that start and end at multiples of {step} columns"),
+        ));
+    }
+    let operand = |write| match parameter(body.epilogue(), body.epilogue().graph.op(write).operands[0]) {
+        Some(i) => match body.epilogue_param(i) {
+            Origin::Operand(o) => Ok(o),
+            _ => Err(malformed("kv_write to something that is not a cache")),
+        },
+        None => Err(unsupported("a cache written twice", "one kv_write of each cache parameter")),
+    };
+    let last = body.epilogue().graph.ty(sink.value).as_tensor().and_then(|t| t.dims.last()?.as_const());
+    let (name, dtype, row) = match sink.target {
+        Target::Keys(write) | Target::Values(write) => {
+            let (o, keys) = (operand(write)?, matches!(sink.target, Target::Keys(_)));
+            let cache = kv::declaration(cx, o)?;
+            (format!("{}{o}", if keys { "keys" } else { "values" }), cache.dtype, cache.dim)
+        }
+        _ => {
+            let t = body.epilogue().graph.ty(sink.value).as_tensor();
+            let dtype = t.map(|t| t.dtype).ok_or_else(|| malformed("a state among tensors"))?;
+            (pointers[sink.result].clone(), dtype, last.unwrap_or(1))
+        }
+    };
+    // A row starts at a multiple of a run, and so does the thread's first column in it.
+    let run = runs[0].len() as i64;
+    let start = if even { first / 2 } else { first };
+    Ok(Job { sink, name, dtype, whole: row % run == 0 && start % run == 0, runs })
+}
+
+/// Computes the thread's elements of a group, then stores them; `range`: the columns that are computed, if not all.
+fn part(lines: Vec<String>, jobs: &[Job], range: Option<(i64, i64)>) -> Vec<String> {
+    let mut out = Vec::new();
+    let mut count = vec![0; jobs.len()];
+    for job in jobs {
+        let elements = job.runs.concat().len();
+        out.push(format!("Later<{}> {}_later[4][{elements}];", c_type(job.dtype), job.name));
+    }
+    out.push("#pragma unroll".to_string());
+    out.push("for (int j = 0; j < 4; j++) {".to_string());
+    out.push("  const i32 n = column_of(j) < N ? column_of(j) : 0;".to_string());
+    if jobs.iter().any(|j| matches!(j.sink.need, Need::Interleaved { .. })) {
+        out.push("  const i32 half_n = n / 2;".to_string());
+    }
+    if let Some((first, end)) = range {
+        out.push(format!("  if (n < {first} || n >= {end}) continue;"));
+    }
+    for mut line in lines {
+        for (job, at) in jobs.iter().zip(&mut count) {
+            let open = format!("{}_later[j][@]", job.name);
+            if line.contains(&open) {
+                line = line.replace(&open, &format!("{}_later[j][{at}]", job.name));
+                *at += 1;
+            }
+        }
+        out.push(format!("  {line}"));
+    }
+    out.push("}".to_string());
+    out.push("#pragma unroll".to_string());
+    out.push("for (int j = 0; j < 4; j++) {".to_string());
+    out.push("  if (own_row >= rows || column_of(j) >= N) continue;".to_string());
+    for job in jobs {
+        let mut at = 0;
+        for run in &job.runs {
+            let (count, name) = (run.len(), &job.name);
+            out.push(format!("  store_now<{count}, {}>(&{name}_later[j][{at}]);", job.whole));
+            at += count;
+        }
+    }
+    out.push("}".to_string());
+    out
+}
