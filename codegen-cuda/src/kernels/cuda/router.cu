@@ -19,6 +19,8 @@ constexpr int X_ROW = UNITS * 64 + 32;  // elements; half a bank row beside, as 
 constexpr int LANES = ${lanes};  // warps of the norm's own kernel
 constexpr int TOP = ${top};  // of the greatest that are wanted
 constexpr int STEPS = (K + LANES * 32 - 1) / (LANES * 32);
+constexpr int ABREAST = ${abreast};  // rows that are normed at a time
+constexpr int JOBS = (ABREAST * LANES + PIECES - 1) / PIECES;
 
 extern "C" __global__ void ${cluster}__launch_bounds__(THREADS, 1)
 ${entry}(${params}, i32 rows) {

@@ -5,7 +5,7 @@
 
 use gossamer_ir::{DType, Func, OpKind, Value};
 
-use super::super::contraction::{UNIT, pieces};
+use super::super::contraction::{PROCESSORS, UNIT, pieces};
 use super::super::region::{malformed, unsupported};
 use super::super::{Cx, Size, blocks, rows, scalar, single};
 use super::{Body, Origin, Params, parameter};
@@ -15,8 +15,8 @@ use crate::resources::SHARED_PER_BLOCK;
 
 type Result<T> = std::result::Result<T, LowerError>;
 
-/// Rows up to which columns are shared by a cluster: with more there are blocks enough.
-const FEW: i64 = 256;
+/// Elements of rows that a lane holds at most while several rows are normed.
+const HELD: i64 = 64;
 /// Blocks of a cluster at most.
 const CLUSTER: i64 = 8;
 /// Greatest k: a lane holds one of the chosen.
@@ -101,8 +101,10 @@ pub fn lower(cx: &Cx, body: &Body) -> Result<Lowered> {
     let pieces = pieces(Size::known(shape.k));
     let (cluster, slots) = cut(&shape, pieces)?;
     let lanes = i64::from(rows::threads(Some(shape.k))) / 32;
+    let alone = shape.rows == 1 && lanes <= pieces && blocks(shape.k, 32 * lanes) <= 16;
     let (whole, aligned) = (shape.k % UNIT == 0, shape.k % 8 == 0);
-    let name = format!("router_{}_n{}_k{}_s{slots}_c{cluster}", shape.dtype, shape.n, shape.k);
+    let few = if alone { 1 } else { slots };
+    let name = format!("router_{}_n{}_k{}_s{few}_c{cluster}", shape.dtype, shape.n, shape.k);
     let (params, args) = params.finish();
     let softmax = "const f32 most = warp_max(value);\n\
                    const f32 e = active ? expf(value - most) : 0.0f;\n\
@@ -123,13 +125,14 @@ pub fn lower(cx: &Cx, body: &Body) -> Result<Lowered> {
         .set("pieces", pieces)
         .set("slots", slots)
         .set("lanes", lanes)
+        .set("abreast", abreast(shape.k, pieces, lanes, slots))
         .set("cluster", if cluster > 1 { format!("__cluster_dims__({cluster}, 1, 1) ") } else { String::new() })
         .set("params", params)
         .set("weights", w)
         .set("load_w", if whole { "load16(row + k)".into() } else { format!("load8<{aligned}>(row, k, K)") })
-        .set("norm_shared", if norm.is_some() { "__shared__ f32 norm_sums[SLOTS][LANES];" } else { "" })
-        .set("early", early(norm.as_ref(), bias.as_ref()))
-        .set("stage", stage(&x, norm.as_ref(), same, shape.dtype, &shape))
+        .set("norm_shared", if norm.is_some() { "__shared__ f32 norm_sums[SLOTS][LANES];\nf32* const norm_weights = logits + SLOTS * N;" } else { "" })
+        .set("early", early(norm.as_ref(), bias.as_ref(), alone))
+        .set("stage", stage(&x, norm.as_ref(), same, shape.dtype, &shape, alone))
         .set("export", stores.rows.join("\n"))
         .set("bias", if bias.is_some() { "z = z + (tile == 0 ? first_bias : bias_of(n));" } else { "" })
         .set("store_logits", stores.logits.join("\n"))
@@ -164,25 +167,38 @@ fn shape(cx: &Cx, main: &Func, x: Value, w: Value) -> Result<Shape> {
     Ok(Shape { rows, n, k, dtype: x.dtype })
 }
 
-/// Dynamic shared memory: rows of x, sums of pieces, products.
+/// Dynamic shared memory: rows of x, sums of pieces, products, weights of the norm.
 fn shared(shape: &Shape, pieces: i64, slots: i64) -> i64 {
-    2 * slots * (blocks(shape.k, UNIT) * UNIT + 32) + 4 * slots * (20 * pieces + shape.n)
+    2 * slots * (blocks(shape.k, UNIT) * UNIT + 32) + 4 * slots * (20 * pieces + shape.n) + 4 * shape.k
 }
 
-/// Blocks of a cluster and rows that it makes.
+/// Blocks of a cluster and rows that it makes: the least time by a rough count of a block's steps, in tenths of a microsecond.
 fn cut(shape: &Shape, pieces: i64) -> Result<(i64, i64)> {
-    let (cluster, wanted) = match shape.rows {
-        ..=8 => (blocks(shape.n, 16).min(CLUSTER), 8),
-        9..=FEW => (blocks(shape.n, 16).min(CLUSTER), 16),
-        _ => (1, 32),
-    };
     // The norm's sums, statically.
     let most = i64::from(SHARED_PER_BLOCK) - 4 * 32 * 32;
-    [32, 16, 8]
-        .into_iter()
-        .find(|s| *s <= wanted && shared(shape, pieces, *s) <= most)
-        .map(|s| (cluster, s))
+    let tiles = blocks(shape.n, 16);
+    let mut best: Option<(i64, (i64, i64))> = None;
+    for slots in [8, 16, 24, 32] {
+        if slots > 8 && shape.rows <= 8 || shared(shape, pieces, slots) > most {
+            continue;
+        }
+        for cluster in (1..=tiles.min(CLUSTER)).rev() {
+            let rounds = blocks(blocks(shape.rows, slots) * cluster, PROCESSORS);
+            let ranked = blocks(blocks(slots, cluster), pieces);
+            let time = rounds * (15 + 20 * blocks(slots, 8) + (10 + slots / 8) * blocks(tiles, cluster) + 8 * ranked);
+            if best.is_none_or(|(t, _)| time < t) {
+                best = Some((time, (cluster, slots)));
+            }
+        }
+    }
+    best.map(|(_, cut)| cut)
         .ok_or_else(|| unsupported(format!("a matmul over {} columns", shape.k), "rows of which 8 fit shared memory"))
+}
+
+/// Rows that are normed at a time.
+fn abreast(k: i64, pieces: i64, lanes: i64, slots: i64) -> i64 {
+    let held = |rows: i64| blocks(rows * lanes, pieces) * blocks(k, 32 * lanes);
+    [8, 4, 2].into_iter().find(|rows| *rows <= slots && held(*rows) <= HELD).unwrap_or(1)
 }
 
 /// What stands in front of the matmul.
@@ -313,22 +329,24 @@ impl Stores {
     }
 }
 
-/// What is loaded before the rows are there.
-fn early(norm: Option<&(String, DType, f64)>, bias: Option<&(String, DType)>) -> String {
+/// What is loaded before the rows are there. `alone`: there is one row, which the registers hold.
+fn early(norm: Option<&(String, DType, f64)>, bias: Option<&(String, DType)>, alone: bool) -> String {
     let mut out = Vec::new();
     if let Some((w, dtype, _)) = norm {
-        out.push(format!(
-            "constexpr bool ONCE = PIECES >= LANES && STEPS <= 16;  // a lane's elements of a row fit its registers\n\
-             f32 norm[ONCE ? STEPS : 1];\n\
-             if (ONCE && count == 1 && piece < LANES) {{\n\
-             #pragma unroll\n\
-             \x20 for (int i = 0; i < STEPS; i++) {{\n\
-             \x20   const int k = (i * LANES + piece) * 32 + lane;\n\
-             \x20   norm[ONCE ? i : 0] = k < K ? {} : 0.0f;\n\
-             \x20 }}\n\
-             }}",
-            scalar::load(*dtype, &format!("{w}[k]"))
-        ));
+        let load = scalar::load(*dtype, &format!("{w}[k]"));
+        out.push(match alone {
+            true => format!(
+                "f32 norm[STEPS];\n\
+                 if (piece < LANES) {{\n\
+                 #pragma unroll\n\
+                 \x20 for (int i = 0; i < STEPS; i++) {{\n\
+                 \x20   const int k = (i * LANES + piece) * 32 + lane;\n\
+                 \x20   norm[i] = k < K ? {load} : 0.0f;\n\
+                 \x20 }}\n\
+                 }}"
+            ),
+            false => format!("for (int k = threadIdx.x; k < K; k += THREADS) norm_weights[k] = {load};"),
+        });
     }
     if let Some((b, dtype)) = bias {
         // A thread's column within a tile is always the same; tiles beyond the first are loaded when needed.
@@ -343,7 +361,7 @@ fn early(norm: Option<&(String, DType, f64)>, bias: Option<&(String, DType)>) ->
 }
 
 /// Puts the rows into shared memory.
-fn stage(x: &str, norm: Option<&(String, DType, f64)>, same: bool, dtype: DType, shape: &Shape) -> String {
+fn stage(x: &str, norm: Option<&(String, DType, f64)>, same: bool, dtype: DType, shape: &Shape, alone: bool) -> String {
     let zeros = match shape.k % UNIT {
         0 => "",
         _ => {
@@ -352,7 +370,7 @@ fn stage(x: &str, norm: Option<&(String, DType, f64)>, same: bool, dtype: DType,
              }\n"
         }
     };
-    let Some((w, w_dtype, eps)) = norm else {
+    let Some((_, _, eps)) = norm else {
         if same && shape.k % 8 == 0 {
             return format!(
                 "{zeros}for (int i = threadIdx.x; i < count * (K / 8); i += THREADS) {{\n\
@@ -372,58 +390,82 @@ fn stage(x: &str, norm: Option<&(String, DType, f64)>, same: bool, dtype: DType,
         );
     };
     let scale = format!("const f32 scale = 1.0f / sqrtf(squares / (f32)K + {});", f32_literal(*eps));
-    let (once, many) = (
-        scalar::store(dtype, "row[ONCE ? i : 0] * scale * norm[ONCE ? i : 0]"),
-        scalar::store(dtype, &format!("to_f32(from[k]) * scale * {}", scalar::load(*w_dtype, &format!("{w}[k]")))),
-    );
+    if alone {
+        let element = scalar::store(dtype, "row[i] * scale * norm[i]");
+        return format!(
+            "{zeros}// The row's squares are summed as its own kernel does: a warp for each of that kernel's warps.\n\
+             f32 row[STEPS];\n\
+             if (piece < LANES) {{\n\
+             \x20 f32 squares = 0.0f;\n\
+             #pragma unroll\n\
+             \x20 for (int i = 0; i < STEPS; i++) {{\n\
+             \x20   const int k = (i * LANES + piece) * 32 + lane;\n\
+             \x20   row[i] = k < K ? to_f32({x}[k]) : 0.0f;\n\
+             \x20 }}\n\
+             #pragma unroll\n\
+             \x20 for (int i = 0; i < STEPS; i++) {{\n\
+             \x20   if ((i * LANES + piece) * 32 + lane < K) squares += row[i] * row[i];\n\
+             \x20 }}\n\
+             \x20 squares = warp_sum(squares);\n\
+             \x20 if (lane == 0) norm_sums[0][piece] = squares;\n\
+             }}\n\
+             __syncthreads();\n\
+             const f32 squares = warp_sum(lane < LANES ? norm_sums[0][lane] : 0.0f);\n\
+             {scale}\n\
+             if (piece < LANES) {{\n\
+             #pragma unroll\n\
+             \x20 for (int i = 0; i < STEPS; i++) {{\n\
+             \x20   const int k = (i * LANES + piece) * 32 + lane;\n\
+             \x20   if (k < K) x_rows[k] = {element};\n\
+             \x20 }}\n\
+             }}"
+        );
+    }
+    let element = scalar::store(dtype, "rows[j][i] * scale * norm_weights[k]");
     format!(
-        "{zeros}// A row's squares are summed as its own kernel does: a warp a job, which is one of that kernel's warps.\n\
-         if (ONCE && count == 1) {{\n\
-         \x20 f32 row[ONCE ? STEPS : 1];\n\
-         \x20 if (piece < LANES) {{\n\
+        "{zeros}// Squares are summed as the norm's own kernel does: a warp a job, which is one of that kernel's warps. Some rows at a time, all of which\n\
+         // the lanes hold: they are read once, and all at once.\n\
+         #pragma unroll 1\n\
+         for (int done = 0; done < count; done += ABREAST) {{\n\
+         \x20 f32 rows[JOBS][STEPS];\n\
+         #pragma unroll\n\
+         \x20 for (int j = 0; j < JOBS; j++) {{\n\
+         \x20   const int job = piece + j * PIECES;\n\
+         \x20   const int slot = done + job / LANES;\n\
+         \x20   const bool own = job < ABREAST * LANES && slot < count;\n\
+         \x20   const X* const from = {x} + (i64)(row0 + (own ? slot : 0)) * K;\n\
+         #pragma unroll\n\
+         \x20   for (int i = 0; i < STEPS; i++) {{\n\
+         \x20     const int k = (i * LANES + job % LANES) * 32 + lane;\n\
+         \x20     rows[j][i] = own && k < K ? to_f32(from[k]) : 0.0f;\n\
+         \x20   }}\n\
+         \x20 }}\n\
+         #pragma unroll\n\
+         \x20 for (int j = 0; j < JOBS; j++) {{\n\
+         \x20   const int job = piece + j * PIECES;\n\
+         \x20   const int slot = done + job / LANES;\n\
+         \x20   if (job >= ABREAST * LANES || slot >= count) continue;\n\
          \x20   f32 squares = 0.0f;\n\
          #pragma unroll\n\
          \x20   for (int i = 0; i < STEPS; i++) {{\n\
-         \x20     const int k = (i * LANES + piece) * 32 + lane;\n\
-         \x20     row[ONCE ? i : 0] = k < K ? to_f32({x}[(i64)row0 * K + k]) : 0.0f;\n\
-         \x20   }}\n\
-         #pragma unroll\n\
-         \x20   for (int i = 0; i < STEPS; i++) {{\n\
-         \x20     const f32 v = row[ONCE ? i : 0];\n\
-         \x20     if ((i * LANES + piece) * 32 + lane < K) squares += v * v;\n\
+         \x20     if ((i * LANES + job % LANES) * 32 + lane < K) squares += rows[j][i] * rows[j][i];\n\
          \x20   }}\n\
          \x20   squares = warp_sum(squares);\n\
-         \x20   if (lane == 0) norm_sums[0][piece] = squares;\n\
+         \x20   if (lane == 0) norm_sums[slot][job % LANES] = squares;\n\
          \x20 }}\n\
          \x20 __syncthreads();\n\
-         \x20 const f32 squares = warp_sum(lane < LANES ? norm_sums[0][lane] : 0.0f);\n\
-         \x20 {scale}\n\
-         \x20 if (piece < LANES) {{\n\
          #pragma unroll\n\
-         \x20   for (int i = 0; i < STEPS; i++) {{\n\
-         \x20     const int k = (i * LANES + piece) * 32 + lane;\n\
-         \x20     if (k < K) x_rows[k] = {once};\n\
-         \x20   }}\n\
-         \x20 }}\n\
-         }} else {{\n\
-         \x20 for (int job = piece; job < count * LANES; job += PIECES) {{\n\
-         \x20   const X* const from = {x} + (i64)(row0 + job / LANES) * K;\n\
-         \x20   f32 squares = 0.0f;\n\
-         #pragma unroll 6\n\
-         \x20   for (int k = job % LANES * 32 + lane; k < K; k += LANES * 32) {{\n\
-         \x20     const f32 v = to_f32(from[k]);\n\
-         \x20     squares += v * v;\n\
-         \x20   }}\n\
-         \x20   squares = warp_sum(squares);\n\
-         \x20   if (lane == 0) norm_sums[job / LANES][job % LANES] = squares;\n\
-         \x20 }}\n\
-         \x20 __syncthreads();\n\
-         \x20 for (int slot = 0; slot < count; slot++) {{\n\
-         \x20   const X* const from = {x} + (i64)(row0 + slot) * K;\n\
+         \x20 for (int j = 0; j < JOBS; j++) {{\n\
+         \x20   const int job = piece + j * PIECES;\n\
+         \x20   const int slot = done + job / LANES;\n\
+         \x20   if (job >= ABREAST * LANES || slot >= count) continue;\n\
          \x20   const f32 squares = warp_sum(lane < LANES ? norm_sums[slot][lane] : 0.0f);\n\
          \x20   {scale}\n\
-         #pragma unroll 6\n\
-         \x20   for (int k = threadIdx.x; k < K; k += THREADS) x_rows[slot * X_ROW + k] = {many};\n\
+         #pragma unroll\n\
+         \x20   for (int i = 0; i < STEPS; i++) {{\n\
+         \x20     const int k = (i * LANES + job % LANES) * 32 + lane;\n\
+         \x20     if (k < K) x_rows[slot * X_ROW + k] = {element};\n\
+         \x20   }}\n\
          \x20 }}\n\
          }}"
     )
