@@ -114,23 +114,6 @@ pub(crate) fn split(lines: &[Line]) -> Split {
     out
 }
 
-/// Declarations that depend on none of `names` nor on what the template holds, and all other lines; both in order. Names of a printer are its own, so
-/// the first may stand wherever what they do depend on is known.
-pub(crate) fn without(lines: Vec<Line>, names: &[&str]) -> (Vec<Line>, Vec<Line>) {
-    let mut dependent: BTreeSet<String> = names.iter().map(ToString::to_string).collect();
-    lines.into_iter().partition(|line| match &line.variable {
-        Some((_, name, expression)) => {
-            let word = |c: char| !c.is_ascii_alphanumeric() && c != '_';
-            let free = !line.late && !expression.split(word).any(|w| dependent.contains(w));
-            if !free {
-                dependent.insert(name.clone());
-            }
-            free
-        }
-        None => false,
-    })
-}
-
 impl<'a> Region<'a> {
     /// A printer of `func`, whose parameters come from `sources`, in order. `module` declares the states.
     pub fn new(func: &'a Func, module: &'a Module, sources: Vec<Source<'a>>) -> Region<'a> {

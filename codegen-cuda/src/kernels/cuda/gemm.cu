@@ -1,7 +1,7 @@
 // ${ir}
 // Many rows of x on warpgroup multiplies. One warp copies boxes of x (rows of the product) and w (its columns) into a ring in shared memory, 64 of K
 // at a time; ${groups} warpgroups multiply, each 64 rows by ${width} columns, and keep the sums in registers: one chain over K in order, so that
-// a row has the same bits whatever the tile. Blocks stay for several tiles; copies for the next one go on while results are made.
+// a row has the same bits whatever the tile. Blocks stay for several tiles: a warpgroup makes results of one while the others multiply the next.
 typedef ${in_type} In;
 constexpr i32 N = ${n};  // rows of w
 constexpr i32 K = ${k};  // columns
@@ -10,41 +10,23 @@ constexpr int GROUPS = ${groups};
 constexpr int WIDTH = ${width};
 constexpr int HEIGHT = GROUPS * 64;
 constexpr int STAGES = ${stages};
-constexpr int THREADS = 128 * (GROUPS + 1);
+constexpr int THREADS = 128 * (GROUPS + 2);
 constexpr int X_BYTES = HEIGHT * 128;
 constexpr int W_BYTES = WIDTH * 128;
 constexpr int STAGE = X_BYTES + W_BYTES;
 constexpr int W_BOX = ${w_box};  // rows of w that are neighbours in memory and in the tile
 constexpr int W_BOXES = WIDTH / W_BOX;
-// A thread has columns 8 j + 2 c and the next of rows g and g + 8 of each multiply (g = lane / 4, c = lane % 4). Results are made from groups of four
-// j and their partners APART columns further on: what an epilogue needs together is in one thread.
+// Results are made from strips of 8 rows and 64 columns: half a warp has a row, a lane two columns and two more that are APART columns further on, as an
+// epilogue may need them together. A lane's rows are computed before any is stored, so that their loads are under way together.
 constexpr int APART = ${apart};
+constexpr int PITCH = WIDTH + 8;  // of the tile of sums that strips are taken from
 constexpr int PARTS = WIDTH / 64;
+constexpr int STRIPS = HEIGHT / 8 * PARTS;
+constexpr int STEPS = 4;
 
 ${multiply}
 
-// The first column of the i-th eight that have their partners behind them.
-constexpr int low_column(int i) { return i / (APART / 8) * (2 * APART) + i % (APART / 8) * 8; }
-// The sums of the J-th eight of part I % PARTS, in row g + 8 (I / PARTS), and of its partners.
-template <int I, int J> __device__ __forceinline__ void hold_eight(f32 (&held)[4], const f32 (&sums)[WIDTH / 2]) {
-  constexpr int LOW = low_column(I % PARTS * 4 + J) / 2 + I / PARTS * 2;
-  held[0] = sums[LOW];
-  held[1] = sums[LOW + 1];
-  held[2] = sums[LOW + APART / 2];
-  held[3] = sums[LOW + APART / 2 + 1];
-}
-// Registers have no index at run time: this is one.
-template <int I = 0> __device__ __forceinline__ void hold(int wanted, f32 (&held)[4][4], const f32 (&sums)[WIDTH / 2]) {
-  if (wanted == I) {
-    hold_eight<I, 0>(held[0], sums);
-    hold_eight<I, 1>(held[1], sums);
-    hold_eight<I, 2>(held[2], sums);
-    hold_eight<I, 3>(held[3], sums);
-  }
-  if constexpr (I + 1 < 2 * PARTS) hold<I + 1>(wanted, held, sums);
-}
-
-// An element of a result and where it goes, if anywhere. A lane computes several before it stores one, so that their loads are under way together.
+// An element of a result and where it goes, if anywhere.
 template <class T> struct Later {
   T* at = nullptr;
   T value;
@@ -77,10 +59,13 @@ extern "C" __global__ void __launch_bounds__(THREADS, ${blocks})
 ${entry}(${params}) {
   let_successors_start();
   extern __shared__ uint4 shared[];
-  __shared__ u64 signals[2 * STAGES];
+  __shared__ u64 signals[2 * STAGES + 2];
   const u32 ring = (shared_address(shared) + 1023u) & ~1023u;
   const u32 full = shared_address(signals);  // a stage has arrived
-  const u32 empty = full + 8 * STAGES;       // and has been read by all it was copied to
+  const u32 empty = full + 8 * STAGES;       // and has been read
+  const u32 summed = empty + 8 * STAGES;     // a tile of sums is complete
+  const u32 finished = summed + 8;           // and has been used
+  f32* const tile_sums = (f32*)((u8*)shared + (ring - shared_address(shared)) + STAGES * STAGE);  // [HEIGHT][PITCH]
   const int lane = threadIdx.x & 31;
   const int warp = threadIdx.x >> 5;
   const int group = threadIdx.x >> 7;
@@ -89,6 +74,8 @@ ${entry}(${params}) {
       signal_init(full + 8 * s, 1);
       signal_init(empty + 8 * s, GROUPS * 4);
     }
+    signal_init(summed, GROUPS * 128);
+    signal_init(finished, 128);
     signal_publish();
   }
   __syncthreads();
@@ -105,9 +92,38 @@ ${entry}(${params}) {
     column0 = inside / high * WIDTH;
   };
 
-  if (group == GROUPS) {
+  // Makes the results of a tile whose sums are complete: every workers-th strip of it.
+  auto finish = [&](int tile, int worker, int workers) __attribute__((always_inline)) {
+    i32 row0;
+    int column0;
+    place(tile, row0, column0);
+#pragma unroll 1
+    for (int strip = worker; strip < STRIPS; strip += workers) {
+      const int pair = strip % PARTS * 16 + (lane & 15);
+      const int local = 2 * pair / APART * (2 * APART) + 2 * pair % APART;
+      const i32 column = ${column};
+      const int top = strip / PARTS * 8 + (lane >> 4);
+      if (row0 + strip / PARTS * 8 >= rows) break;
+      f32 held[STEPS][4];
+#pragma unroll
+      for (int j = 0; j < STEPS; j++) {
+        const float2 near = *(const float2*)(tile_sums + (top + 2 * j) * PITCH + local);
+        const float2 far = *(const float2*)(tile_sums + (top + 2 * j) * PITCH + local + APART);
+        held[j][0] = near.x;
+        held[j][1] = near.y;
+        held[j][2] = far.x;
+        held[j][3] = far.y;
+      }
+      // What is computed beyond the ends is not stored.
+      const i32 n = column < N ? column : 0;
+      auto row_of = [&](int j) -> i32 { return row0 + top + 2 * j; };
+      ${finish}
+    }
+  };
+
+  if (group == GROUPS + 1) {
     ${fewer}
-    if (warp == GROUPS * 4) {
+    if (warp == (GROUPS + 1) * 4) {
       if (elected()) {
         prefetch_map(&w_map);
         prefetch_map(&x_map);
@@ -166,16 +182,30 @@ ${entry}(${params}) {
     } else {
       wait_for_predecessors();
     }
+  } else if (group == GROUPS) {
+    ${more}
+    wait_for_predecessors();
+    u32 parity = 0;
+#pragma unroll 1
+    for (int tile = (int)blockIdx.x; tile < tiles; tile += (int)gridDim.x) {
+      signal_wait(summed, parity);
+      finish(tile, warp & 3, tile + (int)gridDim.x < tiles ? 4 : 4 + 4 * GROUPS);
+      signal_arrive(finished);
+      parity ^= 1;
+    }
   } else {
     ${more}
     wait_for_predecessors();
     f32 sums[WIDTH / 2];
     int s = 0;
     u32 parity = 0;
+    u32 turn = 0;
+    int tile = (int)blockIdx.x;
     auto release = [&](int stage) {
       if (lane == 0) signal_arrive(empty + 8 * stage);
     };
-    for (int tile = (int)blockIdx.x; tile < tiles; tile += (int)gridDim.x) {
+#pragma unroll 1
+    while (true) {
       int last = 0;
 #pragma unroll 1
       for (int unit = 0; unit < UNITS; unit++) {
@@ -199,28 +229,20 @@ ${entry}(${params}) {
       }
       multiply_wait<0>();
       release(last);
-
-      i32 row0;
-      int column0;
-      place(tile, row0, column0);
-      // A row at a time: what depends on the row alone is found out once.
-#pragma unroll 1
-      for (int below = 0; below < 2; below++) {
-        const i32 own_row = row0 + group * 64 + (warp & 3) * 16 + below * 8 + (lane >> 2);
-        const i32 t = own_row < rows ? own_row : rows - 1;  // what is computed beyond the ends is not stored
-        ${of_row}
-#pragma unroll 1
-        for (int part = 0; part < PARTS; part++) {
-          f32 held[4][4];
-          hold(below * PARTS + part, held, sums);
-          // The first column of j, in the tile and in the product.
-          auto column_of = [&](int j) -> i32 {
-            const int local = low_column(part * 4 + j) + 2 * (lane & 3);
-            return ${column};
-          };
-          ${finish}
-        }
+      signal_wait(finished, turn ^ 1);
+      f32* const to = tile_sums + (warp * 16 + (lane >> 2)) * PITCH + 2 * (lane & 3);
+#pragma unroll
+      for (int j = 0; j < WIDTH / 8; j++) {
+        *(float2*)(to + 8 * j) = make_float2(sums[4 * j], sums[4 * j + 1]);
+        *(float2*)(to + 8 * PITCH + 8 * j) = make_float2(sums[4 * j + 2], sums[4 * j + 3]);
       }
+      signal_arrive(summed);
+      if (tile + (int)gridDim.x >= tiles) break;
+      tile += (int)gridDim.x;
+      turn ^= 1;
     }
+    // Nothing is left to multiply: all join in the results of the last tile.
+    signal_wait(summed, turn);
+    finish(tile, 4 + warp, 4 + 4 * GROUPS);
   }
 }

@@ -1,5 +1,5 @@
 // ${ir}
-// A matmul with few columns, its rows normed in front and ranked behind. A cluster of blocks makes ${slots} rows (slots): each norms them for
+// A matmul with few columns, its rows normed in front and ranked behind. A cluster of blocks makes ${rows} rows (of ${slots} slots): each norms them for
 // itself and makes its share of the columns, 16 (a tile) at a time; then each ranks some of the rows. Weights are requested before the rows are there.
 // The product's sums are those of the other matmuls, the norm's those of its own kernel.
 typedef ${x_type} X;
@@ -10,6 +10,7 @@ constexpr int BLOCKS = ${blocks};
 constexpr int TILES = (N + 16 * BLOCKS - 1) / (16 * BLOCKS);  // of a block
 constexpr int PIECES = ${pieces};  // warps; each sums a piece of K
 constexpr int SLOTS = ${slots};
+constexpr int ROWS = ${rows};  // of a cluster
 constexpr int NT = SLOTS / 8;
 constexpr int UNITS = (K + 63) / 64;
 constexpr int LONGEST = (UNITS + PIECES - 1) / PIECES;
@@ -34,8 +35,8 @@ ${entry}(${params}, i32 rows) {
   const int g = lane >> 2;
   const int c = lane & 3;
   const u32 rank = BLOCKS > 1 ? blockIdx.x % BLOCKS : 0;
-  const i32 row0 = (i32)(blockIdx.x / BLOCKS) * SLOTS;
-  const int count = rows - row0 < SLOTS ? rows - row0 : SLOTS;
+  const i32 row0 = (i32)(blockIdx.x / BLOCKS) * ROWS;
+  const int count = rows - row0 < ROWS ? rows - row0 : ROWS;
   let_successors_start();
   cluster_arrive<BLOCKS>();
 

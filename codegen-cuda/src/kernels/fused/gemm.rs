@@ -10,10 +10,10 @@ use gossamer_ir::{DType, OpKind};
 
 use super::super::contraction::PROCESSORS;
 use super::super::region::{
-    Columns, Index, Need, Region, Sink, Source, Target, malformed, text, unsupported, without,
+    Columns, Index, Need, Region, Sink, Source, Target, malformed, text, unsupported,
 };
 use super::super::{Cx, blocks, kv, single, wgmma};
-use super::finish::{product_sinks, range};
+use super::finish::{branch, product_sinks, range};
 use super::{Body, Origin, Params, parameter};
 use crate::emit::{Piece, Text, c_type};
 use crate::lower::{LowerError, Lowered, Matrix};
@@ -49,7 +49,6 @@ const PLANS: &[Plan] = &[
     Plan { groups: 2, width: 64, blocks: 1 },
     Plan { groups: 2, width: 128, blocks: 1 },
     Plan { groups: 2, width: 192, blocks: 1 },
-    Plan { groups: 2, width: 256, blocks: 1 },
 ];
 
 impl Plan {
@@ -63,11 +62,16 @@ impl Plan {
         (self.height() + self.width) * 2 * UNIT
     }
 
+    /// Bytes of a tile of sums.
+    fn sums(self) -> i64 {
+        self.height() * (self.width + 8) * 4
+    }
+
     /// Stages that fit.
     fn stages(self) -> i64 {
         let sm = i64::from(SHARED_PER_SM) / self.blocks - i64::from(SHARED_RESERVED);
         let block = sm.min(i64::from(SHARED_PER_BLOCK)) - 16 * STAGES;
-        ((block - 1024) / self.stage()).min(STAGES)
+        ((block - 1024 - self.sums()) / self.stage()).min(STAGES)
     }
 
     /// Tiles down and across.
@@ -105,7 +109,7 @@ impl Plan {
     }
 }
 
-/// The columns that a thread makes results of at a time: two in a row, and two more that are `apart` further on in the tile and `far` in the product.
+/// The columns that a lane makes results of at a time: two in a row, and two more that are `apart` further on in the tile and `far` in the product.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Pairs {
     columns: Columns,
@@ -123,19 +127,22 @@ impl Pairs {
             (Columns::Paired { dim }, _) => {
                 Ok(Pairs { columns, apart: width / 2, far: dim / 2, dim: Some(dim) })
             }
-            // An even number of eights: partners are in one thread.
-            (_, Some(dim)) if dim % 16 == 0 => Ok(Pairs { columns, apart: dim / 2, far: dim / 2, dim: heads }),
-            (_, Some(dim)) => Err(unsupported(format!("rope of heads of {dim}"), "heads of a multiple of 16")),
-            _ => Ok(Pairs { columns, apart: 8, far: 8, dim: None }),
+            (_, Some(dim)) if dim % 4 == 0 => Ok(Pairs { columns, apart: dim / 2, far: dim / 2, dim: heads }),
+            (_, Some(dim)) => Err(unsupported(format!("rope of heads of {dim}"), "heads of a multiple of 4")),
+            // As far apart as fits the columns: neighbouring lanes then store what lies side by side.
+            _ => {
+                let apart = if n % 64 == 0 { 32 } else { 8 };
+                Ok(Pairs { columns, apart, far: apart, dim: None })
+            }
         }
     }
 
-    /// Where the thread's column is, relative to its first, among the four.
+    /// Where the lane's column is, relative to its first, among the four.
     fn place(self, offset: i64) -> Option<usize> {
         [0, 1, self.far, self.far + 1].iter().position(|o| *o == offset)
     }
 
-    /// Runs of the columns that a thread makes of a value.
+    /// Runs of the columns that a lane makes of a value.
     fn runs(self, need: Need) -> Vec<Vec<i64>> {
         match need {
             Need::Halves { .. } => vec![vec![0, 1]],
@@ -144,7 +151,7 @@ impl Pairs {
         }
     }
 
-    /// What values' columns must start and end at a multiple of, so that a thread makes all of its columns of one or none.
+    /// What values' columns must start and end at a multiple of, so that a lane makes all of its columns of one or none.
     fn step(self, need: Need) -> i64 {
         match need {
             Need::Halves { .. } => 2,
@@ -211,7 +218,7 @@ pub fn lower(cx: &Cx, body: &Body) -> Result<Lowered> {
 
     // A whole multiprocessor's registers: the copying group gives most of its share to those that multiply.
     let (fewer, more) = match plan.blocks == 1 && plan.groups == 2 {
-        true => ("fewer_registers<40>();", "more_registers<232>();"),
+        true => ("fewer_registers<40>();", "more_registers<152>();"),
         false => ("", ""),
     };
     let source = Text::new(
@@ -240,12 +247,11 @@ pub fn lower(cx: &Cx, body: &Body) -> Result<Lowered> {
     .set("first", if cx.early(w) { FIRST_EARLY } else { FIRST })
     .set("w_row", &column)
     .set("column", &column)
-    .set("of_row", finish.of_row.join("\n"))
-    .set("finish", finish.of_group.join("\n"))
+    .set("finish", finish.join("\n"))
     .build();
     let launched = (down * across).min(PROCESSORS * plan.blocks);
-    let mut launch = cx.launch(source, launched, 128 * (plan.groups as u32 + 1), args)?;
-    launch.shared = (plan.stages() * plan.stage() + 1024) as u32;
+    let mut launch = cx.launch(source, launched, 128 * (plan.groups as u32 + 2), args)?;
+    launch.shared = (plan.stages() * plan.stage() + plan.sums() + 1024) as u32;
     launch.dependent = true;
     Ok(single(launch))
 }
@@ -271,7 +277,7 @@ for (int i = 0; i < FIRST; i++) {
   fetch_x(i, i, row0);
 }";
 
-/// A value that is stored, and the columns of it that a thread makes, relative to its first: runs of neighbours.
+/// A value that is stored, and the columns of it that a lane makes, relative to its first: runs of neighbours.
 struct Job<'a> {
     sink: &'a Sink,
     /// Where it goes.
@@ -282,16 +288,8 @@ struct Job<'a> {
     whole: bool,
 }
 
-/// Code that makes results.
-struct Finish {
-    /// What depends on the row `t` alone.
-    of_row: Vec<String>,
-    /// The rest, for a group of columns.
-    of_group: Vec<String>,
-}
-
 /// Code that makes results of a product of `n` columns.
-fn finish(cx: &Cx, body: &Body, found: &[Sink], pairs: Pairs, n: i64, params: &mut Params) -> Result<Finish> {
+fn finish(cx: &Cx, body: &Body, found: &[Sink], pairs: Pairs, n: i64, params: &mut Params) -> Result<Vec<String>> {
     let astray = Cell::new(false);
     let mut sources = body.epilogue_sources(cx, params, |_| {
         let astray = &astray;
@@ -316,7 +314,7 @@ fn finish(cx: &Cx, body: &Body, found: &[Sink], pairs: Pairs, n: i64, params: &m
     let mut ranges: Vec<(i64, i64)> = found.iter().map(|s| (range(s).0, range(s).1)).collect();
     ranges.sort_unstable();
     ranges.dedup();
-    let (mut of_row, mut out) = (Vec::new(), Vec::new());
+    let mut out = Vec::new();
     for (first, end) in ranges {
         let here = found.iter().filter(|s| (range(s).0, range(s).1) == (first, end));
         let jobs = here.map(|s| job(cx, body, s, pairs, &pointers)).collect::<Result<Vec<_>>>()?;
@@ -332,31 +330,13 @@ fn finish(cx: &Cx, body: &Body, found: &[Sink], pairs: Pairs, n: i64, params: &m
             }
             Ok(())
         })?;
-        let (row, lines) = without(lines, &["n", "half_n"]);
-        of_row.extend(text(&row));
-        // Groups are 64 columns in a row or two times 32: where ranges are made of whole groups, one test does for all of a group.
-        let span = if pairs.columns == Columns::Adjacent { 64 } else { 32 };
-        let (outer, inner) = match (first % span, end % span) {
-            (0, 0) => ((first, end), None),
-            _ => ((0, n), Some((first, end))),
-        };
-        branch_of_group(&mut out, outer, n, part(text(&lines), &jobs, inner));
+        branch(&mut out, (first, end, false), n, part(text(&lines), &jobs));
     }
     if astray.get() {
         return Err(unsupported("columns of a product at several distances", "one distance for all pairs"));
     }
     params.sizes(cx, &region)?;
-    Ok(Finish { of_row, of_group: out })
-}
-
-/// Lines for groups whose columns are in the range.
-fn branch_of_group(out: &mut Vec<String>, (first, end): (i64, i64), n: i64, lines: Vec<String>) {
-    let mut tests = Vec::new();
-    tests.extend((first > 0).then(|| format!("column_of(0) >= {first}")));
-    tests.extend((end < n).then(|| format!("column_of(0) < {end}")));
-    out.push(if tests.is_empty() { "{".to_string() } else { format!("if ({}) {{", tests.join(" && ")) });
-    out.extend(lines.into_iter().map(|l| format!("  {l}")));
-    out.push("}".to_string());
+    Ok(out)
 }
 
 /// Where a store goes instead of to memory: `@` becomes the number of the element among the lane's.
@@ -393,29 +373,26 @@ fn job<'a>(cx: &Cx, body: &Body, sink: &'a Sink, pairs: Pairs, pointers: &[Strin
             (pointers[sink.result].clone(), dtype, last.unwrap_or(1))
         }
     };
-    // A row starts at a multiple of a run, and so does the thread's first column in it.
+    // A row starts at a multiple of a run, and so does the lane's first column in it.
     let run = runs[0].len() as i64;
     let start = if even { first / 2 } else { first };
     Ok(Job { sink, name, dtype, whole: row % run == 0 && start % run == 0, runs })
 }
 
-/// Computes the thread's elements of a group, then stores them; `range`: the columns that are computed, if not all.
-fn part(lines: Vec<String>, jobs: &[Job], range: Option<(i64, i64)>) -> Vec<String> {
+/// Computes the lane's elements of a strip, then stores them.
+fn part(lines: Vec<String>, jobs: &[Job]) -> Vec<String> {
     let mut out = Vec::new();
     let mut count = vec![0; jobs.len()];
     for job in jobs {
         let elements = job.runs.concat().len();
-        out.push(format!("Later<{}> {}_later[4][{elements}];", c_type(job.dtype), job.name));
+        out.push(format!("Later<{}> {}_later[STEPS][{elements}];", c_type(job.dtype), job.name));
+    }
+    if jobs.iter().any(|j| matches!(j.sink.need, Need::Interleaved { .. })) {
+        out.push("const i32 half_n = n / 2;".to_string());
     }
     out.push("#pragma unroll".to_string());
-    out.push("for (int j = 0; j < 4; j++) {".to_string());
-    out.push("  const i32 n = column_of(j) < N ? column_of(j) : 0;".to_string());
-    if jobs.iter().any(|j| matches!(j.sink.need, Need::Interleaved { .. })) {
-        out.push("  const i32 half_n = n / 2;".to_string());
-    }
-    if let Some((first, end)) = range {
-        out.push(format!("  if (n < {first} || n >= {end}) continue;"));
-    }
+    out.push("for (int j = 0; j < STEPS; j++) {".to_string());
+    out.push("  const i32 t = row_of(j) < rows ? row_of(j) : rows - 1;".to_string());
     for mut line in lines {
         for (job, at) in jobs.iter().zip(&mut count) {
             let open = format!("{}_later[j][@]", job.name);
@@ -428,8 +405,8 @@ fn part(lines: Vec<String>, jobs: &[Job], range: Option<(i64, i64)>) -> Vec<Stri
     }
     out.push("}".to_string());
     out.push("#pragma unroll".to_string());
-    out.push("for (int j = 0; j < 4; j++) {".to_string());
-    out.push("  if (own_row >= rows || column_of(j) >= N) continue;".to_string());
+    out.push("for (int j = 0; j < STEPS; j++) {".to_string());
+    out.push("  if (row_of(j) >= rows || column >= N) continue;".to_string());
     for job in jobs {
         let mut at = 0;
         for run in &job.runs {

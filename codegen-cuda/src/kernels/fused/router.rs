@@ -99,12 +99,12 @@ pub fn lower(cx: &Cx, body: &Body) -> Result<Lowered> {
     let same = cx.plain(input.x)?.dtype == shape.dtype;
 
     let pieces = pieces(Size::known(shape.k));
-    let (cluster, slots) = cut(&shape, pieces)?;
+    let cut = Cut::choose(&shape, pieces)?;
+    let (cluster, slots) = (cut.cluster, cut.slots());
     let lanes = i64::from(rows::threads(Some(shape.k))) / 32;
-    let alone = shape.rows == 1 && lanes <= pieces && blocks(shape.k, 32 * lanes) <= 16;
+    let alone = cut.rows == 1 && lanes <= pieces && blocks(shape.k, 32 * lanes) <= 16;
     let (whole, aligned) = (shape.k % UNIT == 0, shape.k % 8 == 0);
-    let few = if alone { 1 } else { slots };
-    let name = format!("router_{}_n{}_k{}_s{few}_c{cluster}", shape.dtype, shape.n, shape.k);
+    let name = format!("router_{}_n{}_k{}_r{}_c{cluster}", shape.dtype, shape.n, shape.k, cut.rows);
     let (params, args) = params.finish();
     let softmax = "const f32 most = warp_max(value);\n\
                    const f32 e = active ? expf(value - most) : 0.0f;\n\
@@ -124,8 +124,9 @@ pub fn lower(cx: &Cx, body: &Body) -> Result<Lowered> {
         .set("blocks", cluster)
         .set("pieces", pieces)
         .set("slots", slots)
+        .set("rows", cut.rows)
         .set("lanes", lanes)
-        .set("abreast", abreast(shape.k, pieces, lanes, slots))
+        .set("abreast", abreast(shape.k, pieces, lanes, cut.rows))
         .set("cluster", if cluster > 1 { format!("__cluster_dims__({cluster}, 1, 1) ") } else { String::new() })
         .set("params", params)
         .set("weights", w)
@@ -141,7 +142,7 @@ pub fn lower(cx: &Cx, body: &Body) -> Result<Lowered> {
         .set("store", stores.ranked.join("\n"));
     let mut args = args;
     args.push(crate::lower::Arg::I32(shape.rows as i32));
-    let mut launch = cx.launch(text.build(), blocks(shape.rows, slots) * cluster, 32 * pieces as u32, args)?;
+    let mut launch = cx.launch(text.build(), blocks(shape.rows, cut.rows) * cluster, 32 * pieces as u32, args)?;
     launch.shared = shared(&shape, pieces, slots) as u32;
     launch.dependent = true;
     Ok(single(launch))
@@ -172,33 +173,56 @@ fn shared(shape: &Shape, pieces: i64, slots: i64) -> i64 {
     2 * slots * (blocks(shape.k, UNIT) * UNIT + 32) + 4 * slots * (20 * pieces + shape.n) + 4 * shape.k
 }
 
-/// Blocks of a cluster and rows that it makes: the least time by a rough count of a block's steps, in tenths of a microsecond.
-fn cut(shape: &Shape, pieces: i64) -> Result<(i64, i64)> {
-    // The norm's sums, statically.
-    let most = i64::from(SHARED_PER_BLOCK) - 4 * 32 * 32;
-    let tiles = blocks(shape.n, 16);
-    let mut best: Option<(i64, (i64, i64))> = None;
-    for slots in [8, 16, 24, 32] {
-        if slots > 8 && shape.rows <= 8 || shared(shape, pieces, slots) > most {
-            continue;
-        }
-        for cluster in (1..=tiles.min(CLUSTER)).rev() {
-            let rounds = blocks(blocks(shape.rows, slots) * cluster, PROCESSORS);
-            let ranked = blocks(blocks(slots, cluster), pieces);
-            let time = rounds * (15 + 20 * blocks(slots, 8) + (10 + slots / 8) * blocks(tiles, cluster) + 8 * ranked);
-            if best.is_none_or(|(t, _)| time < t) {
-                best = Some((time, (cluster, slots)));
-            }
-        }
+/// How the work is cut.
+#[derive(Clone, Copy)]
+struct Cut {
+    /// Blocks of a cluster.
+    cluster: i64,
+    /// Rows that it makes.
+    rows: i64,
+}
+
+impl Cut {
+    /// Places for rows in a block: what a matrix multiply takes at once.
+    fn slots(self) -> i64 {
+        blocks(self.rows, 8) * 8
     }
-    best.map(|(_, cut)| cut)
-        .ok_or_else(|| unsupported(format!("a matmul over {} columns", shape.k), "rows of which 8 fit shared memory"))
+
+    /// Tenths of a microsecond, as measured on an H100 at 2880 columns: what every block starts and ends with, rows, tiles of columns, ranking. As many
+    /// blocks run at a time as clusters find room in parts of the device that are not multiples of them.
+    fn time(self, shape: &Shape, pieces: i64) -> i64 {
+        let room = match self.cluster {
+            ..=2 => PROCESSORS,
+            3..=4 => 120,
+            _ => 96,
+        };
+        let rounds = blocks(blocks(shape.rows, self.rows) * self.cluster, room);
+        let rows = match self.rows {
+            1 => 0,
+            2 => 10,
+            n => 20 * blocks(n, 4),
+        };
+        let ranked = blocks(blocks(self.rows, self.cluster), pieces);
+        rounds * (22 + rows + 15 * blocks(blocks(shape.n, 16), self.cluster) + 4 * ranked)
+    }
+
+    /// The fastest whose shared memory fits.
+    fn choose(shape: &Shape, pieces: i64) -> Result<Cut> {
+        // The norm's sums, statically.
+        let most = i64::from(SHARED_PER_BLOCK) - 4 * 32 * 32;
+        let clusters = 1..=blocks(shape.n, 16).min(CLUSTER);
+        let rows = [1, 2, 4, 8, 16, 24, 32];
+        let cuts = rows.into_iter().flat_map(|rows| clusters.clone().rev().map(move |cluster| Cut { cluster, rows }));
+        cuts.filter(|c| shared(shape, pieces, c.slots()) <= most).min_by_key(|c| c.time(shape, pieces)).ok_or_else(|| {
+            unsupported(format!("a matmul over {} columns", shape.k), "rows of which 8 fit shared memory")
+        })
+    }
 }
 
 /// Rows that are normed at a time.
-fn abreast(k: i64, pieces: i64, lanes: i64, slots: i64) -> i64 {
+fn abreast(k: i64, pieces: i64, lanes: i64, most: i64) -> i64 {
     let held = |rows: i64| blocks(rows * lanes, pieces) * blocks(k, 32 * lanes);
-    [8, 4, 2].into_iter().find(|rows| *rows <= slots && held(*rows) <= HELD).unwrap_or(1)
+    [8, 4, 2].into_iter().find(|rows| *rows <= most && held(*rows) <= HELD).unwrap_or(1)
 }
 
 /// What stands in front of the matmul.
@@ -400,7 +424,7 @@ fn stage(x: &str, norm: Option<&(String, DType, f64)>, same: bool, dtype: DType,
              #pragma unroll\n\
              \x20 for (int i = 0; i < STEPS; i++) {{\n\
              \x20   const int k = (i * LANES + piece) * 32 + lane;\n\
-             \x20   row[i] = k < K ? to_f32({x}[k]) : 0.0f;\n\
+             \x20   row[i] = k < K ? to_f32({x}[(i64)row0 * K + k]) : 0.0f;\n\
              \x20 }}\n\
              #pragma unroll\n\
              \x20 for (int i = 0; i < STEPS; i++) {{\n\
@@ -430,41 +454,40 @@ fn stage(x: &str, norm: Option<&(String, DType, f64)>, same: bool, dtype: DType,
          \x20 f32 rows[JOBS][STEPS];\n\
          #pragma unroll\n\
          \x20 for (int j = 0; j < JOBS; j++) {{\n\
+         \x20   // Jobs beyond the last are done too, on some row, and left out when something is stored: loads must not wait for tests.\n\
          \x20   const int job = piece + j * PIECES;\n\
-         \x20   const int slot = done + job / LANES;\n\
-         \x20   const bool own = job < ABREAST * LANES && slot < count;\n\
-         \x20   const X* const from = {x} + (i64)(row0 + (own ? slot : 0)) * K;\n\
+         \x20   const int slot = done + job / LANES < count ? done + job / LANES : count - 1;\n\
+         \x20   const X* const from = {x} + (i64)(row0 + slot) * K;\n\
          #pragma unroll\n\
          \x20   for (int i = 0; i < STEPS; i++) {{\n\
          \x20     const int k = (i * LANES + job % LANES) * 32 + lane;\n\
-         \x20     rows[j][i] = own && k < K ? to_f32(from[k]) : 0.0f;\n\
+         \x20     rows[j][i] = to_f32(from[k < K ? k : K - 1]);\n\
          \x20   }}\n\
          \x20 }}\n\
          #pragma unroll\n\
          \x20 for (int j = 0; j < JOBS; j++) {{\n\
          \x20   const int job = piece + j * PIECES;\n\
          \x20   const int slot = done + job / LANES;\n\
-         \x20   if (job >= ABREAST * LANES || slot >= count) continue;\n\
          \x20   f32 squares = 0.0f;\n\
          #pragma unroll\n\
          \x20   for (int i = 0; i < STEPS; i++) {{\n\
          \x20     if ((i * LANES + job % LANES) * 32 + lane < K) squares += rows[j][i] * rows[j][i];\n\
          \x20   }}\n\
          \x20   squares = warp_sum(squares);\n\
-         \x20   if (lane == 0) norm_sums[slot][job % LANES] = squares;\n\
+         \x20   if (lane == 0 && job < ABREAST * LANES && slot < count) norm_sums[slot][job % LANES] = squares;\n\
          \x20 }}\n\
          \x20 __syncthreads();\n\
          #pragma unroll\n\
          \x20 for (int j = 0; j < JOBS; j++) {{\n\
          \x20   const int job = piece + j * PIECES;\n\
-         \x20   const int slot = done + job / LANES;\n\
-         \x20   if (job >= ABREAST * LANES || slot >= count) continue;\n\
+         \x20   const int slot = done + job / LANES < count ? done + job / LANES : count - 1;\n\
+         \x20   const bool own = job < ABREAST * LANES && done + job / LANES < count;\n\
          \x20   const f32 squares = warp_sum(lane < LANES ? norm_sums[slot][lane] : 0.0f);\n\
          \x20   {scale}\n\
          #pragma unroll\n\
          \x20   for (int i = 0; i < STEPS; i++) {{\n\
          \x20     const int k = (i * LANES + job % LANES) * 32 + lane;\n\
-         \x20     if (k < K) x_rows[slot * X_ROW + k] = {element};\n\
+         \x20     if (own && k < K) x_rows[slot * X_ROW + k] = {element};\n\
          \x20   }}\n\
          \x20 }}\n\
          }}"
