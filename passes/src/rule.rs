@@ -90,7 +90,8 @@ mod tests {
 
     #[test]
     fn rules_that_are_off_must_be_asked_for() {
-        let names = ["seed/gemm".to_string(), "seed/cublaslt".to_string()];
+        let names: Vec<String> = RULES.iter().filter(|r| r.off.is_some()).map(|r| r.name.to_string()).collect();
+        assert!(names.contains(&"seed/cublaslt".to_string()));
         assert_eq!(excluded(&[], &[]), names);
         assert_eq!(excluded(&[], &names), [""; 0]);
         // What is disabled stays out.
@@ -99,6 +100,5 @@ mod tests {
         assert!(check_names(&names).is_ok());
         let line = list().lines().find(|l| l.starts_with("seed/cublaslt")).unwrap().to_string();
         assert!(line.contains("off without --enable-rule: "), "{line}");
-        assert!(RULES.iter().filter(|r| r.off.is_some()).count() == names.len());
     }
 }

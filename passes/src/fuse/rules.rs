@@ -95,14 +95,7 @@ const fn absorb(name: &'static str, kinds: &'static [OpKind], region: usize, mea
 pub static RULES: &[Rule] = &[
     seed("seed/stream", &[K::MatMul], "stream", "matmul of few rows becomes a kernel that streams its weights"),
     seed("seed/tile", &[K::MatMul], "tile", "matmul of many rows becomes a tiled kernel"),
-    Rule {
-        info: RuleInfo {
-            off: Some("its sums are one chain over K, so a row has other bits than in the kernels of a decode step"),
-            ..info("seed/gemm", Family::Seed, "matmul of a prompt's rows becomes a kernel of warpgroup multiplies")
-        },
-        kinds: &[K::MatMul],
-        how: How::Seed("gemm"),
-    },
+    seed("seed/gemm", &[K::MatMul], "gemm", "matmul of a prompt's rows becomes a kernel of warpgroup multiplies"),
     seed("seed/router", &[K::MatMul], "router", "matmul with few columns becomes a kernel that sees whole rows"),
     Rule {
         info: RuleInfo {

@@ -1,5 +1,6 @@
 use super::*;
 use crate::{bucket, compile, manager};
+use gossamer_ir::template::{Order, TEMPLATES};
 use gossamer_models::{gpt_oss, presets, step};
 
 fn options(spaces: &Spaces, t: usize, s: usize) -> Options {
@@ -84,8 +85,30 @@ fn the_library_is_used_when_asked_for() {
     assert_eq!(calls(&prompt), [""; 0]);
     let asked = Options { enabled_rules: vec!["seed/cublaslt".into()], ..prompt };
     // Where nothing else would take a matmul of many rows, the library does, and only there.
-    let alone = Options { disabled_rules: vec!["seed/tile".into()], ..asked.clone() };
+    let alone = Options { disabled_rules: vec!["seed/tile".into(), "seed/gemm".into()], ..asked.clone() };
     assert!(calls(&alone).iter().all(|s| s == "cublaslt[matmul]"));
     assert!(calls(&alone).len() >= 4, "{:?}", calls(&alone));
     assert_eq!(calls(&Options { sizes: options(&shared, 1, 1).sizes, ..asked }), [""; 0]);
+}
+
+/// Whatever the sizes, a row of a prompt is summed in one chain and a decoded row in pieces, and rows that get logits in pieces in both.
+#[test]
+fn prompts_and_decoded_rows_keep_their_orders() {
+    let module = program(step::Head::Sample);
+    let shared = Spaces::default();
+    for (t, s) in [(1, 1), (8, 8), (64, 64), (256, 256), (2, 1), (16, 1), (700, 3), (8192, 8)] {
+        let (_, report) = fused(module.clone(), &options(&shared, t, s));
+        for kernel in report.funcs.iter().flat_map(|f| &f.kernels).map(|k| &k.kernel) {
+            let template = gossamer_ir::template::template(kernel.template()).unwrap();
+            let main = kernel.main();
+            let op = main.graph.op(main.results[0].op);
+            let rows = op.results[0].as_tensor().map(|t| t.dims[0].to_string()).unwrap_or_default();
+            if !matches!(op.kind, OpKind::MatMul | OpKind::MoeMatMul) || template.name == "router" {
+                continue;
+            }
+            let there = TEMPLATES.iter().any(|t| t.order == Order::Chain && t.main.contains(&op.kind));
+            let chain = there && t != s && rows == "T";
+            assert_eq!(template.order == Order::Chain, chain, "{t} {s}: {}", kernel.summary());
+        }
+    }
 }
