@@ -132,7 +132,7 @@ impl CudaExecutor {
             return Ok(());
         };
         let Some(function) = stamped.functions.get(&launch.bound.kernel) else { return Ok(()) };
-        let mut args = self.arguments(&launch.bound.args);
+        let mut args = self.arguments(&launch.bound.args)?;
         args.ptr(stamps);
         let config = LaunchConfig { pdl: launch.config.pdl && !whole, ..launch.config };
         // SAFETY: as for a step, and the stamps have room for every launch.
