@@ -25,9 +25,8 @@ pub(crate) fn multiply_held(n: i64, dtype: DType) -> String {
 fn function(name: &str, param: &str, kinds: &[&str], a: &[&str], transposed: &str, n: i64, dtype: DType) -> String {
     assert!(is_width(n), "no wgmma of {n} columns");
     let sums = (n / 2) as usize;
-    let list = |first: usize, count: usize| {
-        (first..first + count).map(|i| format!("%{i}")).collect::<Vec<_>>().join(", ")
-    };
+    let list =
+        |first: usize, count: usize| (first..first + count).map(|i| format!("%{i}")).collect::<Vec<_>>().join(", ");
     let d = list(0, sums);
     let first = match a.len() {
         1 => list(sums, 1),

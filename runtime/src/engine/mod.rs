@@ -380,16 +380,15 @@ impl Engine {
     /// See [`EngineError`].
     pub fn step(&mut self, work: &[Work]) -> Result<Vec<Option<Sampled>>, EngineError> {
         let size = self.check(work)?;
-        let prompts = work.iter().filter(|w| self.feeds_prompt(w)).count();
-        if prompts == 0 || prompts == work.len() || self.executor.exact_sizes() {
+        // Before the first part runs: it may be the end of a prompt.
+        let (prompts, decodes): (Vec<usize>, Vec<usize>) = (0..work.len()).partition(|i| self.feeds_prompt(&work[*i]));
+        if prompts.is_empty() || decodes.is_empty() || self.executor.exact_sizes() {
             return self.step_of(work, size);
         }
         let mut out = vec![None; work.len()];
-        for prompt in [true, false] {
-            let at: Vec<usize> = (0..work.len()).filter(|i| self.feeds_prompt(&work[*i]) == prompt).collect();
+        for at in [prompts, decodes] {
             let part: Vec<Work> = at.iter().map(|i| work[*i]).collect();
-            let size = size_of(&part);
-            let drawn = self.step_of(&part, size)?;
+            let drawn = self.step_of(&part, size_of(&part))?;
             at.into_iter().zip(drawn).for_each(|(i, d)| out[i] = d);
         }
         Ok(out)

@@ -52,8 +52,7 @@ use super::{
 };
 use crate::checkpoint::WeightSource;
 use crate::cuda::{
-    ArgList, Device, DeviceBuffer, DeviceSlice, Function, Gemm, GraphExec, LaunchConfig, POISON_BYTE, Stream,
-    TensorMap,
+    ArgList, Device, DeviceBuffer, DeviceSlice, Function, Gemm, GraphExec, LaunchConfig, POISON_BYTE, Stream, TensorMap,
 };
 use crate::phases::{Phase, Phases};
 

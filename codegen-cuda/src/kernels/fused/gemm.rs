@@ -9,9 +9,7 @@ use std::cell::Cell;
 use gossamer_ir::{DType, OpKind};
 
 use super::super::contraction::PROCESSORS;
-use super::super::region::{
-    Columns, Index, Need, Region, Sink, Source, Target, malformed, text, unsupported,
-};
+use super::super::region::{Columns, Index, Need, Region, Sink, Source, Target, malformed, text, unsupported};
 use super::super::{Cx, blocks, kv, single, wgmma};
 use super::finish::{branch, product_sinks, range};
 use super::{Body, Origin, Params, parameter};
@@ -124,9 +122,7 @@ impl Pairs {
         let columns = Columns::choose(found, n, width)?;
         let heads = found.iter().find_map(|s| if let Need::Rope { dim, .. } = s.need { Some(dim) } else { None });
         match (columns, heads) {
-            (Columns::Paired { dim }, _) => {
-                Ok(Pairs { columns, apart: width / 2, far: dim / 2, dim: Some(dim) })
-            }
+            (Columns::Paired { dim }, _) => Ok(Pairs { columns, apart: width / 2, far: dim / 2, dim: Some(dim) }),
             (_, Some(dim)) if dim % 4 == 0 => Ok(Pairs { columns, apart: dim / 2, far: dim / 2, dim: heads }),
             (_, Some(dim)) => Err(unsupported(format!("rope of heads of {dim}"), "heads of a multiple of 4")),
             // As far apart as fits the columns: neighbouring lanes then store what lies side by side.

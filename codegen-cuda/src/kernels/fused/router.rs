@@ -131,7 +131,14 @@ pub fn lower(cx: &Cx, body: &Body) -> Result<Lowered> {
         .set("params", params)
         .set("weights", w)
         .set("load_w", if whole { "load16(row + k)".into() } else { format!("load8<{aligned}>(row, k, K)") })
-        .set("norm_shared", if norm.is_some() { "__shared__ f32 norm_sums[SLOTS][LANES];\nf32* const norm_weights = logits + SLOTS * N;" } else { "" })
+        .set(
+            "norm_shared",
+            if norm.is_some() {
+                "__shared__ f32 norm_sums[SLOTS][LANES];\nf32* const norm_weights = logits + SLOTS * N;"
+            } else {
+                ""
+            },
+        )
         .set("early", early(norm.as_ref(), bias.as_ref(), alone))
         .set("stage", stage(&x, norm.as_ref(), same, shape.dtype, &shape, alone))
         .set("export", stores.rows.join("\n"))
@@ -213,9 +220,9 @@ impl Cut {
         let clusters = 1..=blocks(shape.n, 16).min(CLUSTER);
         let rows = [1, 2, 4, 8, 16, 24, 32];
         let cuts = rows.into_iter().flat_map(|rows| clusters.clone().rev().map(move |cluster| Cut { cluster, rows }));
-        cuts.filter(|c| shared(shape, pieces, c.slots()) <= most).min_by_key(|c| c.time(shape, pieces)).ok_or_else(|| {
-            unsupported(format!("a matmul over {} columns", shape.k), "rows of which 8 fit shared memory")
-        })
+        cuts.filter(|c| shared(shape, pieces, c.slots()) <= most).min_by_key(|c| c.time(shape, pieces)).ok_or_else(
+            || unsupported(format!("a matmul over {} columns", shape.k), "rows of which 8 fit shared memory"),
+        )
     }
 }
 
