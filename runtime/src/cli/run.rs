@@ -2,6 +2,7 @@
 
 use std::io::IsTerminal;
 use std::path::Path;
+use std::time::Instant;
 
 use serde_json::json;
 
@@ -30,6 +31,10 @@ pub fn run(args: &RunArgs) -> Result<(), Failure> {
     };
     let mut display = if args.json { None } else { Some(Display::new(&session, raw)?) };
     let mut failure = None;
+    // Apart from the answer's own time, which is what another prompt would take.
+    let begun = Instant::now();
+    session.engine.prepare(&request.prompt, &params, request.max_tokens > 1)?;
+    let ready = begun.elapsed().as_secs_f64();
     let (answers, timing) =
         generate(&mut session.engine, std::slice::from_ref(&request), &mut |_, sampled| match display
             .as_mut()
@@ -49,9 +54,9 @@ pub fn run(args: &RunArgs) -> Result<(), Failure> {
         Some(d) => {
             d.finish()?;
             note!(
-                "[{} prompt tokens, first token after {:.2} s; {} tokens at {:.1} tok/s; seed {}; {}]",
+                "[{} prompt tokens, first token after {:.1} ms ({ready:.2} s to load); {} tokens at {:.1} tok/s; seed {}; {}]",
                 timing.prompt_tokens,
-                timing.first_token.as_secs_f64(),
+                timing.first_token.as_secs_f64() * 1e3,
                 timing.generated,
                 timing.decode_rate(),
                 params.seed,
@@ -81,6 +86,7 @@ pub fn run(args: &RunArgs) -> Result<(), Failure> {
                 "logprobs": if args.logprobs { json!(logprobs) } else { json!(null) },
                 "finish": answer.finish.name(),
                 "seed": params.seed,
+                "ready_s": ready,
                 "first_token_s": timing.first_token.as_secs_f64(),
                 "tokens_per_s": timing.decode_rate(),
             }))

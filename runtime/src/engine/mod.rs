@@ -394,6 +394,29 @@ impl Engine {
         Ok(out)
     }
 
+    /// Makes ready what one sequence with this prompt needs: weights, kernels and plans of its steps, and with `decodes` those of the tokens behind it. Steps make them
+    /// ready, too; this is for whoever wants the time apart.
+    ///
+    /// # Errors
+    /// As [`Engine::step`] for the prompt.
+    pub fn prepare(&mut self, prompt: &[u32], params: &SamplingParams, decodes: bool) -> Result<(), EngineError> {
+        let (o, vocab) = (&self.options, self.config.vocab());
+        self.check_context(prompt.len())?;
+        params.check(vocab)?;
+        if let Some(position) = prompt.iter().position(|t| *t as usize >= vocab) {
+            return Err(EngineError::Token { token: prompt[position], position, vocab });
+        }
+        let max = StepSize { tokens: o.chunk, seqs: o.max_seqs, rows: o.chunk.max(o.max_seqs) };
+        let exact = self.executor.exact_sizes();
+        let one = |tokens| StepSize { tokens, seqs: 1, rows: 1 };
+        let parts = [prompt.len().min(o.chunk), prompt.len() % o.chunk].into_iter().filter(|n| *n > 0);
+        let mut sizes: Vec<StepSize> = parts.map(|n| if exact { one(n) } else { choose_prompt(one(n), max) }).collect();
+        if decodes {
+            sizes.push(if exact { one(1) } else { choose(one(1), max) });
+        }
+        sizes.into_iter().try_for_each(|size| self.plan(params.head(), size).map(drop))
+    }
+
     /// True if some token of the work is of its sequence's prompt.
     fn feeds_prompt(&self, work: &Work) -> bool {
         self.seqs.get(work.seq.0).and_then(Option::as_ref).is_some_and(|s| s.len < s.prompt_len)
