@@ -1,12 +1,13 @@
 //! Attention over the paged cache: tensor cores where queries and cache are both bf16 or both f16, else f32 arithmetic.
 //!
-//! Two kernels make the same bits: for few tokens each has keys of its own, which all blocks share out; for many a warp has several tokens, so
-//! that they share keys in the cache of the processor. Keys are cut at fixed positions and folded in an order that depends on the position
-//! alone, which keeps a row independent of the step it is in.
+//! Steps that decode and steps that feed prompts are summed in different orders; within each a row is independent of the step it is in. Prompts
+//! go through warpgroup multiplies where the shape allows (`attention_flash.cu`). For the rest two kernels make the same bits: for few tokens
+//! each has keys of its own, which all blocks share out; for many a warp has several tokens, so that they share keys in the cache of the
+//! processor. Keys are cut at fixed positions and folded in an order that depends on the position alone.
 
 use gossamer_ir::DType;
 
-use super::{Cx, blocks, kv, operand, result, rows_of, single};
+use super::{Cx, blocks, kv, operand, result, rows_of, single, wgmma};
 use crate::emit::{Piece, Text, c_type, f32_literal};
 use crate::lower::{Arg, LowerError, Lowered, Part};
 
@@ -20,6 +21,8 @@ const PARTS: i64 = 8192;
 const PART_KEYS: i64 = 256;
 /// Blocks of the kernel for few tokens: two on each multiprocessor.
 const BLOCKS: i64 = 264;
+/// Shared memory that a block may have.
+const SHARED: i64 = 232_448;
 /// Head dims the templates hold in registers.
 const MAX_DIM: i64 = 256;
 
@@ -105,6 +108,16 @@ pub fn lower(cx: &Cx) -> Result<Lowered, LowerError> {
             .set("sink", sink("head"));
         return Ok(single(cx.launch(fill(text).build(), tokens * kv.heads * group, 128, args)?));
     }
+    if feeds_prompts(tokens, sequences)
+        && let Some(shape) = Flash::of(&kv, group, window, cx.op.attrs.float("scale"))
+    {
+        return flash(
+            cx,
+            fill(Text::new(format!("{name}_flash"), ir, include_str!("cuda/attention_flash.cu"))),
+            shape,
+            Step { args, dtype: q.dtype, kv, group, tokens, scale: &scale, sinks: sinks.is_some() },
+        );
+    }
     // Steps that decode have a sequence for each token; steps with prompts have few.
     if tokens <= FEW || tokens <= sequences.min(MAX_FEW) {
         return few(
@@ -134,6 +147,119 @@ pub fn lower(cx: &Cx) -> Result<Lowered, LowerError> {
     let mut launch = cx.launch(fill(text).build(), count, warps as u32 * 32, args)?;
     let state = row_tiles * blocks(kv.dim / parts, 64) * 32 + row_tiles * 4;
     launch.shared = (warps * 2 * state * 32 * 4) as u32;
+    Ok(single(launch))
+}
+
+/// True for steps that feed prompts. Steps that decode have a token for each sequence, and steps that feed prompts have more: which class of sums
+/// a row gets must depend on what it is for and on nothing else.
+fn feeds_prompts(tokens: i64, sequences: i64) -> bool {
+    tokens > sequences
+}
+
+/// Shape of the kernel for prompts. It depends on the op and never on the step: the tile of keys decides bits, and the kernel is one for all buckets.
+#[derive(Clone, Copy, Debug)]
+struct Flash {
+    /// Keys of a tile.
+    keys: i64,
+    /// Warpgroups that multiply.
+    groups: i64,
+    /// Tiles of keys held.
+    stages: i64,
+    /// Tiles of queries held.
+    slots: i64,
+    /// Registers of a thread that multiplies and of one that copies: what the block starts with, shared out.
+    registers: (i64, i64),
+}
+
+impl Flash {
+    /// Where the kernel runs: heads of 64 or 128, groups of query heads that fill 64 rows, pages of whole runs of 16 keys, a positive scale (the greatest
+    /// product is the greatest logit).
+    fn of(kv: &kv::Kv, group: i64, window: i64, scale: f64) -> Option<Flash> {
+        let narrow = window > 0 && window <= 512;
+        let fits = 64 % group.min(64) == 0 && kv.page % 16 == 0 && scale > 0.0 && scale.is_finite();
+        match (kv.dim, narrow) {
+            _ if !fits => None,
+            (64, false) => Some(Flash { keys: 128, groups: 3, stages: 4, slots: 2, registers: (160, 32) }),
+            (64, true) => Some(Flash { keys: 64, groups: 3, stages: 6, slots: 2, registers: (160, 32) }),
+            (128, false) => Some(Flash { keys: 128, groups: 2, stages: 3, slots: 1, registers: (232, 40) }),
+            (128, true) => Some(Flash { keys: 64, groups: 2, stages: 4, slots: 2, registers: (232, 40) }),
+            _ => None,
+        }
+    }
+
+    /// Bytes of dynamic shared memory, with room to align it.
+    fn dynamic(&self, dim: i64) -> i64 {
+        2 * self.stages * self.keys * dim * 2 + self.slots * self.groups * 64 * dim * 2 + 1024
+    }
+
+    /// The same with fewer tiles held where the lists of many tokens leave no room for all. How many are held decides no bits.
+    fn fit(mut self, kv: &kv::Kv, group: i64) -> Flash {
+        let tokens = self.groups * (64 / group.min(64));
+        let list = 8 + 4 * blocks(tokens, 32) + 8 * tokens + 4 * tokens * (1 + 2 * self.groups);
+        let lists = |f: &Flash| f.slots * (list + 24) + f.stages * (16 + f.keys / 8) + 128;
+        while self.stages > 2 && self.dynamic(kv.dim) + lists(&self) > SHARED {
+            self.stages -= 1;
+        }
+        self
+    }
+}
+
+/// What the kernel for prompts is launched for.
+struct Step<'a> {
+    args: Vec<Arg>,
+    dtype: DType,
+    kv: kv::Kv,
+    group: i64,
+    tokens: i64,
+    scale: &'a str,
+    sinks: bool,
+}
+
+fn flash(cx: &Cx, text: Text, shape: Flash, step: Step) -> Result<Lowered, LowerError> {
+    let Step { args, dtype, kv, group, tokens, scale, sinks } = step;
+    let shape = shape.fit(&kv, group);
+    let Flash { keys, groups, stages, slots, registers } = shape;
+    let heads = group.min(64);
+    // The longest run of keys that starts at a multiple of its length and never leaves a page.
+    let span = [64, 32].into_iter().find(|s| kv.page % s == 0).unwrap_or(16);
+    let sink = match sinks {
+        true => format!(
+            "if (head0 + r % HEADS < GROUP) {{\n\
+             \x20 const f32 sink = to_f32(sinks[kv_head * GROUP + head0 + r % HEADS]) * 1.44269504f;\n\
+             \x20 const f32 scaled = __fmul_rn(most[h], {scale});\n\
+             \x20 const f32 top = fmaxf(scaled, sink);\n\
+             \x20 const f32 base = top == -INF ? 0.0f : top;\n\
+             \x20 factor[h] = exp2_fast(scaled - base);\n\
+             \x20 sum[h] = fmaf(sum[h], factor[h], exp2_fast(sink - base));\n\
+             }}"
+        ),
+        false => String::new(),
+    };
+    let text = text
+        .with(Piece::Mma)
+        .with(Piece::Dependent)
+        .with(Piece::Async)
+        .with(Piece::Wgmma)
+        .set("type", c_type(dtype))
+        .set("keys", keys)
+        .set("groups", groups)
+        .set("stages", stages)
+        .set("slots", slots)
+        .set("span", span)
+        .set("many", registers.0)
+        .set("few", registers.1)
+        .set("multiply", wgmma::multiply(keys, dtype))
+        .set("multiply_across", wgmma::multiply_across(kv.dim, dtype))
+        .set("sink", sink);
+    let tiles = blocks(tokens, groups * 64 / heads).saturating_mul(kv.heads * blocks(group, heads));
+    // Counts are 32 bits wide in the kernel.
+    if tiles > i64::from(i32::MAX) - BLOCKS {
+        return Err(cx.unsupported(format!("{tiles} tiles of queries"), "fewer than 2^31"));
+    }
+    let threads = groups as u32 * 128 + 128;
+    let mut launch = cx.launch(text.build(), tiles.min(BLOCKS / 2), threads, args)?;
+    launch.dependent = true;
+    launch.shared = shape.dynamic(kv.dim) as u32;
     Ok(single(launch))
 }
 

@@ -22,6 +22,12 @@ pub(crate) fn multiply_held(n: i64, dtype: DType) -> String {
     function("multiply_held", "const u32 (&a)[4], ", &["r"; 4], &a, ", 0", n, dtype)
 }
 
+/// `multiply_across(d, a, b, keep)`: as `multiply_held`, with b lying across (`operand_across`): its rows are elements along K, each with `n` columns.
+pub(crate) fn multiply_across(n: i64, dtype: DType) -> String {
+    let a = ["a[0]", "a[1]", "a[2]", "a[3]"];
+    function("multiply_across", "const u32 (&a)[4], ", &["r"; 4], &a, ", 1", n, dtype)
+}
+
 fn function(name: &str, param: &str, kinds: &[&str], a: &[&str], transposed: &str, n: i64, dtype: DType) -> String {
     assert!(is_width(n), "no wgmma of {n} columns");
     let sums = (n / 2) as usize;
@@ -47,7 +53,7 @@ fn function(name: &str, param: &str, kinds: &[&str], a: &[&str], transposed: &st
 
 #[cfg(test)]
 mod tests {
-    use super::{is_width, multiply, multiply_held};
+    use super::{is_width, multiply, multiply_across, multiply_held};
     use gossamer_ir::DType;
 
     #[test]
@@ -59,6 +65,8 @@ mod tests {
         assert!(rs.contains("m64n16k16.f32.f16.f16"), "{rs}");
         assert!(rs.contains("%7}, {%8, %9, %10, %11}, %12, p, 1, 1, 0;"), "{rs}");
         assert!(rs.contains("setp.ne.b32 p, %13, 0;"), "{rs}");
+        let across = multiply_across(16, DType::BF16);
+        assert!(across.contains("{%8, %9, %10, %11}, %12, p, 1, 1, 1;"), "{across}");
         assert!(is_width(256) && !is_width(257) && !is_width(0) && !is_width(264));
     }
 }

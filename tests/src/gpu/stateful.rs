@@ -132,7 +132,10 @@ impl Layer {
         for row in pages.chunks_mut(columns) {
             row[..columns - 1].iter_mut().zip(free.drain(..columns - 1)).for_each(|(p, f)| *p = f);
         }
-        let pages = int(&[lengths.len(), columns], pages);
+        // Rows that nobody uses, so that no more tokens decode than there are sequences.
+        pages.resize((lengths.len() + 2) * columns, -1);
+        let sequences = lengths.len() + 2;
+        let pages = int(&[sequences, columns], pages);
         let sinks = rng.floats(DType::BF16, &[self.heads], 2.0);
         let mut step = |tokens: &[(i32, i32)]| {
             let rows = tokens.len();
@@ -148,7 +151,7 @@ impl Layer {
             if self.sinks {
                 inputs.insert("sinks".into(), sinks.clone());
             }
-            Step { sizes: sizes(rows, lengths.len(), columns, 1), inputs }
+            Step { sizes: sizes(rows, sequences, columns, 1), inputs }
         };
         let each = |from: usize, to: usize| -> Vec<(i32, i32)> {
             let of =
@@ -162,7 +165,55 @@ impl Layer {
         decode.insert(1, (-1, 0));
         decode.push((-1, 7));
         let steps = vec![step(&prompts), step(&each(0, 2)), step(&decode)];
-        let alone = first_row(&steps[2], &["q", "k", "v", "pos", "seq"], "T");
+        let alone = first_rows(&steps[2], &["q", "k", "v", "pos", "seq"], "T", 1);
+        let states = vec![StateSpec { name: "kv".into(), decl: self.decl(), units }];
+        let tolerance = OpKind::Attention.info().tolerance;
+        Scenario { label, module: self.module(), states, steps, alone: Some(alone), tolerance, fused: None }
+    }
+
+    /// A prompt of one sequence after the other in chunks, several to a step, one of them split by another; then the first few tokens of a step by
+    /// themselves, which is one more way of cutting the first prompt.
+    fn chunks(&self, first: usize, others: &[usize]) -> Scenario {
+        let label = format!("{}, chunks of {first}, {others:?}", self.label());
+        let mut rng = Rng::new(&label);
+        let sequences = 1 + others.len();
+        let longest = first.max(others.iter().copied().max().unwrap_or(0));
+        let columns = longest.div_ceil(self.page) + 1;
+        let units = sequences * columns + 3;
+        let mut free: Vec<i32> = (0..units as i32).collect();
+        (1..free.len()).rev().for_each(|i| free.swap(i, rng.below(i + 1)));
+        let pages = int(&[sequences, columns], free[..sequences * columns].to_vec());
+        let sinks = rng.floats(DType::BF16, &[self.heads], 2.0);
+        let mut step = |tokens: &[(i32, i32)]| {
+            let rows = tokens.len();
+            let mut wide = |heads: usize, scale| rng.floats(self.dtype, &[rows, heads * self.head_dim], scale);
+            let mut inputs = BTreeMap::from([
+                ("q".to_string(), wide(self.heads, 1.5)),
+                ("k".to_string(), wide(self.kv_heads, 1.5)),
+                ("v".to_string(), wide(self.kv_heads, 1.0)),
+                ("pos".to_string(), int(&[rows], tokens.iter().map(|t| t.1).collect())),
+                ("seq".to_string(), int(&[rows], tokens.iter().map(|t| t.0).collect())),
+                ("pages".to_string(), pages.clone()),
+            ]);
+            if self.sinks {
+                inputs.insert("sinks".into(), sinks.clone());
+            }
+            Step { sizes: sizes(rows, sequences, columns, 1), inputs }
+        };
+        let run = |s: usize, from: usize, to: usize| (from..to).map(move |p| (s as i32, p as i32));
+        let cut = first / 3;
+        let mut early: Vec<(i32, i32)> = run(0, 0, cut).collect();
+        for (i, n) in others.iter().enumerate() {
+            early.extend(run(i + 1, 0, n / 2));
+            early.push((-1, 0));
+        }
+        // Padding in front of the rows that come alone would leave nothing of the step's start.
+        let mut late: Vec<(i32, i32)> = run(0, cut, first).collect();
+        for (i, n) in others.iter().enumerate() {
+            late.extend(run(i + 1, n / 2, *n));
+        }
+        let steps = vec![step(&early), step(&late)];
+        let alone = first_rows(&steps[1], &["q", "k", "v", "pos", "seq"], "T", sequences + 4);
         let states = vec![StateSpec { name: "kv".into(), decl: self.decl(), units }];
         let tolerance = OpKind::Attention.info().tolerance;
         Scenario { label, module: self.module(), states, steps, alone: Some(alone), tolerance, fused: None }
@@ -174,16 +225,16 @@ fn sizes(t: usize, s: usize, p: usize, r: usize) -> Bindings {
     [("T", t), ("S", s), ("P", p), ("R", r)].map(|(k, v)| (k.into(), v as i64)).into()
 }
 
-/// A step with the first row of some inputs only.
-fn first_row(step: &Step, names: &[&str], symbol: &str) -> Step {
-    let mut one = step.clone();
-    one.sizes.insert(symbol.into(), 1);
+/// A step with the first rows of some inputs only.
+fn first_rows(step: &Step, names: &[&str], symbol: &str, rows: usize) -> Step {
+    let mut some = step.clone();
+    some.sizes.insert(symbol.into(), rows as i64);
     for name in names {
-        if let Some(t) = one.inputs.get_mut(*name) {
-            *t = head(t, 1);
+        if let Some(t) = some.inputs.get_mut(*name) {
+            *t = head(t, rows);
         }
     }
-    one
+    some
 }
 
 /// `kv_write` and `attention`.
@@ -205,6 +256,15 @@ pub fn attention() -> Vec<Scenario> {
         Layer { heads: 6, kv_heads: 2, head_dim: 128, ..small }.scenario(&[33, 2]),
         Layer { heads: 3, kv_heads: 1, head_dim: 80, sinks: false, ..small }.scenario(&[33, 2]),
         Layer { dtype: DType::F32, ..small }.scenario(&[33, 2]),
+        gpt.chunks(500, &[200, 30, 3]),
+        gpt.chunks(2100, &[]),
+        Layer { window, ..gpt }.chunks(700, &[290, 64, 1]),
+        Layer { window, ..small }.chunks(400, &[290, 64, 1]),
+        Layer { heads: 2, ..small }.chunks(300, &[70]),
+        Layer { heads: 64, kv_heads: 1, page: 32, sinks: false, ..small }.chunks(150, &[70]),
+        Layer { heads: 8, head_dim: 128, page: 128, ..small }.chunks(500, &[140, 9]),
+        Layer { heads: 8, head_dim: 128, window, ..small }.chunks(500, &[140, 9]),
+        Layer { heads: 6, ..small }.chunks(120, &[70]),
         // Long enough for every way of splitting the keys.
         Layer { heads: 8, kv_heads: 1, ..gpt }.scenario(&[2050, 700]),
     ]

@@ -48,3 +48,29 @@ __device__ __forceinline__ void publish_to_hardware() { asm volatile("fence.prox
 // its threads and blocks.
 template <int COUNT> __device__ __forceinline__ void fewer_registers() { asm volatile("setmaxnreg.dec.sync.aligned.u32 %0;" ::"n"(COUNT)); }
 template <int COUNT> __device__ __forceinline__ void more_registers() { asm volatile("setmaxnreg.inc.sync.aligned.u32 %0;" ::"n"(COUNT)); }
+
+// Operand of wgmma that lies across: rows of 64 16-bit elements of its N, one row for each element along K, swizzled as above. `next`: bytes to the
+// next 64 of N. 16 further along K: + 128.
+__device__ __forceinline__ u64 operand_across(u32 at, u32 next) { return (u64)((at & 0x3ffffu) >> 4) | (u64)(next >> 4) << 16 | (u64)64 << 32 | (u64)1 << 62; }
+// Registers of sums or operands are final here, or not read before: the compiler moves no instruction that touches them across.
+template <int N> __device__ __forceinline__ void hold(f32 (&x)[N]) {
+#pragma unroll
+  for (int i = 0; i < N; i++) asm volatile("" : "+f"(x[i])::"memory");
+}
+template <int N> __device__ __forceinline__ void hold(u32 (&x)[N]) {
+#pragma unroll
+  for (int i = 0; i < N; i++) asm volatile("" : "+r"(x[i])::"memory");
+}
+
+// Copies 16 bytes to shared memory in the background; writes zeros instead if !valid.
+__device__ __forceinline__ void copy16_to(u32 to, const void* from, bool valid) {
+  const u32 bytes = valid ? 16u : 0u;
+  asm volatile("cp.async.cg.shared.global.L2::128B [%0], [%1], 16, %2;" ::"r"(to), "l"(from), "r"(bytes) : "memory");
+}
+// This thread arrives at the signal when its copies of 16 bytes up to here have landed. Hardware (wgmma) may read them after publish_to_hardware() by
+// the thread that has waited.
+__device__ __forceinline__ void signal_when_copied(u32 at) {
+  asm volatile("cp.async.mbarrier.arrive.noinc.shared::cta.b64 [%0];" ::"r"(at) : "memory");
+}
+// Waits until all copies of 16 bytes of this thread have landed.
+__device__ __forceinline__ void copies_landed() { asm volatile("cp.async.wait_all;" ::: "memory"); }

@@ -257,27 +257,16 @@ fn positions() -> Vec<Case> {
         let operands = vec![state(&decl), t(x, &row), t(x, &row), t(I32, "T"), t(I32, "T"), t(I32, "S P")];
         out.push(case(K::KvWrite, operands, attrs([]), &[decl], "T=9 S=3 P=5"));
     }
-    let few = "T=7 S=3 P=8";
+    let few = "T=7 S=9 P=8";
     let many = "T=90 S=3 P=8";
-    let mut attention = |d: DType,
-                         cache: DType,
-                         (heads, group, dim): (i64, i64, i64),
-                         page: i64,
-                         window: i64,
-                         sinks: bool,
-                         sizes: &str| {
-        let decl = kv(heads, dim, page, (window > 0).then_some(window), cache);
-        let mut operands =
-            vec![t(d, &format!("T {}", heads * group * dim)), state(&decl), t(I32, "T"), t(I32, "T"), t(I32, "S P")];
-        if sinks {
-            operands.push(t(BF16, &(heads * group).to_string()));
-        }
-        let a = attrs([("scale", Attr::Float((dim as f64).powf(-0.5))), ("window", Attr::Int(window))]);
-        out.push(case(K::Attention, operands, a, &[decl], sizes));
+    let mut attention = |d, cache, shape, page, window, sinks, sizes: &str| {
+        out.push(attention(d, cache, shape, page, window, sinks, sizes));
     };
+    attention(BF16, BF16, (2, 8, 64), 32, 0, true, few);
+    attention(BF16, BF16, (2, 8, 64), 32, 40, true, few);
     for sizes in [few, many] {
-        attention(BF16, BF16, (2, 8, 64), 32, 0, true, sizes);
-        attention(BF16, BF16, (2, 8, 64), 32, 40, true, sizes);
+        attention(BF16, BF16, (2, 6, 64), 32, 0, true, sizes);
+        attention(BF16, BF16, (2, 6, 64), 32, 40, true, sizes);
         attention(BF16, BF16, (1, 1, 8), 48, 0, false, sizes);
         attention(BF16, BF16, (1, 20, 128), 32, 0, true, sizes);
         attention(BF16, BF16, (1, 3, 256), 64, 33, false, sizes);
@@ -292,6 +281,48 @@ fn positions() -> Vec<Case> {
     attention(F32, BF16, (2, 2, 64), 32, 0, true, few);
     attention(F32, F32, (1, 3, 200), 5, 30, false, few);
     out
+}
+
+/// Attention of (key heads, query heads of each, elements) over pages of `page` keys.
+fn attention(
+    d: DType,
+    cache: DType,
+    (heads, group, dim): (i64, i64, i64),
+    page: i64,
+    window: i64,
+    sinks: bool,
+    sizes: &str,
+) -> Case {
+    let decl = kv(heads, dim, page, (window > 0).then_some(window), cache);
+    let mut operands =
+        vec![t(d, &format!("T {}", heads * group * dim)), state(&decl), t(I32, "T"), t(I32, "T"), t(I32, "S P")];
+    if sinks {
+        operands.push(t(BF16, &(heads * group).to_string()));
+    }
+    let a = attrs([("scale", Attr::Float((dim as f64).powf(-0.5))), ("window", Attr::Int(window))]);
+    case(OpKind::Attention, operands, a, &[decl], sizes)
+}
+
+/// Attention of steps that feed prompts, by warpgroup multiplies. They need the GPU: nothing stands in for their instructions.
+pub fn prompts() -> Vec<Case> {
+    let mut all = vec![];
+    for sizes in ["T=9 S=3 P=8", "T=2048 S=1 P=2048"] {
+        for window in [0, 1, 128, 700] {
+            all.push(attention(BF16, BF16, (8, 8, 64), 64, window, true, sizes));
+        }
+        for page in [16, 32, 48, 128, 256] {
+            all.push(attention(BF16, BF16, (2, 4, 64), page, 0, false, sizes));
+        }
+        for group in [1, 2, 16, 64, 128] {
+            all.push(attention(F16, F16, (2, group, 64), 64, 0, true, sizes));
+        }
+        for window in [0, 128] {
+            all.push(attention(BF16, BF16, (2, 4, 128), 64, window, false, sizes));
+            all.push(attention(F16, F16, (1, 1, 128), 16, window, true, sizes));
+            all.push(attention(BF16, BF16, (8, 16, 128), 128, window, true, sizes));
+        }
+    }
+    all
 }
 
 fn sampling() -> Vec<Case> {

@@ -71,6 +71,11 @@ fn every_kernel_compiles_without_spills() {
 }
 
 #[test]
+fn attention_of_prompts_compiles_without_spills() {
+    check(&kernels(&cases::prompts()));
+}
+
+#[test]
 fn full_size_kernels_compile_without_spills() {
     check(&kernels(&cases::full_size()));
 }

@@ -11,7 +11,7 @@ fn entries(launches: &[Launch]) -> Vec<&str> {
 
 #[test]
 fn texts_are_whole_deterministic_and_named_after_themselves() {
-    for case in cases::all().iter().chain(&cases::full_size()) {
+    for case in cases::all().iter().chain(&cases::full_size()).chain(&cases::prompts()) {
         let (first, again) = (case.lower().unwrap(), case.lower().unwrap());
         for (a, b) in first.launches.iter().zip(&again.launches) {
             assert_eq!(a.kernel, b.kernel, "{}", case.name);
@@ -58,6 +58,28 @@ fn symbols_are_arguments_not_text() {
     };
     assert_eq!(entries(&moe(700).launches), entries(&moe(2000).launches));
     assert_eq!(entries(&moe(1).launches), entries(&moe(2).launches));
+}
+
+/// Bits of a prompt's rows must not depend on how it is cut into steps: one kernel for all steps that feed prompts, another for those that decode.
+#[test]
+fn prompts_have_one_kernel_of_their_own() {
+    for mut case in cases::prompts() {
+        let mut at = |tokens: i64, sequences: i64| {
+            case.sizes.insert("T".into(), tokens);
+            case.sizes.insert("S".into(), sequences);
+            entries(&case.lower().unwrap().launches).iter().map(|e| e.to_string()).collect::<Vec<_>>()
+        };
+        let prompts = at(2, 1);
+        assert!(prompts[0].contains("_flash_"), "{prompts:?}");
+        for (tokens, sequences) in [(5, 4), (64, 1), (65, 64), (1000, 1), (8192, 8)] {
+            assert_eq!(at(tokens, sequences), prompts, "{}", case.name);
+        }
+        let decode = at(1, 1);
+        assert!(!decode[0].contains("_flash_"), "{decode:?}");
+        for tokens in [2, 64, 256, 1024] {
+            assert_eq!(at(tokens, tokens), decode, "{}", case.name);
+        }
+    }
 }
 
 #[test]
