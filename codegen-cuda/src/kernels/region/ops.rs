@@ -344,13 +344,15 @@ impl Region<'_> {
         let p = self.element(pos, std::slice::from_ref(token))?;
         let there = format!("{s} >= 0 && {s} < {sequences} && {p} >= 0 && {p} / {page} < {per_sequence}");
         let there = self.bind("bool", "there", there);
-        // The table's entry is read only where there is one, so it is a statement of its own and not an element.
+        // Which entry is read depends on whether there is one, so it is a statement of its own and not an element.
         let table = match parameter(func, pages).and_then(|i| self.sources.get(i)) {
             Some(Source::Memory(pointer)) => pointer.clone(),
             _ => return Err(unsupported("a computed page table", "a page table in memory")),
         };
         let at = self.offset(&dims, &[Index::var(s), Index::var(format!("({p} / {page})"))]);
-        let id = self.bind("i32", "page", format!("{there} ? {table}[{at}] : -1"));
+        // Its first entry is there in any case: a load without a test does not wait for one.
+        let entry = self.bind("i32", "entry", format!("{table}[{there} ? {at} : 0]"));
+        let id = self.bind("i32", "page", format!("{there} ? {entry} : -1"));
         let element = self.element(if keys { k } else { v }, &[token.clone(), column.clone()])?;
         let (head, d) = (self.quotient(column, *head_dim), self.remainder(column, *head_dim));
         let row = format!("((i64){id} * {heads} + {}) * {page} + {p} % {page}", head.operand());

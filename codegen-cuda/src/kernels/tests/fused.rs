@@ -214,7 +214,7 @@ pub fn cases() -> Vec<Case> {
         (12, 1088, 4, true, "T=5"),
         (9, 72, 2, false, "T=3"),
         (16, 104, 8, true, "T=12"),
-        (40, 64, 4, true, "T=300"),
+        (40, 64, 4, true, "T=3000"),
     ] {
         out_cases.push(router(n, k, top, norm, sizes));
     }
