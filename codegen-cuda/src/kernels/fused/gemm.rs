@@ -25,11 +25,11 @@ const UNIT: i64 = 64;
 const STAGES: i64 = 12;
 /// Rows of tiles in a band: their share of x and the columns of w that go past it fit the L2 cache.
 const BAND: i64 = 16;
-/// Bytes that a multiprocessor gets from the L2 cache in a clock while all do.
-const COPIED: i64 = 36;
-/// Clocks of a tile before its first multiply, and of 128 of its results.
-const TILE: i64 = 1500;
-const RESULT: i64 = 20;
+/// As measured on an H100 (docs/performance.md): bytes that a multiprocessor copies in a clock, clocks before a block's first multiply, and clocks of a strip
+/// of results.
+const COPIED: i64 = 50;
+const TILE: i64 = 4000;
+const STRIP: i64 = 3000;
 /// How the work is cut.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Plan {
@@ -77,15 +77,17 @@ impl Plan {
         (blocks(rows, self.height()), blocks(n, self.width))
     }
 
-    /// Clocks that a product of `n` columns and `k` deep takes: what is multiplied and what is copied by the busiest multiprocessor, and results.
+    /// Clocks that the busiest multiprocessor takes: tiles one after the other, each as long as its multiplies, its copies or the results of the one
+    /// before it, and the results of the last, in which all join.
     fn cost(self, rows: i64, n: i64, k: i64) -> i64 {
         let (down, across) = self.tiles(rows, n);
         let rounds = blocks(down * across, PROCESSORS);
         let units = blocks(k, UNIT);
-        let multiplies = rounds * units * self.height() / 64 * 2 * self.width;
-        let copies = blocks(down * across * units * self.stage(), PROCESSORS * COPIED);
-        let results = rounds * (TILE + self.height() * self.width * RESULT / 128);
-        multiplies.max(copies) + results
+        let multiplies = units * self.height() / 64 * 2 * self.width;
+        let main = multiplies.max(units * self.stage() / COPIED);
+        let strips = self.height() / 8 * (self.width / 64);
+        let results = blocks(strips, 4) * STRIP;
+        (rounds - 1) * main.max(results) + main + TILE + blocks(strips, 4 + 4 * self.groups) * STRIP
     }
 
     /// The cut for so many rows of a product of `n` columns, and how its tiles hold together what `sinks` need together.
