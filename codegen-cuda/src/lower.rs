@@ -28,8 +28,9 @@ pub struct OpInstance<'a> {
     pub module: &'a Module,
     /// Values of all symbols in the types.
     pub sizes: &'a Bindings,
-    /// Operands that are whole before the step starts: its inputs and values kept from loading, not state. Kernels may read them before the kernels
-    /// in front of them have ended. Missing entries count as false.
+    /// Operands that are whole before a kernel of this op can start, though the kernel in front of it may still run: inputs of the step, values kept
+    /// from loading, and what was written before the op in front if that op [`settles`]; not state. Kernels may read them before they wait. Missing
+    /// entries count as false.
     pub early: &'a [bool],
 }
 
@@ -232,6 +233,12 @@ pub fn buffers(ty: &TensorType, sizes: &Bindings) -> Result<Vec<(Part, u64)>, Lo
         }
         (Some(_), _) => Err(unsupported(ty.to_string())),
     }
+}
+
+/// True if every kernel of this op lets the next one start only after its own wait for the kernel in front of it. When a kernel behind it starts, all
+/// that was launched before this op has ended, so of what the step writes only this op's results may be incomplete.
+pub fn settles(op: &Op) -> bool {
+    op.attrs.kernel().is_some_and(|k| kernels::fused::settles(k.template()))
 }
 
 /// Kernels, launch geometry and arguments of one op.

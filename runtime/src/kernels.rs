@@ -47,7 +47,7 @@ fn launches(p: &Plan, id: OpId) -> Result<Vec<Arc<KernelSource>>, LowerError> {
     let op = p.func.graph.op(id);
     let operands: Vec<Type> = op.operands.iter().map(|v| p.func.graph.ty(*v).clone()).collect();
     // As the executor does, or what is compiled ahead would not be what runs.
-    let early: Vec<bool> = op.operands.iter().map(|v| crate::exec::cuda::bind::is_early(p, *v)).collect();
+    let early = crate::exec::cuda::bind::early_operands(p, id);
     let instance = OpInstance { op, operands: &operands, module: &p.decls, sizes: &p.sizes, early: &early };
     Ok(lower(&instance)?.launches.into_iter().map(|l| l.kernel).collect())
 }

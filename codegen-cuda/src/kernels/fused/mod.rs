@@ -50,6 +50,11 @@ pub fn lower(cx: &Cx) -> Result<Lowered, LowerError> {
     }
 }
 
+/// See [`crate::lower::settles`].
+pub fn settles(template: &str) -> bool {
+    template == "moe_stream"
+}
+
 /// Where a value of a region comes from.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Origin {

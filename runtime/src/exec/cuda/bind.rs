@@ -6,7 +6,9 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use gossamer_codegen_cuda::lower::{Arg, KernelSource, Lowered, MAX_COUNTERS, Matrix, OpInstance, Part, lower};
+use gossamer_codegen_cuda::lower::{
+    Arg, KernelSource, Lowered, MAX_COUNTERS, Matrix, OpInstance, Part, lower, settles,
+};
 use gossamer_ir::{DType, LayoutName, OpId, OpKind, TensorType, Type, Value};
 use gossamer_passes::Plan;
 use gossamer_passes::buffers::{ALIGN, Place};
@@ -114,7 +116,7 @@ pub fn lower_step(plan: &Plan, id: OpId, layouts: &BTreeMap<Value, LayoutName>) 
         check_packed_result(plan, Value { op: id, result: r as u16 }, ty)?;
     }
     let operands: Vec<Type> = op.operands.iter().map(|v| operand_type(plan, *v, layouts)).collect();
-    let early: Vec<bool> = op.operands.iter().map(|v| is_early(plan, *v)).collect();
+    let early = early_operands(plan, id);
     let instance = OpInstance { op, operands: &operands, module: &plan.decls, sizes: &plan.sizes, early: &early };
     lower(&instance).map_err(|e| kernel_error(format!("%{}: {e}", op.names.first().map_or("", |n| n))))
 }
@@ -131,8 +133,8 @@ pub fn lower_steps(plan: &Plan, layouts: &BTreeMap<Value, LayoutName>) -> Result
         // Beside its body, what a kernel's text depends on: types, and what may be read early.
         let key = op.attrs.kernel().map(|kernel| {
             let mut key = kernel.key().to_string();
-            for v in &op.operands {
-                key += &format!("\n{} {}", operand_type(plan, *v, layouts), is_early(plan, *v));
+            for (v, early) in op.operands.iter().zip(early_operands(plan, *id)) {
+                key += &format!("\n{} {early}", operand_type(plan, *v, layouts));
             }
             op.results.iter().for_each(|ty| key += &format!("\n{ty}"));
             key
@@ -149,13 +151,24 @@ pub fn lower_steps(plan: &Plan, layouts: &BTreeMap<Value, LayoutName>) -> Result
     Ok(out)
 }
 
-/// True for values that no kernel of the step writes: inputs and what was loaded.
-pub fn is_early(plan: &Plan, v: Value) -> bool {
-    match plan.buffers.places.get(&v) {
+/// Which operands of an op are whole before its kernels can start: see [`OpInstance::early`].
+pub fn early_operands(plan: &Plan, id: OpId) -> Vec<bool> {
+    let position = |id: OpId| plan.steps.iter().position(|s| *s == id);
+    // All steps before this one have ended when a kernel of `id` starts.
+    let ended = position(id).and_then(|at| at.checked_sub(1)).filter(|front| settles_here(plan, plan.steps[*front]));
+    let early = |v: Value| match plan.buffers.places.get(&v) {
         Some(Place::Param(_)) => !plan.func.graph.ty(v).is_state(),
         Some(Place::Resident(_)) => true,
-        _ => false,
-    }
+        _ => !plan.func.graph.ty(v).is_state() && ended.is_some_and(|end| position(v.op).is_some_and(|at| at < end)),
+    };
+    plan.func.graph.op(id).operands.iter().map(|v| early(*v)).collect()
+}
+
+/// True if the op settles and has kernels: with results of no element there may be none.
+fn settles_here(plan: &Plan, id: OpId) -> bool {
+    let op = plan.func.graph.op(id);
+    let some = |ty: &Type| ty.as_tensor().and_then(|t| t.shape(&plan.sizes).ok()).is_some_and(|s| !s.contains(&0));
+    settles(op) && op.results.iter().any(some)
 }
 
 /// Bytes of scratch that a lowered op takes, each buffer aligned.
