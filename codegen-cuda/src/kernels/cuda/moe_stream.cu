@@ -1,25 +1,23 @@
 // ${ir}
-// Experts' weights for few rows. A unit is a strip of w (TILES tiles of 16 rows of w) for an item (rows that share an expert). Its K is cut into
-// pieces, one a warp, which are dealt to WARPS warps in turn. One more warp asks for everything: packed weights, into a ring of slots of the warp that
-// multiplies them, and an item's rows of x, which all warps share. A few more take turns to add up the pieces of a unit in order and to finish it, so a
-// row's bits depend neither on the other rows nor on which kernel of the family made them. A block makes a run of units of its own, and then takes more
-// from a counter, so that all blocks end together.
+// Experts' weights for few rows. A group of PIECES warps makes the rows of an item (rows that share an expert) times a strip of w (TILES tiles of 16
+// rows of w); its warps share out K in pieces. Each warp streams its own packed weights through a ring in shared memory, AHEAD chunks of CHUNK tiles of
+// 64 k deep, across the borders of units, and decodes fragments in registers. Rows of x are held by the block if they are few, else each warp
+// reads them as it needs them. Pieces are added up in order, so a row's bits depend neither on the other rows nor on which kernel of the family made
+// them. The sums of a unit are finished while the next one is under way, so a warp waits for another only if that is a unit behind.
 ${constants}
 constexpr int PIECES = ${pieces};
-constexpr int WARPS = ${warps};    // that multiply
-constexpr int FINISHERS = ${finishers};  // warps that finish
+constexpr int GROUPS = ${groups};  // of a block
 constexpr int TILES = ${tiles};
 constexpr int XROWS = ${x_rows};   // rows of an item at most
 constexpr int ROWS = ${rows};      // rows in all at most
-constexpr int HELD = ${held};      // items whose rows of x are held; 0: warps read them as they need them
-constexpr int CHUNK = ${chunk};    // tiles of 64 k of a slot
-constexpr int AHEAD = ${ahead};    // slots of a warp
-constexpr int KEPT = ${kept};      // units whose partial sums are kept
-constexpr int OWN = ${own};        // percent of the units that blocks make without asking
-constexpr int RUN = ${run};        // units that a block asks for at a time
+constexpr int HELD = ${held};      // rows of x that a block holds; 0: warps read them
+constexpr int CHUNK = ${chunk};
+constexpr int AHEAD = ${ahead};
 constexpr bool FAST = ${fast};     // scales are stored as scale + 126
 constexpr bool EARLY = ${early};   // ids are complete before the kernel in front is
-constexpr int THREADS = 32 * (1 + FINISHERS + WARPS);
+constexpr bool OWNER = ${owner};   // a group keeps its strip and goes through all items
+constexpr int GROUP = PIECES * 32;
+constexpr int THREADS = GROUPS * GROUP;
 constexpr int NT = (XROWS + 7) / 8;
 constexpr int HEIGHT = TILES * 16;
 constexpr int K_TILES = (K + 63) / 64;
@@ -28,255 +26,164 @@ constexpr int CHUNKS = (K_TILES + PIECES * CHUNK - 1) / (PIECES * CHUNK);  // of
 constexpr bool EVEN = K_TILES == PIECES * CHUNK * CHUNKS;
 constexpr bool HALF_TAIL = K % 64 != 0;
 constexpr int RECORD = 544;
-constexpr int SLOT = TILES * CHUNK * RECORD;
 constexpr int X_PITCH = K_TILES * 128 + 16;  // of a row of x that is held
-constexpr int X_AT = WARPS * AHEAD * SLOT;
-constexpr int X_ITEM = XROWS * X_PITCH;
-constexpr int TURNS = HELD == 0 ? 1 : HELD;
-constexpr int PARTS_AT = X_AT + HELD * X_ITEM;
+constexpr int SLOT = TILES * CHUNK * RECORD;
 constexpr int PITCH = HEIGHT + 4;
 constexpr int PART = PIECES * XROWS * PITCH;
-static_assert(FINISHERS <= KEPT, "signals that wake them at the end");
-static_assert(TILES * PIECES <= 32 && XROWS <= 32, "a lane makes a copy");
+constexpr int HELD_AT = GROUPS * PIECES * AHEAD * SLOT;
+constexpr int RING = HELD_AT + HELD * X_PITCH;
+constexpr int BUFFERS = ${buffers};  // of partial sums; with one, a group waits until they are read
+constexpr int PARTS = GROUPS * BUFFERS * PART * 4;
+static_assert(TILES <= 32, "a lane copies one strip");
 
-// True in the warp that comes last of the `n` that share `counter`; what the others wrote before can be read then, past the first cache level. Leaves
-// the counter at 0, as it was.
-__device__ __forceinline__ bool warp_is_last(u32* counter, u32 n) {
-  u32 before = 0;
-  __syncwarp();
-  if ((threadIdx.x & 31) == 0) {
-    __threadfence();
-    before = atomicInc(counter, n - 1);
-  }
-  const bool last = __shfl_sync(0xffffffffu, before, 0) == n - 1;
-  if (last) __threadfence();
-  return last;
-}
+// A chunk that is to be fetched.
+struct Cursor {
+  int item;
+  int strip;
+  int chunk;  // of the piece
+  int phase;  // where in the ring
+  int tiles;  // 0: there is nothing to fetch
+  const u8* from;  // weights; lane r of TILES has its own
+};
 
 extern "C" __global__ void __launch_bounds__(THREADS, ${blocks})
-${entry}(const bf16* x, const u8* w, const i32* ids, u32 tokens, u32* counters${params}) {
+${entry}(const bf16* x, const u8* w, const i32* ids, u32 tokens${params}) {
   extern __shared__ uint4 shared[];
   __shared__ Items<ROWS> items;
-  __shared__ u64 full[WARPS * AHEAD];   // weights of a slot are there
-  __shared__ u64 empty[WARPS * AHEAD];  // they were used
-  __shared__ u64 rows_full[TURNS];      // an item's rows of x are there
-  __shared__ u64 complete[KEPT];        // all partial sums of a unit are there
-  __shared__ u64 finished[KEPT];        // they were used
-  __shared__ volatile int number_of[KEPT];  // of the unit in this place
-  __shared__ int unit_of[KEPT];         // item * STRIPS + strip
-  __shared__ int turn_of[KEPT];         // number of the unit's item among those that this block meets
-  __shared__ volatile int made;         // units of this block, once that is known
-  ${shared}
+  __shared__ u64 signals[GROUPS * PIECES * AHEAD];
+  __shared__ u64 complete[GROUPS];  // all partial sums of a unit are there
   const int lane = threadIdx.x & 31;
   const int warp = __shfl_sync(0xffffffffu, (int)threadIdx.x >> 5, 0);
-  const u32 ring_at = shared_address(shared);
-  const u32 full_at = shared_address(full);
-  const u32 empty_at = shared_address(empty);
-  const u32 rows_full_at = shared_address(rows_full);
-  const u32 complete_at = shared_address(complete);
-  const u32 finished_at = shared_address(finished);
-  f32* const parts = (f32*)((u8*)shared + PARTS_AT);
-  if (threadIdx.x == 0) {
-    for (int i = 0; i < WARPS * AHEAD; i++) {
-      signal_init(full_at + 8 * i, TILES);
-      signal_init(empty_at + 8 * i, 1);
-    }
-    for (int i = 0; i < TURNS; i++) signal_init(rows_full_at + 8 * i, 1);
-    for (int i = 0; i < KEPT; i++) {
-      number_of[i] = -1;
-      signal_init(complete_at + 8 * i, PIECES);
-      signal_init(finished_at + 8 * i, 1);
-    }
-    made = 0x7fffffff;
-    ${begin}
+  const int group = GROUPS == 1 ? 0 : warp / PIECES;
+  const int piece = warp - group * PIECES;
+  const int member = threadIdx.x - group * GROUP;
+  const int groups = gridDim.x * GROUPS;
+  const int own = group * gridDim.x + blockIdx.x;
+  const int k_first = K_TILES * piece / PIECES;
+  const int k_count = EVEN ? CHUNK * CHUNKS : K_TILES * (piece + 1) / PIECES - k_first;
+  const u8* const ring = (const u8*)shared + warp * (AHEAD * SLOT);
+  const u32 ring_at = shared_address(ring);
+  const u32 signal = shared_address(signals + warp * AHEAD);
+  const u32 done = shared_address(complete + group);
+  const u32 held_at = shared_address(shared) + HELD_AT;
+  f32* const parts = (f32*)((u8*)shared + RING) + group * (BUFFERS * PART);
+  ${sums}
+
+  if (lane == 0) {
+#pragma unroll
+    for (int i = 0; i < AHEAD; i++) signal_init(signal + 8 * i, 1);
+    if (piece == 0) signal_init(done, PIECES);
     signal_publish();
   }
+  auto hold_x = [&] {
+    const int pieces = (int)(${x_all}) * (K / 8);
+    for (int i = threadIdx.x; i < (HELD ? pieces : 0); i += THREADS) {
+      copy16_async((u8*)shared + HELD_AT + i / (K / 8) * X_PITCH + i % (K / 8) * 16, x + (i64)i * 8, true);
+    }
+    copy_commit();
+  };
   if (!EARLY) {
     wait_inputs();
     start_next();
+    hold_x();
   }
   find_items<ROWS, XROWS, THREADS, EXPERTS>(items, ids, (int)tokens * CHOICES);
+  const int item_count = items.count;
 
-  if (warp == 0) {  // asks for weights and rows
-    const int grid = gridDim.x;
-    const int total = items.count * STRIPS;
-    const int own = (int)((i64)total * OWN / 100 / grid);
-    // Every block takes a run in vain once, so this is how many are taken in all; the last one leaves the counter at 0.
-    const u32 last = (total - own * grid + RUN - 1) / RUN + grid - 1;
-    const int piece = lane % PIECES;
-    const int tile_in_strip = lane / PIECES;
-    const int k_first = K_TILES * piece / PIECES;
-    const int k_count = K_TILES * (piece + 1) / PIECES - k_first;
-    int unit = blockIdx.x * own;  // next one, up to `end`
-    int end = unit + own;
-    int count = 0;      // units so far
-    int turn = -1;      // of the item
-    int item = -1;
-    int begun = 0;      // number of the item's first unit
-    int usable = -1;    // the item's rows can be fetched when this many units are multiplied; -1: they are fetched
-    int multiplied = 0;  // units that are, as far as this warp has looked
-    bool waited = !EARLY;
-    // True if this many units beyond those that can be multiplied without further rows fill the rings.
-    auto enough = [&](int units) { return (units + 1) * (PIECES * CHUNKS) > WARPS * AHEAD || units >= KEPT; };
-    auto wait = [&] {
-      if (waited) return;
-      wait_inputs();
-      start_next();
-      waited = true;
-    };
-    auto fetch_rows = [&] {
-      if (usable < 0) return;
-      wait();
-      // What is behind a finished unit is multiplied; signals tell of the last KEPT units only.
-      if (multiplied < count - KEPT) multiplied = count - KEPT;
-      for (; multiplied < usable; multiplied++) signal_wait(complete_at + 8 * (multiplied % KEPT), multiplied / KEPT & 1);
-      usable = -1;
-      const int first = items.first[item];
-      const int rows = items.first[item + 1] - first;
-      const u32 signal = rows_full_at + 8 * (turn % TURNS);
-      if (lane == 0) signal_expect(signal, rows * (K * 2));
-      __syncwarp();
-      if (lane < rows) {
-        const int row = items.row[first + lane];
-        fetch(ring_at + X_AT + turn % TURNS * X_ITEM + lane * X_PITCH, x + (i64)(${x_row}) * K, K * 2, signal);
+  auto tile_of = [&](int strip, int r) {  // tile of 16 rows of w
+    const int tile = ${tile};
+    return tile < ROW_TILES ? tile : ROW_TILES - 1;
+  };
+  auto size = [&](const Cursor& c) {
+    const int left = k_count - c.chunk * CHUNK;
+    return EVEN || left > CHUNK ? CHUNK : left;
+  };
+  auto seek = [&](Cursor& c) {
+    c.tiles = 0;
+    if (OWNER ? c.strip >= STRIPS : c.item >= item_count) return;
+    c.tiles = size(c);
+    const int id = items.expert[c.item];
+    const int expert = id < EXPERTS ? id : 0;  // rows of no expert are computed with some weights and then replaced
+    const u32 record = (u32)(expert * ROW_TILES + tile_of(c.strip, TILES == 1 ? 0 : lane % TILES)) * K_TILES + k_first;
+    c.from = w + (u64)record * RECORD;
+  };
+  auto next_unit = [&](int& item, int& strip) {
+    if (OWNER) {
+      if (++item >= item_count) {
+        item = 0;
+        strip += groups;
       }
-    };
-    u32 ticket = 0;  // of the run after this one
-    bool asked = false;
+    } else {
+      const u32 next = (u32)(strip + groups);
+      item += next / STRIPS;
+      strip = next % STRIPS;
+    }
+  };
+  auto advance = [&](Cursor& c) {
+    c.phase = c.phase + 1 == AHEAD ? 0 : c.phase + 1;
+    if (CHUNKS > 1 && c.chunk + 1 < CHUNKS) {
+      c.chunk++;
+      if (c.tiles) {
+        c.from += CHUNK * RECORD;
+        c.tiles = size(c);
+      }
+      return;
+    }
+    c.chunk = 0;
+    next_unit(c.item, c.strip);
+    seek(c);
+  };
+  auto fetch_chunk = [&](const Cursor& c) {
+    if (c.tiles == 0) return;
+    const u32 full = signal + 8 * c.phase;
+    const u32 bytes = c.tiles * RECORD;
+    const u32 to = ring_at + c.phase * SLOT;
+    if (TILES == 1) {
+      if (elected()) {
+        signal_expect(full, bytes);
+        fetch_once(to, c.from, bytes, full);
+      }
+    } else {
+      if (lane == 0) signal_expect(full, TILES * bytes);
+      if (lane < TILES) fetch_once(to + lane * (CHUNK * RECORD), c.from, bytes, full);
+    }
+  };
+  Cursor head;
+  head.item = OWNER ? 0 : own / STRIPS;
+  head.strip = OWNER ? own : own % STRIPS;
+  head.chunk = 0;
+  head.phase = 0;
+  int item = head.item;  // of the unit that is finished next
+  int strip = head.strip;
+  int at_item = item;    // of the unit that is multiplied next
+  int at_strip = strip;
+  seek(head);
 #pragma unroll 1
-    while (true) {
-      if (unit >= end && !waited) {  // the kernel in front may use the same counters
-        fetch_rows();
-        wait();
-      }
-      if (waited && !asked) {
-        if (lane == 0) ticket = atomicInc(counters, last);
-        asked = true;
-      }
-      if (unit >= end) {
-        unit = own * grid + (int)__shfl_sync(0xffffffffu, ticket, 0) * RUN;
-        if (unit >= total) break;
-        end = unit + RUN < total ? unit + RUN : total;
-        if (lane == 0) ticket = atomicInc(counters, last);
-      }
-      const int next = unit / STRIPS;
-      const int strip = unit - next * STRIPS;
-      if (next != item) {
-        fetch_rows();
-        item = next;
-        turn++;
-        // A signal tells of two fetches at most, so the one before must be over before anybody waits for the next.
-        if (HELD > 0 && turn >= TURNS) signal_wait(rows_full_at + 8 * (turn % TURNS), (turn / TURNS - 1) & 1);
-        // They go where those of HELD items before were.
-        if (HELD > 0) usable = HELD == 1 ? count : begun;
-        begun = count;
-      }
-      if (usable >= 0 && (enough(count - begun) || (HELD > 1 && waited))) fetch_rows();
-      if (enough(count)) wait();
-      const int kept = count % KEPT;
-      if (count >= KEPT) signal_wait(finished_at + 8 * kept, (count / KEPT - 1) & 1);
-      if (lane == 0) {
-        number_of[kept] = count;
-        unit_of[kept] = unit;
-        turn_of[kept] = turn;
-      }
-      __syncwarp();
-      if (tile_in_strip < TILES) {
-        const int id = items.expert[item];
-        const int expert = id < EXPERTS ? id : 0;  // rows of no expert are computed with some weights and then replaced
-        const int r = tile_in_strip;
-        const int tile = ${tile};
-        const u32 record = (u32)(expert * ROW_TILES + (tile < ROW_TILES ? tile : ROW_TILES - 1)) * K_TILES + k_first;
-        const u8* from = w + (u64)record * RECORD;
-        const int task = count * PIECES + piece;
-#pragma unroll 1
-        for (int chunk = 0; chunk < CHUNKS; chunk++) {
-          const int left = k_count - chunk * CHUNK;
-          const u32 bytes = (EVEN || left > CHUNK ? CHUNK : left) * RECORD;
-          const int use = task / WARPS * CHUNKS + chunk;
-          const int slot = task % WARPS * AHEAD + use % AHEAD;
-          if (use >= AHEAD) signal_wait(empty_at + 8 * slot, (use / AHEAD - 1) & 1);
-          signal_expect(full_at + 8 * slot, bytes);
-          fetch_once(ring_at + slot * SLOT + r * (CHUNK * RECORD), from, bytes, full_at + 8 * slot);
-          from += CHUNK * RECORD;
-        }
-      }
-      __syncwarp();
-      count++;
-      unit++;
-    }
-    fetch_rows();
-    if (lane == 0) made = count;
-    __syncwarp();
-    // Wakes everybody once more.
-    if (lane < WARPS) {
-      const int use = (count * PIECES + lane) / WARPS * CHUNKS;
-      const int slot = (count * PIECES + lane) % WARPS * AHEAD + use % AHEAD;
-      if (use >= AHEAD) signal_wait(empty_at + 8 * slot, (use / AHEAD - 1) & 1);
-      for (int i = 0; i < TILES; i++) signal_arrive(full_at + 8 * slot);
-    }
-    for (int i = count; i < count + FINISHERS; i++) {
-      if (i >= KEPT) signal_wait(finished_at + 8 * (i % KEPT), (i / KEPT - 1) & 1);
-      if (lane == 0) number_of[i % KEPT] = i;
-      __syncwarp();
-      if (lane < PIECES) signal_arrive(complete_at + 8 * (i % KEPT));
-    }
-    return;
+  for (int i = 0; i < AHEAD; i++) {
+    fetch_chunk(head);
+    advance(head);
   }
-
   if (EARLY) {
     wait_inputs();
     start_next();
+    hold_x();
   }
-  if (warp <= FINISHERS) {  // finishes units
-#pragma unroll 1
-    for (int number = warp - 1;; number += FINISHERS) {
-      const int kept = number % KEPT;
-      // A signal tells one use from the next one only, so another use is waited for first.
-      do signal_wait(complete_at + 8 * kept, number / KEPT & 1);
-      while (number_of[kept] != number);
-      signal_wait(complete_at + 8 * kept, number / KEPT & 1);
-      if (number >= made) break;
-      const int item = unit_of[kept] / STRIPS;
-      const int strip = unit_of[kept] - item * STRIPS;
-      const int first = items.first[item];
-      const int count = items.first[item + 1] - first;
-      const bool valid = items.expert[item] < EXPERTS;
-      const f32* const part = parts + kept * PART;
-      // Sum of all pieces: column `at` of the strip of row `i` of the item.
-      auto total = [&](int i, int at) {
-        f32 sum = 0.0f;
-#pragma unroll
-        for (int p = 0; p < PIECES; p++) sum += part[(p * XROWS + i) * PITCH + at];
-        return valid ? sum : 0.0f;
-      };
-      ${finish}
-      __syncwarp();
-      if (lane == 0) signal_arrive(finished_at + 8 * kept);
-      ${after}
-    }
-  } else {  // multiplies
-    const int own_warp = warp - 1 - FINISHERS;
-    const int g = lane >> 2;
-    const int c = lane & 3;
-    const u8* const ring = (const u8*)shared + own_warp * (AHEAD * SLOT);
-    const u32 own_full = full_at + 8 * own_warp * AHEAD;
-    const u32 own_empty = empty_at + 8 * own_warp * AHEAD;
-    int slot = 0;
-    u32 parity = 0;
-#pragma unroll 1
-    for (int task = own_warp;; task += WARPS) {
-      signal_wait(own_full + 8 * slot, parity);
-      const int number = task / PIECES;
-      if (number >= made) break;
-      const int piece = task - number * PIECES;
-      const int kept = number % KEPT;
-      const int item = unit_of[kept] / STRIPS;
-      const int first = items.first[item];
-      const int count = items.first[item + 1] - first;
-      const int k_first = K_TILES * piece / PIECES;
-      const int k_count = EVEN ? CHUNK * CHUNKS : K_TILES * (piece + 1) / PIECES - k_first;
-      if (HELD) signal_wait(rows_full_at + 8 * (turn_of[kept] % TURNS), turn_of[kept] / TURNS & 1);
+  if (HELD) {
+    copy_wait<0>();
+    __syncthreads();
+  }
+
+  const int g = lane >> 2;
+  const int c = lane & 3;
+  int phase = 0;
+  u32 parity = 0;
+  int unit = 0;
+  while (true) {
+    const bool more = OWNER ? at_strip < STRIPS : at_item < item_count;
+    f32 acc[TILES][NT][4] = {};
+    if (more) {
+      const int first = items.first[at_item];
+      const int count = items.first[at_item + 1] - first;
       // Rows of x: where load_matrices finds a lane's row, or where a lane's words of its column begin. Columns beyond the item's rows repeat the first
       // one or are zero, and are not used.
       u32 held[NT];
@@ -284,33 +191,47 @@ ${entry}(const bf16* x, const u8* w, const i32* ids, u32 tokens, u32* counters${
 #pragma unroll
       for (int s = 0; s < NT; s++) {
         const int i = 8 * s + (HELD ? lane & 7 : g);
-        const int at = i < count ? i : 0;
-        const int row = items.row[first + at];
-        held[s] = ring_at + X_AT + turn_of[kept] % TURNS * X_ITEM + at * X_PITCH + k_first * 128 + (lane >> 3) * 16;
+        const int row = items.row[first + (i < count ? i : 0)];
+        held[s] = held_at + (HELD == 1 ? 0 : (${x_row}) * X_PITCH) + k_first * 128 + (lane >> 3) * 16;
         read[s] = (const u32*)(x + ((i64)(${x_row}) * K + k_first * 64)) + c;
       }
-      f32 acc[TILES][NT][4] = {};
 #pragma unroll 1
       for (int chunk = 0; chunk < CHUNKS; chunk++) {
-        if (chunk > 0) signal_wait(own_full + 8 * slot, parity);
-        const u8* const from = ring + slot * SLOT;
+        u32 words[HELD ? 1 : CHUNK][NT][8];
+        if (!HELD) {
+#pragma unroll
+          for (int k = 0; k < CHUNK; k++) {
+            const int at = chunk * CHUNK + k;
+            if (!EVEN && at >= k_count) break;
+#pragma unroll
+            for (int s = 0; s < NT; s++) {
+              if (s > 0 && 8 * s >= count) break;
+#pragma unroll
+              for (int i = 0; i < 8; i++) {
+                const bool beyond = HALF_TAIL && i >= 4 && k_first + at == K_TILES - 1;
+                words[k][s][i] = 8 * s + g < count && !beyond ? read[s][at * 32 + 4 * i] : 0;
+              }
+            }
+          }
+        }
+        signal_wait(signal + 8 * phase, parity);
+        const u8* const from = ring + phase * SLOT;
 #pragma unroll ${unroll}
         for (int k = 0; k < CHUNK; k++) {
-          const int at = chunk * CHUNK + k;
-          if (!EVEN && at >= k_count) break;
-          const bool half = HALF_TAIL && k_first + at == K_TILES - 1;
+          if (!EVEN && chunk * CHUNK + k >= k_count) break;
           u32 b[NT][2][4];
 #pragma unroll
           for (int s = 0; s < NT; s++) {
             if (s > 0 && 8 * s >= count) break;
-            if (HELD) {
-              load_matrices(b[s][0], held[s] + at * 128);
-              load_matrices(b[s][1], held[s] + at * 128 + 64);
-              if (half) b[s][1][0] = b[s][1][1] = b[s][1][2] = b[s][1][3] = 0;
+            if (!HELD) {
+#pragma unroll
+              for (int i = 0; i < 8; i++) b[s][i >> 2][i & 3] = words[k][s][i];
               continue;
             }
-#pragma unroll
-            for (int i = 0; i < 8; i++) b[s][i >> 2][i & 3] = 8 * s + g < count && !(half && i >= 4) ? read[s][at * 32 + 4 * i] : 0;
+            const u32 at = held[s] + (chunk * CHUNK + k) * 128;
+            load_matrices(b[s][0], at);
+            load_matrices(b[s][1], at + 64);
+            if (HALF_TAIL && k_first + chunk * CHUNK + k == K_TILES - 1) b[s][1][0] = b[s][1][1] = b[s][1][2] = b[s][1][3] = 0;
           }
 #pragma unroll
           for (int r = 0; r < TILES; r++) {
@@ -328,29 +249,51 @@ ${entry}(const bf16* x, const u8* w, const i32* ids, u32 tokens, u32* counters${
             }
           }
         }
-        __syncwarp();  // all lanes are done with the slot
-        if (lane == 0) signal_arrive(own_empty + 8 * slot);
-        slot++;
-        if (slot == AHEAD) {
-          slot = 0;
+        __syncwarp();  // all lanes are done with the chunk
+        fetch_chunk(head);
+        advance(head);
+        phase++;
+        if (phase == AHEAD) {
+          phase = 0;
           parity ^= 1;
         }
       }
-      f32* const part = parts + kept * PART;
+    }
+    if (unit > 0) {
+      const int last = unit - 1;
+      signal_wait(done, last & 1);
+      const f32* const part = parts + last % BUFFERS * PART;
+      const int first = items.first[item];
+      const int count = items.first[item + 1] - first;
+      const bool valid = items.expert[item] < EXPERTS;
+      // Sum of all pieces: column `at` of the strip of row `i` of the item.
+      auto total = [&](int i, int at) {
+        f32 sum = 0.0f;
 #pragma unroll
-      for (int r = 0; r < TILES; r++) {
+        for (int p = 0; p < PIECES; p++) sum += part[(p * XROWS + i) * PITCH + at];
+        return valid ? sum : 0.0f;
+      };
+      // The work moves from warp to warp, so that none falls behind.
+      const int turn = (member + GROUP - last % PIECES * 32) % GROUP;
+      ${finish}
+    }
+    if (!more) break;
+    if (BUFFERS == 1) barrier<GROUP>(group + 1);
+    f32* const part = parts + unit % BUFFERS * PART;
 #pragma unroll
-        for (int s = 0; s < NT; s++) {
+    for (int r = 0; r < TILES; r++) {
 #pragma unroll
-          for (int e = 0; e < 4; e++) {
-            const int at = 8 * s + 2 * c + (e & 1);
-            if (at < XROWS) part[(piece * XROWS + at) * PITCH + 16 * r + 8 * (e >> 1) + g] = acc[r][s][e];
-          }
+      for (int s = 0; s < NT; s++) {
+#pragma unroll
+        for (int e = 0; e < 4; e++) {
+          const int at = 8 * s + 2 * c + (e & 1);
+          if (at < XROWS) part[(piece * XROWS + at) * PITCH + 16 * r + 8 * (e >> 1) + g] = acc[r][s][e];
         }
       }
-      __syncwarp();
-      if (lane == 0) signal_arrive(complete_at + 8 * kept);
     }
+    __syncwarp();
+    if (lane == 0) signal_arrive(done);
+    next_unit(at_item, at_strip);
+    unit++;
   }
-  ${end}
 }

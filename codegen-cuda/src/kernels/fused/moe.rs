@@ -184,12 +184,6 @@ impl Strips {
         self.tiles
     }
 
-    /// Strips of some tiles, for tests.
-    #[cfg(test)]
-    pub fn of(tiles: i64, count: i64) -> Strips {
-        Strips { pairing: if tiles == 1 { Pairing::Each } else { Pairing::Halves }, tiles, n: TILE * tiles * count, count }
-    }
-
     /// Columns of results of a strip.
     fn outputs(&self) -> i64 {
         match self.pairing {
