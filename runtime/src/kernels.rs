@@ -85,3 +85,45 @@ fn sizes(o: &EngineOptions) -> Vec<StepSize> {
     sizes.dedup();
     sizes
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::exec::MXFP4_LAYOUT;
+    use gossamer_codegen_cuda::nvrtc::{Source, for_tests};
+    use gossamer_codegen_cuda::tools::stamped;
+    use gossamer_models::presets;
+    use gossamer_passes::{Options, manager};
+
+    /// Every kernel of a large model's steps, compiles in the form that leaves time stamps.
+    #[test]
+    fn every_kernel_of_a_step_takes_time_stamps() {
+        let mut c = presets::gpt_oss_20b();
+        c.layers = 2;
+        c.layer_types.truncate(2);
+        let config = ModelConfig::GptOss(c);
+        let options = EngineOptions {
+            context: 1024,
+            chunk: 512,
+            max_seqs: 64,
+            page: 64,
+            kv_tokens: None,
+            passes: manager::default_pipeline(),
+            pass_options: Options { mxfp4_layout: Some(MXFP4_LAYOUT.into()), ..Options::default() },
+            fuse: true,
+        };
+        let program = program(&config, &options, Head::Sample).unwrap();
+        let mut kernels = BTreeMap::new();
+        for (tokens, seqs) in [(1, 1), (64, 64), (512, 1)] {
+            let plan = plan_step(&program.module, &options, StepSize { tokens, seqs, rows: seqs }).unwrap();
+            kernels.extend(of_plan(&plan).unwrap());
+        }
+        let nvrtc = for_tests();
+        for kernel in kernels.values() {
+            let with = stamped(kernel).unwrap_or_else(|| panic!("{}", kernel.text));
+            let Some(nvrtc) = &nvrtc else { continue };
+            let compiled = nvrtc.compile(&Source::new(&with.entry, &with.text)).unwrap_or_else(|e| panic!("{e}"));
+            assert!(compiled.kernel(&kernel.entry).is_some(), "{}", kernel.entry);
+        }
+    }
+}
