@@ -144,7 +144,7 @@ pub fn shape(
 /// Launches of a kernel: templates that first sort rows by expert take one more.
 fn launches(kernel: &Kernel, main: &Op) -> u32 {
     match kernel.template().as_ref() {
-        "moe_tile" => 2,
+        "moe_tile" | "moe_gemm" => 2,
         "single" if main.kind == OpKind::MoeMatMul => 2,
         _ => 1,
     }

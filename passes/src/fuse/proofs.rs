@@ -95,7 +95,9 @@ fn cases(rule: &Rule, kind: OpKind, s: &Sizes) -> Vec<String> {
         ("seed/stream" | "seed/tile" | "seed/gemm" | "seed/router" | "seed/cublaslt", _) => {
             one(dense(n), ty, vec![matmul(n)], "%a")
         }
-        ("seed/moe-stream" | "seed/moe-tile", _) => one(moe, format!("f32[T, {j}, {n}]"), vec![experts], "%a"),
+        ("seed/moe-stream" | "seed/moe-tile" | "seed/moe-gemm", _) => {
+            one(moe, format!("f32[T, {j}, {n}]"), vec![experts], "%a")
+        }
         ("seed/attention", _) => {
             let line = "%a = attention %q, %kv, %pos, %seq, %pages {scale = 0.5} : bf16[T, 16]".to_string();
             one(

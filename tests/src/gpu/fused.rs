@@ -59,6 +59,15 @@ fn without(rules: &[&str]) -> Fused {
     Fused { options: Options { disabled_rules, ..Options::default() }, expected: &[] }
 }
 
+/// The same in steps that feed prompts, whose rows are summed in the order of prompts.
+fn of_prompts(mut scenario: Scenario) -> Scenario {
+    for step in scenario.steps.iter_mut().chain(&mut scenario.alone) {
+        let rows = step.sizes.get("T").copied().unwrap_or(1);
+        step.sizes.extend([("S".into(), 2 * rows), ("R".into(), 1)]);
+    }
+    scenario
+}
+
 /// Every scenario.
 pub fn all() -> Vec<Scenario> {
     let mut out = dense();
@@ -272,6 +281,9 @@ fn experts() -> Vec<Scenario> {
         for source in [gate_up, down] {
             out.push(source.scenario(&[1, 2, 4, 7, 16, 31], &["moe_stream"], without(&["seed/moe-tile"])));
             out.push(source.scenario(&[9, 33, 64, 65, 150], &["moe_tile"], without(&["seed/moe-stream"])));
+            let mut chain = without(&[]);
+            chain.options.enabled_rules = vec!["seed/moe-gemm".into()];
+            out.push(of_prompts(source.scenario(&[1, 9, 33, 63, 64, 65, 150], &["moe_gemm"], chain)));
         }
     }
     out

@@ -9,6 +9,7 @@ mod finish;
 mod gemm;
 mod map;
 mod moe;
+mod moe_gemm;
 mod moe_stream;
 mod moe_tile;
 mod router;
@@ -38,13 +39,14 @@ pub fn lower(cx: &Cx) -> Result<Lowered, LowerError> {
         "gemm" => gemm::lower(cx, &body),
         "moe_stream" => moe_stream::lower(cx, &body),
         "moe_tile" => moe_tile::lower(cx, &body),
+        "moe_gemm" => moe_gemm::lower(cx, &body),
         "router" => router::lower(cx, &body),
         "row" => row::lower(cx, &body),
         "map" => map::lower(cx, &body),
         "single" | "attention" => single::lower(cx, &body),
         "cublaslt" => cublaslt::lower(cx, &body),
         other => {
-            let known = "stream, tile, gemm, moe_stream, moe_tile, router, attention, row, map, cublaslt, single";
+            let known = "stream, tile, gemm, moe_stream, moe_tile, moe_gemm, router, attention, row, map, cublaslt, single";
             Err(cx.unsupported(format!("template `{other}`"), known))
         }
     }

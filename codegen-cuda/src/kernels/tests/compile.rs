@@ -76,6 +76,11 @@ fn attention_of_prompts_compiles_without_spills() {
 }
 
 #[test]
+fn kernels_of_experts_for_prompts_compile_without_spills() {
+    check(&kernels(&super::moe::prompts()));
+}
+
+#[test]
 fn full_size_kernels_compile_without_spills() {
     check(&kernels(&cases::full_size()));
 }

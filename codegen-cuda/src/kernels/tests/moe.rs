@@ -150,6 +150,27 @@ pub fn cases() -> Vec<Case> {
     out
 }
 
+/// Kernels for prompts, at sizes that reach every cut. They need the GPU: nothing stands in for their instructions.
+pub fn prompts() -> Vec<Case> {
+    use Kind::{Halves, Interleaved, Plain};
+    let mut out = Vec::new();
+    for tokens in [1, 100, 512, 8192] {
+        out.push(experts("moe_gemm", Interleaved, shape(tokens, 4, 32, 5760, 2880), "mx64.fast"));
+        out.push(experts("moe_gemm", Plain, shape(tokens, 4, 32, 2880, 2880), "mx64.fast"));
+    }
+    for (kind, s) in [
+        (Plain, shape(9, 1, 5, 33, 96)),
+        (Plain, shape(70, 4, 5, 150, 320)),
+        (Interleaved, shape(600, 2, 6, 300, 352)),
+        (Interleaved, shape(70, 2, 6, 80, 608)),
+        (Halves, shape(20, 4, 6, 160, 64)),
+        (Halves, shape(2000, 8, 6, 288, 32)),
+    ] {
+        out.push(experts("moe_gemm", kind, s, "mx64"));
+    }
+    out
+}
+
 /// GPT-OSS 20B and 120B at full size.
 pub fn full_size() -> Vec<Case> {
     let mut out = Vec::new();
