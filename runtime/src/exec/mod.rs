@@ -59,7 +59,7 @@ impl HostData {
 }
 
 /// Layout that MXFP4 weights get on a GPU, see `gossamer_codegen_cuda::layout`.
-pub const MXFP4_LAYOUT: &str = "mx64";
+pub const MXFP4_LAYOUT: &str = "mx64.fast";
 
 /// Tensor inputs of a step by parameter name.
 pub type Inputs = BTreeMap<String, HostData>;
