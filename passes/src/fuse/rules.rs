@@ -119,18 +119,12 @@ pub static RULES: &[Rule] = &[
         "moe_tile",
         "moe_matmul of many rows becomes a kernel over rows grouped by expert",
     ),
-    Rule {
-        info: RuleInfo {
-            off: Some("its sums are one chain over K, so a row has other bits than in the kernels of a decode step"),
-            ..info(
-                "seed/moe-gemm",
-                Family::Seed,
-                "moe_matmul of a prompt's rows becomes a kernel of warpgroup multiplies",
-            )
-        },
-        kinds: &[K::MoeMatMul],
-        how: How::Seed("moe_gemm"),
-    },
+    seed(
+        "seed/moe-gemm",
+        &[K::MoeMatMul],
+        "moe_gemm",
+        "moe_matmul of a prompt's rows becomes a kernel of warpgroup multiplies over rows ordered by expert",
+    ),
     seed("seed/attention", &[K::Attention], "attention", "attention becomes a kernel"),
     seed(
         "seed/row",
