@@ -182,14 +182,11 @@ pub fn choose(step: StepSize, max: StepSize) -> StepSize {
     StepSize { tokens: token_bucket(step.tokens).min(max.tokens.max(step.tokens)), seqs, rows }
 }
 
-/// [`choose`] for a step that feeds prompts: the bucket is never one that decodes, even for one token of each sequence, so that how a prompt is summed
-/// does not depend on how it is cut.
+/// [`choose`] for a step that feeds prompts: the bucket always has more tokens than sequences, even for one token of each, so that how a prompt is
+/// summed does not depend on how it is cut. Attention knows prompts by that.
 pub fn choose_prompt(step: StepSize, max: StepSize) -> StepSize {
     let bucket = choose(step, max);
-    match bucket.decodes() {
-        true => StepSize { tokens: bucket.tokens + 1, ..bucket },
-        false => bucket,
-    }
+    StepSize { tokens: bucket.tokens.max(bucket.seqs + 1), ..bucket }
 }
 
 fn token_bucket(tokens: usize) -> usize {
@@ -224,7 +221,7 @@ mod tests {
         assert_eq!(prompt(1, 1, 1), StepSize { tokens: 2, seqs: 1, rows: 1 });
         assert_eq!(prompt(3, 3, 3), StepSize { tokens: 5, seqs: 4, rows: 4 });
         assert_eq!(prompt(65, 1, 1), step(65, 1, 1));
-        assert!((1..200).all(|n| !prompt(n, n.min(100), 1).decodes() && !prompt(n, 1, n).decodes()));
+        assert!((1..200).all(|n| [prompt(n, n.min(100), 1), prompt(n, 1, n), prompt(n, n, n)].iter().all(|s| s.tokens > s.seqs)));
     }
 
     #[test]

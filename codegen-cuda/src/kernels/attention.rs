@@ -285,6 +285,16 @@ fn few(cx: &Cx, fill: impl Fn(Text) -> Text, few: Few) -> Result<Lowered, LowerE
     let seen = if window > 0 { keys.min(window + PART_KEYS - 1) } else { keys };
     let works = tokens.saturating_mul(units).saturating_mul(blocks(seen, PART_KEYS).max(1));
     let early = (2..5).all(|i| cx.early(i));
+    let sink_alone = match sinks {
+        true => {
+            "const f32 sink = to_f32(sinks[unit / SETS * GROUP + head]) * 1.44269504f;\n\
+             const f32 top = fmaxf(most, sink);\n\
+             const f32 base = top == -INF ? 0.0f : top;\n\
+             factor = exp2_fast(most - base);\n\
+             sum = fmaf(sum, factor, exp2_fast(sink - base));"
+        }
+        false => "",
+    };
     let (sink_early, sink) = match sinks {
         true => (
             "f32 sink_held[PAIRS];\n\
@@ -304,7 +314,11 @@ fn few(cx: &Cx, fill: impl Fn(Text) -> Text, few: Few) -> Result<Lowered, LowerE
     let text = Text::new(
         format!("{name}_few{}", if early { "_early" } else { "" }),
         ir,
-        include_str!("cuda/attention_split.cu"),
+        concat!(
+            include_str!("cuda/attention_pieces.cu"),
+            include_str!("cuda/attention_alone.cu"),
+            include_str!("cuda/attention_split.cu")
+        ),
     )
     .with(Piece::Mma)
     .with(Piece::Dependent)
@@ -312,6 +326,9 @@ fn few(cx: &Cx, fill: impl Fn(Text) -> Text, few: Few) -> Result<Lowered, LowerE
     .set("type", cx.plain(0).map(|q| c_type(q.dtype))?)
     .set("early", early)
     .set("limit", PARTS)
+    .set("blocks", BLOCKS)
+    .set("sinks_passed", if sinks { "sinks, " } else { "" })
+    .set("sink_alone", sink_alone)
     .set("sink_early", sink_early)
     .set("sink", sink);
     let at = args.iter().position(|a| matches!(a, Arg::Result { .. })).map_or(args.len(), |i| i + 1);
@@ -319,7 +336,10 @@ fn few(cx: &Cx, fill: impl Fn(Text) -> Text, few: Few) -> Result<Lowered, LowerE
     let mut launch = cx.launch(fill(text).build(), works.min(BLOCKS), 256, args)?;
     let part = blocks(heads * (kv.dim + 2), 4) * 16;
     launch.dependent = true;
-    launch.shared = ((2 * 8 * heads * (kv.dim + 4) * 4).max(16 * part) + (MAX_FEW + 4) * 4) as u32;
+    // What warps need that are alone: three levels of sums and the queries of a lane.
+    let alone = if kv.dim <= 64 { 8 * (3 * (16 + 4) + 4 * blocks(kv.dim, 32)) * 32 * 4 + 8 * 4 * 4 } else { 0 };
+    let shared = (2 * 8 * heads * (kv.dim + 4) * 4).max(16 * part).max(alone);
+    launch.shared = (shared + (MAX_FEW + 4) * 4) as u32;
     let scratch = vec![(works.min(PARTS) * part) as u64];
     Ok(Lowered { launches: vec![launch], scratch, counters: 2 * PARTS as u32, ..Lowered::default() })
 }

@@ -19,3 +19,14 @@ __device__ __forceinline__ bool last_of(u32* counter, u32 n) {
   if (last) __threadfence();
   return last;
 }
+
+// As last_of, for warps. All lanes of a warp call.
+__device__ __forceinline__ bool last_warp_of(u32* counter, u32 n) {
+  __threadfence();
+  __syncwarp();
+  u32 ticket = 0;
+  if ((threadIdx.x & 31) == 0) ticket = atomicInc(counter, n - 1);
+  const bool last = __shfl_sync(0xffffffffu, ticket, 0) == n - 1;
+  if (last) __threadfence();
+  return last;
+}
