@@ -227,6 +227,11 @@ __device__ __forceinline__ void attend_alone(const T* q, const T* keys, const T*
     }
   };
 
+  auto advance = [&]() {
+    __syncwarp();
+    if (lane == 0) at = at + (i32)gridDim.x * WARPS;
+    __syncwarp();
+  };
   auto works = [&]() -> i32 { return (NARROW ? n : before[n]) * UNITS; };  // not held: registers are short
   at = (i32)blockIdx.x * WARPS + warp;
   if (at < works()) open();
@@ -235,7 +240,7 @@ __device__ __forceinline__ void attend_alone(const T* q, const T* keys, const T*
   }
 
 #pragma unroll 1
-  for (; at < works(); at = at + (i32)gridDim.x * WARPS) {
+  for (; at < works(); advance()) {
     if (at >= (i32)gridDim.x * WARPS) open();
 #pragma unroll 1
     for (int i = 0; i < 3 * LEVEL; i++) chunk[32 * i] = i % LEVEL < 2 ? -INF : 0.0f;
