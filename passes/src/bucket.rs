@@ -221,7 +221,11 @@ mod tests {
         assert_eq!(prompt(1, 1, 1), StepSize { tokens: 2, seqs: 1, rows: 1 });
         assert_eq!(prompt(3, 3, 3), StepSize { tokens: 5, seqs: 4, rows: 4 });
         assert_eq!(prompt(65, 1, 1), step(65, 1, 1));
-        assert!((1..200).all(|n| [prompt(n, n.min(100), 1), prompt(n, 1, n), prompt(n, n, n)].iter().all(|s| s.tokens > s.seqs)));
+        assert!(
+            (1..200).all(|n| [prompt(n, n.min(100), 1), prompt(n, 1, n), prompt(n, n, n)]
+                .iter()
+                .all(|s| s.tokens > s.seqs))
+        );
     }
 
     #[test]

@@ -1,6 +1,6 @@
 //! Prices: what each alternative of the e-graph costs at given sizes, and which alternatives are open there.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use egg::Id;
 use gossamer_ir::template::{Order, TEMPLATES, Template, template};
@@ -8,7 +8,7 @@ use gossamer_ir::{Bindings, Dim, Kernel, OpKind};
 
 use super::Space;
 use super::extract::{Choice, Choices};
-use super::facts::Graph;
+use super::facts::{Graph, parts};
 use super::rules::{How, RULES, at_load};
 use super::term::Term;
 use crate::cost::{self, Machine, Terms};
@@ -57,8 +57,8 @@ impl<'a> Point<'a> {
 
 /// Prices every node at `point`: kernels by the cost model, work at load and renaming nothing, everything else infinite.
 pub fn price(space: &Space, point: &Point) -> Priced {
-    let chains = point.chains();
     let eg = &space.bridged.graph;
+    let (chains, ranked) = (point.chains(), ranked_weights(eg));
     let mut classes: Vec<Id> = eg.classes().map(|c| c.id).collect();
     classes.sort_unstable();
     let index: BTreeMap<Id, usize> = classes.iter().enumerate().map(|(i, id)| (*id, i)).collect();
@@ -70,7 +70,7 @@ pub fn price(space: &Space, point: &Point) -> Priced {
         let choices = here
             .iter()
             .map(|n| Choice {
-                cost: own_cost(eg, *id, n, point, &chains),
+                cost: own_cost(eg, *id, n, point, (&chains, &ranked)),
                 children: egg::Language::children(n).iter().map(|c| index[&eg.find(*c)]).collect(),
             })
             .collect();
@@ -81,12 +81,14 @@ pub fn price(space: &Space, point: &Point) -> Priced {
     Priced { choices: Choices { classes: alternatives, root }, classes, nodes }
 }
 
-fn own_cost(eg: &Graph, class: Id, node: &Term, point: &Point, chains: &[&Template]) -> f64 {
+fn own_cost(eg: &Graph, class: Id, node: &Term, point: &Point, (chains, ranked): (&[&Template], &BTreeSet<Id>)) -> f64 {
     match node {
         Term::Leaf(_) | Term::Attrs(_) | Term::Proj(..) | Term::Outputs(_) | Term::Opaque(..) => 0.0,
         Term::Kernel(k, _) if !in_order(&eg.analysis.kernels[*k as usize], point.prompt_rows, chains) => f64::INFINITY,
         Term::Kernel(k, operands) => {
-            let last = if expands(eg, &eg.analysis.kernels[*k as usize], operands) { LAST_RESORT_US } else { 0.0 };
+            let kernel = &eg.analysis.kernels[*k as usize];
+            let last = expands(eg, kernel, operands) || unranked(eg, kernel, operands, ranked);
+            let last = if last { LAST_RESORT_US } else { 0.0 };
             kernel_cost(eg, *k, operands, point.sizes, point.machine).map_or(f64::INFINITY, |t| last + t.total_us)
         }
         Term::Op(OpKind::Reshape, _) => 0.0,
@@ -104,6 +106,8 @@ fn in_order(kernel: &Kernel, prompt_rows: Option<&str>, chains: &[&Template]) ->
     let order = match template(kernel.template()) {
         // By itself it takes the templates' order.
         Some(t) if t.name == "single" && main_kind(kernel) == Some(OpKind::MatMul) => Order::Pieces,
+        // No other template ranks a row; without ranks it is one of several.
+        Some(t) if t.name == "router" && !kernel.has(OpKind::TopK) => Order::Pieces,
         Some(t) => t.order,
         None => Order::Own,
     };
@@ -119,6 +123,43 @@ fn in_order(kernel: &Kernel, prompt_rows: Option<&str>, chains: &[&Template]) ->
 fn expands(eg: &Graph, kernel: &Kernel, operands: &[Id]) -> bool {
     let dequant = |id: &Id| eg[*id].nodes.iter().any(|n| matches!(n, Term::Op(OpKind::Dequant, _)));
     main_kind(kernel) == Some(OpKind::MoeMatMul) && &**kernel.template() == "single" && operands.iter().any(dequant)
+}
+
+/// Weights of matmuls whose rows are ranked, through adds and casts.
+fn ranked_weights(eg: &Graph) -> BTreeSet<Id> {
+    let mut out = BTreeSet::new();
+    let mut todo: Vec<Id> = Vec::new();
+    let mut seen: BTreeSet<Id> = BTreeSet::new();
+    for class in eg.classes() {
+        for node in &class.nodes {
+            if let Term::Op(OpKind::TopK, children) = node {
+                todo.extend(parts(eg, OpKind::TopK, children).0.first());
+            }
+        }
+    }
+    while let Some(id) = todo.pop() {
+        if !seen.insert(eg.find(id)) {
+            continue;
+        }
+        for node in &eg[id].nodes {
+            match node {
+                Term::Op(kind @ (OpKind::Add | OpKind::Cast), children) => todo.extend(parts(eg, *kind, children).0),
+                Term::Op(OpKind::MatMul, children) => {
+                    out.extend(parts(eg, OpKind::MatMul, children).0.get(1).map(|w| eg.find(*w)))
+                }
+                _ => {}
+            }
+        }
+    }
+    out
+}
+
+/// True if the kernel multiplies by such weights and leaves the ranks to others. The kernel that ranks adds in pieces in every step, so it must not be one of several
+/// choices by size either.
+fn unranked(eg: &Graph, kernel: &Kernel, operands: &[Id], ranked: &BTreeSet<Id>) -> bool {
+    main_kind(kernel) == Some(OpKind::MatMul)
+        && !kernel.has(OpKind::TopK)
+        && operands.iter().any(|o| ranked.contains(&eg.find(*o)))
 }
 
 /// The op of a main region that holds one.

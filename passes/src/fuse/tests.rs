@@ -2,6 +2,7 @@ use super::rules::{How, RULES};
 use super::*;
 use crate::{bucket, compile, manager};
 use gossamer_ir::template::{Order, TEMPLATES};
+use gossamer_models::config::GptOssConfig;
 use gossamer_models::{gpt_oss, presets, step};
 
 fn options(spaces: &Spaces, t: usize, s: usize) -> Options {
@@ -95,16 +96,27 @@ fn the_library_is_used_when_asked_for() {
 /// Whatever the sizes, a row of a prompt is summed in one chain and a decoded row in pieces, and rows that get logits in pieces in both.
 #[test]
 fn prompts_and_decoded_rows_keep_their_orders() {
-    let module = program(step::Head::Sample);
+    let large = presets::gpt_oss_120b();
+    // Small enough that every template is the fastest at some size.
+    let small =
+        GptOssConfig { hidden: 128, intermediate: 96, heads: 4, kv_heads: 2, experts: 8, vocab: 512, ..large.clone() };
+    for config in [large, small] {
+        keep_their_orders(&config);
+    }
+}
+
+fn keep_their_orders(config: &GptOssConfig) {
+    let o = step::StepOptions { head: step::Head::Sample, max_tokens: 8192, max_seqs: 256, context: 1024, page: 64 };
+    let module = gpt_oss::build(config, &o).unwrap().module;
     let shared = Spaces::default();
-    for (t, s) in [(1, 1), (8, 8), (64, 64), (256, 256), (2, 1), (16, 1), (700, 3), (8192, 8)] {
+    for (t, s) in [(1, 1), (8, 8), (64, 64), (256, 256), (2, 1), (16, 1), (192, 1), (700, 3), (8192, 8)] {
         let (_, report) = fused(module.clone(), &options(&shared, t, s));
         for kernel in report.funcs.iter().flat_map(|f| &f.kernels).map(|k| &k.kernel) {
             let template = gossamer_ir::template::template(kernel.template()).unwrap();
             let main = kernel.main();
             let op = main.graph.op(main.results[0].op);
             let rows = op.results[0].as_tensor().map(|t| t.dims[0].to_string()).unwrap_or_default();
-            if !matches!(op.kind, OpKind::MatMul | OpKind::MoeMatMul) || template.name == "router" {
+            if !matches!(op.kind, OpKind::MatMul | OpKind::MoeMatMul) || kernel.has(OpKind::TopK) {
                 continue;
             }
             let on =
