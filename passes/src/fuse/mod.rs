@@ -245,7 +245,9 @@ pub fn run(module: &mut Module, options: &Options) -> Result<Option<Report>, Fus
         let space = options.spaces.space(&decls, f, &excluded)?;
         let chosen = match choose(&decls, &space, &point, options.refuses.as_ref()) {
             // What no template of prompts can make is made by the others, whatever the size: code generation refuses shapes of weights, not numbers of rows.
-            Err(FuseError::NoKernel { .. }) if point.prompt_rows.is_some() => {
+            Err(FuseError::NoKernel { .. } | FuseError::Extract { source: ExtractError::Unsatisfiable { .. }, .. })
+                if point.prompt_rows.is_some() =>
+            {
                 choose(&decls, &space, &Point { prompt_rows: None, ..point }, options.refuses.as_ref())
             }
             chosen => chosen,

@@ -102,6 +102,8 @@ pub fn options(name: &str, module: &Module, args: &PipelineArgs) -> Result<Optio
     Ok(Options {
         mxfp4_layout: (args.gpu_layouts || !is_text(name)).then(|| crate::exec::MXFP4_LAYOUT.into()),
         sizes: sizes(module, bucket, args.sizes.as_deref())?,
+        // As the engine does for a model; text may name what no kernel is needed for.
+        refuses: (!is_text(name)).then(crate::kernels::refuse),
         disabled_rules: rules(&args.disabled_rules)?,
         enabled_rules: rules(&args.enabled_rules)?,
         ..Options::default()
