@@ -35,7 +35,9 @@ pub fn refuse() -> Refuse {
 /// An op for which there is no kernel.
 pub fn of_plan(p: &Plan) -> Result<BTreeMap<String, Arc<KernelSource>>, LowerError> {
     let mut out = BTreeMap::new();
-    for id in p.steps.iter().chain(&p.load) {
+    // The host packs weights as it reads them.
+    let on_device = |id: &&OpId| p.func.graph.op(**id).kind != OpKind::Relayout;
+    for id in p.steps.iter().chain(p.load.iter().filter(on_device)) {
         for launch in launches(p, *id)? {
             out.insert(launch.entry.clone(), launch);
         }

@@ -43,7 +43,8 @@ pub fn explain(args: &ExplainArgs) -> Result<(), Failure> {
     let mxfp4_layout = layout.map(Into::into);
     // As the engine does: what code generation cannot make is not chosen.
     let refuses = Some(crate::kernels::refuse());
-    let options = Options { mxfp4_layout, sizes, machine, refuses, disabled_rules, enabled_rules, ..Options::default() };
+    let options =
+        Options { mxfp4_layout, sizes, machine, refuses, disabled_rules, enabled_rules, ..Options::default() };
     let request = Request { name: &args.model, bucket: &name, entry: &entry, passes: &passes, options: &options };
     let mut e = match explain::explain(module, &request) {
         Err(engine::EngineError::Pass(e)) => return Err(pipeline::shown(&args.model, e)),
