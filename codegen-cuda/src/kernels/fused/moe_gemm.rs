@@ -44,12 +44,12 @@ pub(super) fn variant(rows: i64, experts: i64, even: bool) -> Variant {
     // Decoding takes longer than multiplying few rows, so more warps share it.
     let few = |slots, narrower| match even {
         false => Variant { slots, groups: 4, parts: 1, narrower, chunk: 16, registers: (40, 104) },
-        true => Variant { slots, groups: 2, parts: 2, narrower, chunk: 16, registers: (56, 224) },
+        true => Variant { slots, groups: 2, parts: 2, narrower, chunk: 16, registers: (64, 216) },
     };
     match blocks(rows, experts) {
         ..=16 => few(32, &[16]),
         17..=32 => few(64, &[16, 32]),
-        _ => Variant { slots: 128, groups: 2, parts: 2, narrower: &[16, 32, 64, 96], chunk: 16, registers: (56, 224) },
+        _ => Variant { slots: 128, groups: 2, parts: 2, narrower: &[16, 32, 64, 96], chunk: 16, registers: (64, 216) },
     }
 }
 
