@@ -178,6 +178,23 @@ pub struct Trace {
 }
 
 impl Trace {
+    /// Adds what the same pipeline did for other sizes: times sum up pass by pass, counts of ops become those of `other`.
+    pub fn add(&mut self, other: Trace) {
+        if self.passes.is_empty() {
+            self.passes = other.passes;
+            return;
+        }
+        for (sum, p) in self.passes.iter_mut().zip(other.passes) {
+            let (us, verify) = (sum.microseconds + p.microseconds, sum.verify_microseconds + p.verify_microseconds);
+            *sum = PassTrace { microseconds: us, verify_microseconds: verify, changed: sum.changed || p.changed, ..p };
+        }
+    }
+
+    /// Time of all passes and of verification after them, in microseconds.
+    pub fn microseconds(&self) -> u64 {
+        self.passes.iter().map(|p| p.microseconds + p.verify_microseconds).sum()
+    }
+
     /// A table for people.
     pub fn text(&self) -> String {
         let mut out = String::from("pass            time us  verify us  ops before  after  changed\n");

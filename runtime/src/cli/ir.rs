@@ -52,7 +52,10 @@ fn memory_table(module: &Module, passes: &[Pass], options: &Options, args: &IrAr
         Some(name) => vec![(name.clone(), options.sizes.clone())],
         None => memory::buckets(module),
     };
-    let rows = memory::table(module, ENTRY, passes, options, &buckets)?;
+    let (rows, times) = memory::table(module, ENTRY, passes, options, &buckets)?;
+    if args.pipeline.trace {
+        output::aside(format_args!("{}", times.text(rows.len())));
+    }
     match args.format {
         FormatArg::Json => output::json(&memory::json(&rows)),
         _ => output::text(&memory::text(&rows)),

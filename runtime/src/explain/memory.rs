@@ -1,10 +1,11 @@
 //! Memory of a step by bucket: what computed values and scratch take, and what they would take without sharing.
 
 use std::fmt::Write;
+use std::time::{Duration, Instant};
 
 use gossamer_ir::{Bindings, Module};
 use gossamer_passes::bucket::{StepSize, decode_ladder, named};
-use gossamer_passes::manager::Pass;
+use gossamer_passes::manager::{Pass, Trace};
 use gossamer_passes::plan::plan;
 use gossamer_passes::{Options, Plan, compile};
 use serde_json::{Value as Json, json};
@@ -66,6 +67,31 @@ impl BucketMemory {
     }
 }
 
+/// Where the time of a table went, over all its buckets.
+#[derive(Clone, Debug, Default)]
+pub struct Times {
+    /// The pipeline.
+    pub passes: Trace,
+    /// Calls inlined, steps ordered, values placed.
+    pub plans: Duration,
+    /// Kernels lowered for the scratch they need.
+    pub kernels: Duration,
+}
+
+impl Times {
+    /// Some lines for people.
+    pub fn text(&self, buckets: usize) -> String {
+        let ms = |d: Duration| d.as_secs_f64() * 1e3;
+        format!(
+            "{}{buckets} buckets: pipeline {:.0} ms, plans {:.0} ms, kernels for their scratch {:.0} ms\n",
+            self.passes.text(),
+            self.passes.microseconds() as f64 / 1e3,
+            ms(self.plans),
+            ms(self.kernels)
+        )
+    }
+}
+
 /// Buckets worth a row: every decode bucket, and prompts of one sequence in powers of two, within the bounds of the module's symbols; else those the
 /// module declares.
 pub fn buckets(module: &Module) -> Vec<(String, Bindings)> {
@@ -81,7 +107,7 @@ pub fn buckets(module: &Module) -> Vec<(String, Bindings)> {
     names.into_iter().filter_map(|name| named(module, &name).ok().map(|sizes| (name, sizes))).collect()
 }
 
-/// Compiles `module` for each bucket and plans `entry`.
+/// Compiles `module` for each bucket and plans `entry`; also where the time went.
 ///
 /// # Errors
 /// Passes or plans that fail, or an op without a kernel.
@@ -91,14 +117,22 @@ pub fn table(
     passes: &[Pass],
     options: &Options,
     buckets: &[(String, Bindings)],
-) -> Result<Vec<BucketMemory>, EngineError> {
-    let row = |(bucket, sizes): &(String, Bindings)| {
+) -> Result<(Vec<BucketMemory>, Times), EngineError> {
+    let mut times = Times::default();
+    let mut row = |(bucket, sizes): &(String, Bindings)| {
         let options = Options { sizes: sizes.clone(), ..options.clone() };
-        let (compiled, _) = compile(module.clone(), passes, &options)?;
+        let (compiled, trace) = compile(module.clone(), passes, &options)?;
+        times.passes.add(trace);
+        let start = Instant::now();
         let p = plan(&compiled, entry, sizes)?;
-        Ok(BucketMemory::of(bucket, &p, Needs::of(&p)?.scratch)?)
+        times.plans += start.elapsed();
+        let start = Instant::now();
+        let scratch = Needs::of(&p)?.scratch;
+        times.kernels += start.elapsed();
+        Ok(BucketMemory::of(bucket, &p, scratch)?)
     };
-    buckets.iter().map(row).collect()
+    let rows = buckets.iter().map(&mut row).collect::<Result<_, EngineError>>()?;
+    Ok((rows, times))
 }
 
 /// A table in bytes.
