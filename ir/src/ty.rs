@@ -53,7 +53,12 @@ impl TensorType {
 
     /// Bytes in memory under `bindings`.
     pub fn bytes(&self, bindings: &Bindings) -> Result<u64, Sym> {
-        Ok(self.dtype.storage_bytes(self.elements().eval(bindings)? as u64))
+        Ok(self.dtype.storage_bytes(self.count(bindings)? as u64))
+    }
+
+    /// Elements under `bindings`: [`TensorType::elements`] in numbers, without forming the product of symbols.
+    pub fn count(&self, bindings: &Bindings) -> Result<i64, Sym> {
+        self.dims.iter().try_fold(1i64, |count, d| Ok(count.saturating_mul(d.eval(bindings)?)))
     }
 }
 

@@ -127,7 +127,7 @@ mod tests {
             step::StepOptions { head: step::Head::Greedy, max_tokens: 8192, max_seqs: 256, context: 1024, page: 64 };
         let module = gpt_oss::build(&presets::gpt_oss_20b(), &o).unwrap().module;
         let sizes = bucket::sizes(tokens, 1, 1, 1024, 16);
-        let options = Options { mxfp4_layout: Some("mx64".into()), sizes, ..Options::default() };
+        let options = Options { mxfp4_layout: Some("mx64.fast".into()), sizes, ..Options::default() };
         let passes = manager::parse_pipeline(passes.unwrap_or("none")).unwrap();
         let (module, trace) = compile(module, &passes, &options).unwrap();
         let report = trace.passes.into_iter().find_map(|p| p.fusion);

@@ -270,7 +270,7 @@ fn part_offset(ty: &TensorType, part: Part, plan: &Plan) -> Option<u64> {
     match part {
         Part::Data if !split => Some(0),
         Part::Codes if split => Some(0),
-        Part::Scales if split => u64::try_from(ty.elements().eval(&plan.sizes).ok()?).ok().map(|n| n / 2),
+        Part::Scales if split => u64::try_from(ty.count(&plan.sizes).ok()?).ok().map(|n| n / 2),
         _ => None,
     }
 }
