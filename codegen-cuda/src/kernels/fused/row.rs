@@ -3,12 +3,47 @@
 use gossamer_ir::{OpKind, Value};
 
 use super::super::region::{Index, Region, Source, malformed, text, unsupported};
-use super::super::{Cx, product, rows, single};
+use super::super::{Cx, blocks, product, rows, single};
 use super::{Body, Origin, Params};
 use crate::emit::{Piece, Text, f32_literal};
 use crate::lower::{LowerError, Lowered};
 
 type Result<T> = std::result::Result<T, LowerError>;
+
+/// Elements of a row that a thread may hold, and of all vectors of columns beside it.
+const HELD: i64 = 32;
+
+/// How a thread goes through its elements of the row: those THREADS apart, in this order wherever a sum is made.
+struct Walk {
+    /// Elements of a thread, if it holds them in registers: all are asked for at once and once.
+    held: Option<i64>,
+}
+
+impl Walk {
+    /// A loop over the elements: `k` is the column, `i` counts those held.
+    fn over(&self, body: &[String]) -> Vec<String> {
+        let mut out = Vec::new();
+        let indent = match self.held {
+            Some(steps) => {
+                out.push("#pragma unroll".to_string());
+                out.push(format!("for (int i = 0; i < {steps}; i++) {{"));
+                out.push("  const int k = threadIdx.x + i * THREADS;".to_string());
+                out.push("  if (k < N) {".to_string());
+                "    "
+            }
+            None => {
+                out.push("for (int k = threadIdx.x; k < N; k += THREADS) {".to_string());
+                "  "
+            }
+        };
+        out.extend(body.iter().map(|l| format!("{indent}{l}")));
+        if self.held.is_some() {
+            out.push("  }".to_string());
+        }
+        out.push("}".to_string());
+        out
+    }
+}
 
 /// Lowers a kernel of template `row`.
 pub fn lower(cx: &Cx, body: &Body) -> Result<Lowered> {
@@ -66,6 +101,18 @@ pub fn lower(cx: &Cx, body: &Body) -> Result<Lowered> {
         }
     };
     let (load, x) = first_of(&mut before, &mut params)?;
+    let steps = blocks(n, i64::from(threads));
+    let walk = Walk { held: (steps <= HELD).then_some(steps) };
+    // What is asked for before the first sum; then the element, and how it is got where it is not held.
+    let mut first = Vec::new();
+    let (load, x) = match walk.held {
+        Some(_) => {
+            first.extend(load);
+            first.push(format!("held[i] = {x};"));
+            (Vec::new(), "held[i]".to_string())
+        }
+        None => (load, x),
+    };
 
     // The op itself, and what follows it.
     let sources = (0..main.params.len())
@@ -81,8 +128,35 @@ pub fn lower(cx: &Cx, body: &Body) -> Result<Lowered> {
         })
         .collect::<Result<Vec<_>>>()?;
     let mut middle = Region::new(main, cx.module(), sources).tagged("m");
-    let (statistics, names) = statistics(op.kind, threads, &load, &x, || f32_literal(op.attrs.float("eps")))?;
+    let (statistics, names) = statistics(op.kind, threads, &walk, &load, &x, || f32_literal(op.attrs.float("eps")))?;
     middle.set_statistics(heavy.op, names);
+    let mut arrays = Vec::new();
+    let mut prefetch = Vec::new();
+    if walk.held.is_some() {
+        arrays.push(format!("f32 held[{steps}];"));
+        let vectors = op.operands.iter().skip(1).filter(|v| **v != input);
+        for (j, v) in vectors.enumerate() {
+            let ty = main.graph.ty(*v).as_tensor().ok_or_else(|| malformed("a norm by a state"))?;
+            if ty.rank() != 1 || steps * (j as i64 + 2) > 2 * HELD {
+                continue;
+            }
+            let (lines, element) = middle.scope(|r| r.element(*v, &index[lead.len()..]))?;
+            arrays.push(format!("f32 vector{j}[{steps}];"));
+            first.extend(text(&lines));
+            first.push(format!("vector{j}[i] = {element};"));
+            middle.assume(*v, &index[lead.len()..], &format!("vector{j}[i]"));
+            if let (Origin::Operand(o), Some(bytes)) = (body.main_value(*v), ty.dtype.bytes()) {
+                let pointer = params.operand(cx, o)?;
+                let lines = blocks(n * bytes as i64, 128);
+                let each = match lines <= i64::from(threads) {
+                    true => format!("if (threadIdx.x < {lines})"),
+                    false => format!("for (int i = threadIdx.x; i < {lines}; i += THREADS)"),
+                };
+                let i = if lines <= i64::from(threads) { "threadIdx.x" } else { "i" };
+                prefetch.push(format!("{each} prefetch_l2((const u8*){pointer} + {i} * 128);"));
+            }
+        }
+    }
     let (body_lines, y) = middle.scope(|r| r.element(heavy, &index))?;
     let given = |v: Value| {
         let y = y.clone();
@@ -104,11 +178,19 @@ pub fn lower(cx: &Cx, body: &Body) -> Result<Lowered> {
         let pointer = params.result(cx, r)?;
         after.store(*value, &pointer, &index)?;
     }
-    let store = [load, text(&body_lines), after.take()].concat();
+    let store = walk.over(&[load, text(&body_lines), after.take()].concat());
+    let load = if walk.held.is_some() { [arrays, walk.over(&first)].concat() } else { Vec::new() };
+    let how = if walk.held.is_some() {
+        " Its elements are held in registers, so each is asked for once, all at once."
+    } else {
+        ""
+    };
     for region in [&before, &middle, &after] {
         params.sizes(cx, region)?;
     }
     let (params, args) = params.finish();
+    // Nothing else points to where results go, so that loads need not wait for stores.
+    let params = params.replace("* y", "* __restrict__ y");
     let source =
         Text::new(format!("row_{}_n{n}", op.kind.name()), body.kernel.summary(), include_str!("../cuda/row.cu"))
             .with(Piece::Reduce)
@@ -117,6 +199,9 @@ pub fn lower(cx: &Cx, body: &Body) -> Result<Lowered> {
             .set("params", params)
             .set("n", n)
             .set("row", row.join("\n"))
+            .set("how", how)
+            .set("prefetch", prefetch.join("\n"))
+            .set("load", load.join("\n"))
             .set("statistics", statistics.join("\n"))
             .set("store", store.join("\n"))
             .build();
@@ -129,6 +214,7 @@ pub fn lower(cx: &Cx, body: &Body) -> Result<Lowered> {
 fn statistics(
     kind: OpKind,
     threads: u32,
+    walk: &Walk,
     load: &[String],
     x: &str,
     eps: impl Fn() -> String,
@@ -137,10 +223,7 @@ fn statistics(
     let mut code = Vec::new();
     let mut over_row = |start: &str, step: &str, finish: String| {
         code.push(start.to_string());
-        code.push(format!("for (int k = threadIdx.x; k < N; k += {threads}) {{"));
-        code.extend(load.iter().map(|l| format!("  {l}")));
-        code.push(format!("  {step}"));
-        code.push("}".to_string());
+        code.extend(walk.over(&[load, &[step.to_string()]].concat()));
         code.push(finish);
     };
     let scale =

@@ -32,6 +32,7 @@ const ASSEMBLY: &[(&str, &str)] = &[
         r#"asm("cvt.rn.f16x2.f32 %0, %1, %2;" : "=r"(d) : "f"(y), "f"(x));"#,
         "d = (u32)emu_f16(x) | (u32)emu_f16(y) << 16;",
     ),
+    (r#"asm volatile("" : "+r"(x));"#, ""),
     ("(u32)__cvta_generic_to_shared(p)", "(u32)(uintptr_t)p"),
     (r#"asm volatile("ld.global.cg.s32 %0, [%1];" : "=r"(v) : "l"(p) : "memory");"#, "v = *p;"),
     (r#"asm volatile("bar.sync %0, %1;" ::"r"(id), "n"(THREADS) : "memory");"#, "emu_barrier(id, THREADS);"),
