@@ -54,7 +54,7 @@ struct Place {
 __device__ __forceinline__ int tile_of(int strip, int r) { return ${tile}; }
 
 extern "C" __global__ void __launch_bounds__(THREADS, 1)
-${entry}(const bf16* x, const u8* w, const i32* list, int4* tiles${params}) {
+${entry}(const bf16* x, const u8* w, const i32* list, const int4* tiles, i32* counters${params}) {
   extern __shared__ uint4 shared[];
   u8* const memory = (u8*)shared + (-shared_address(shared) & 1023u);  // the swizzle repeats every 1024 bytes
   const u32 base = shared_address(memory);
@@ -90,9 +90,9 @@ ${entry}(const bf16* x, const u8* w, const i32* list, int4* tiles${params}) {
       const i32 row = list[tile.y + (slot < tile.z ? slot : 0)];
       return ${x_row};
     };
-    // Who makes a unit changes no result.
+    // Who makes a unit changes no result. Word 0 counts units that were taken behind the first of each block, word 1 blocks that take no more.
     i32 taken = 0;
-    if (thread == 0) taken = atomicAdd((i32*)tiles + 1, 1);
+    if (thread == 0) taken = atomicAdd(counters, 1);
     int unit = (int)blockIdx.x;
     int4 tile = tile_at(unit);
     i32 x_row[SLOTS / 16];
@@ -162,7 +162,7 @@ ${entry}(const bf16* x, const u8* w, const i32* list, int4* tiles${params}) {
           if (thread == 0) turns[turn] = taken + (i32)gridDim.x;
           barrier<128>(GROUPS + 1);
           unit = turns[turn];
-          if (thread == 0) taken = atomicAdd((i32*)tiles + 1, 1);
+          if (thread == 0) taken = atomicAdd(counters, 1);
           next = tile_at(unit);
         }
         if (more && (u == 2 || u + 1 == steps && u < 2)) {
@@ -170,7 +170,16 @@ ${entry}(const bf16* x, const u8* w, const i32* list, int4* tiles${params}) {
           for (int i = 0; i < SLOTS / 16; i++) x_row[i] = row_at(next, i);
         }
       }
-      if (!more) return;
+      if (!more) {
+        if (thread == 0) {
+          __threadfence();
+          if (atomicAdd(counters + 1, 1) == (i32)gridDim.x - 1) {  // the last: the next kernel finds zeros
+            counters[0] = 0;
+            counters[1] = 0;
+          }
+        }
+        return;
+      }
       tile = next;
     }
   }
