@@ -32,13 +32,6 @@ template <> __device__ __forceinline__ u32 pack2<f16>(f32 x, f32 y) {
   return d;
 }
 
-// 2^x, two units in the last place; 2^0 is exactly 1.
-__device__ __forceinline__ f32 exp2_fast(f32 x) {
-  f32 y;
-  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
-  return y;
-}
-
 // 16 bytes that are read once and not written by this kernel.
 __device__ __forceinline__ uint4 load_stream(const void* p) {
   uint4 v;
