@@ -10,6 +10,7 @@ constexpr int STAGES = ${stages};
 constexpr int GROUPS = ${groups};  // groups of 128 threads that multiply
 constexpr int PARTS = ${parts};    // tiles of a strip; a group multiplies 64 rows of w at a time, one tile of each warp
 constexpr int CHUNK = ${chunk};    // rows whose results are finished at a time
+constexpr int LANES = ${lanes};    // that make a row's columns of a strip
 constexpr bool FAST = ${fast};     // scales are stored as scale + 126
 constexpr int THREADS = 128 * GROUPS + 128;
 constexpr int TILES = PARTS;
@@ -186,7 +187,7 @@ ${entry}(const bf16* x, const u8* w, const i32* list, const int4* tiles, i32* co
 
   more_registers<${multiply_registers}>();
   f32* const out = (f32*)(memory + OUT_AT) + (group * 4 + warp) * (CHUNK * PITCH);  // of this warp: [row of the chunk][PITCH]
-  i32* const rows = (i32*)(memory + ROWS_AT) + group * SLOTS;
+  u32* const rows = (u32*)(memory + ROWS_AT) + group * SLOTS;
   const u8* const records = memory + W_AT + (group * 4 + warp) * TILES * RUN;
   Place at = {0, 0};
   for (;;) {
@@ -249,37 +250,44 @@ ${entry}(const bf16* x, const u8* w, const i32* list, const int4* tiles, i32* co
     }
 #pragma unroll
     for (int i = 0; i < (SLOTS + 127) / 128; i++) {
-      if (thread + 128 * i < SLOTS) rows[thread + 128 * i] = row_of[i];
+      if (thread + 128 * i < SLOTS) rows[thread + 128 * i] = (u32)row_of[i];
     }
     barrier<128>(group + 1);
-    // A warp's sums pass through its own shared memory, some rows at a time, to lanes that store columns beside each other. A lane keeps its column.
-    const int strip = first_strip + warp;
-    const int n = strip * OUTPUTS + lane % OUTPUTS;
+    // A warp's sums pass through its own shared memory, some rows at a time, to lanes that store columns beside each other. A lane keeps its columns, so
+    // what depends on them alone is at hand before the first row.
+    {
+      const int strip = first_strip + warp;
+      const int own = lane % LANES * (OUTPUTS / LANES);  // its first column in the strip
+      const bool inside = strip < STRIPS && strip * OUTPUTS + own < WIDTH;
+      const int n = inside ? strip * OUTPUTS + own : 0;
+      ${once}
 #pragma unroll
-    for (int chunk = 0; chunk < SLOTS / CHUNK; chunk++) {
-      if (chunk * CHUNK >= count) break;
+      for (int chunk = 0; chunk < SLOTS / CHUNK; chunk++) {
+        if (chunk * CHUNK >= count) break;
 #pragma unroll
-      for (int p = 0; p < PARTS; p++) {
+        for (int p = 0; p < PARTS; p++) {
 #pragma unroll
-        for (int i = 0; i < CHUNK / 2; i++) {
-          const int slot = i / 4 * 8 + 2 * (lane & 3) + (i & 1);
-          out[slot * PITCH + p * 16 + (lane >> 2) + (i & 2) * 4] = multiplied ? sum[p][chunk * (CHUNK / 2) + i] : 0.0f;
+          for (int i = 0; i < CHUNK / 2; i++) {
+            const int slot = i / 4 * 8 + 2 * (lane & 3) + (i & 1);
+            out[slot * PITCH + p * 16 + (lane >> 2) + (i & 2) * 4] = multiplied ? sum[p][chunk * (CHUNK / 2) + i] : 0.0f;
+          }
         }
-      }
-      __syncwarp();
-      if (strip < STRIPS && n < WIDTH) {
+        __syncwarp();
+        if (inside) {
 #pragma unroll
-        for (int i = 0; i < CHUNK; i += 32 / OUTPUTS) {
-          const int own = i + lane / OUTPUTS;
-          const int last = count - 1 - chunk * CHUNK;
-          const int slot = own < last ? own : last;  // the last row may be stored again
-          const int row = rows[chunk * CHUNK + slot];
-          const int t = row / CHOICES;
-          const int j = row % CHOICES;
-          ${finish}
+          for (int i = 0; i < CHUNK; i += 32 / LANES) {
+            const int last = count - 1 - chunk * CHUNK;
+            const int slot = i + lane / LANES < last ? i + lane / LANES : last;  // the last row may be stored again
+            const f32* const own_row = out + slot * PITCH;
+            const u32 row = rows[chunk * CHUNK + slot];
+            const i32 t = (i32)(row / CHOICES);
+            const i32 j = (i32)(row % CHOICES);
+            ${held}
+            ${finish}
+          }
         }
+        __syncwarp();
       }
-      __syncwarp();
     }
     barrier<128>(group + 1);  // the next unit's rows overwrite these
   }

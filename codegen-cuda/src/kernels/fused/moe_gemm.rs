@@ -2,10 +2,10 @@
 //! in front; blocks take (tile, strips of w) from a counter.
 
 use super::super::contraction::PROCESSORS;
-use super::super::region::{Index, unsupported};
+use super::super::region::unsupported;
 use super::super::wgmma::multiply_held;
 use super::super::{Cx, blocks, operand};
-use super::moe::{Experts, Held, RECORD, Strips, TILE, combines, epilogue, results_of};
+use super::moe::{Experts, RECORD, Strips, TILE, combines, results_of, runs};
 use super::{Body, Params};
 use crate::emit::{Piece, Text};
 use crate::lower::{Arg, Launch, LowerError, Lowered};
@@ -121,10 +121,7 @@ pub fn lower(cx: &Cx, body: &Body) -> Result<Lowered> {
     let most = rows / v.slots + rows.min(shape.experts + 1);
 
     let mut params = Params::default();
-    let product = |_: &Index, _: &Index, local: &str| format!("out[slot * PITCH + {local}]");
-    let expert = |_: &Index, _: &Index| "expert".to_string();
-    let held = Held { product: &product, expert: &expert };
-    let code = epilogue(cx, body, &shape, &strips, &found, false, &held, &mut params)?;
+    let code = runs(cx, body, &shape, &strips, &found, &mut params)?;
 
     let [x, w, ids] = shape.operands;
     let (list, more) = params.finish();
@@ -157,7 +154,10 @@ pub fn lower(cx: &Cx, body: &Body) -> Result<Lowered> {
         .set("copy_registers", v.registers.0)
         .set("multiply_registers", v.registers.1)
         .set("x_row", shape.x_row())
-        .set("finish", code.lines.join("\n"))
+        .set("lanes", strips.outputs() / code.columns)
+        .set("once", code.once.join("\n"))
+        .set("held", code.held)
+        .set("finish", code.each.join("\n"))
         .set("params", list)
         .build();
     let units = most.saturating_mul(blocks(strips.count, 4 * v.groups));

@@ -37,6 +37,14 @@ const ASSEMBLY: &[(&str, &str)] = &[
     (r#"asm volatile("bar.sync %0, %1;" ::"r"(id), "n"(THREADS) : "memory");"#, "emu_barrier(id, THREADS);"),
     (r#"asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));"#, "y = exp2f(x);"),
     (r#"asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));"#, "y = 1.0f / x;"),
+    (
+        r#"asm volatile("st.global.v2.b32 [%0], {%1,%2};" ::"l"(to), "r"(pack2<T>(a, b)), "r"(pack2<T>(c, d)));"#,
+        "*(uint2*)to = make_uint2(pack2<T>(a, b), pack2<T>(c, d));",
+    ),
+    (
+        r#"asm volatile("st.global.v4.f32 [%0], {%1,%2,%3,%4};" ::"l"(to), "f"(a), "f"(b), "f"(c), "f"(d));"#,
+        "to[0] = a; to[1] = b; to[2] = c; to[3] = d;",
+    ),
     (r#"asm("lg2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));"#, "y = log2f(x);"),
     (r#"asm("createpolicy.fractional.L2::evict_first.b64 %0, 1.0;" : "=l"(policy));"#, "policy = 0;"),
     (r#"asm volatile("griddepcontrol.wait;" ::: "memory");"#, ""),
