@@ -368,7 +368,8 @@ pub(super) fn runs(
     })?;
     params.sizes(cx, &region)?;
     let (once, each) = lift(&lines, &["held", "t", "j"]);
-    let load = |to: i64, from: &str| format!("*(Pack<f32, 4>*)(held + {to}) = *(const Pack<f32, 4>*)(own_row + {from});");
+    let load =
+        |to: i64, from: &str| format!("*(Pack<f32, 4>*)(held + {to}) = *(const Pack<f32, 4>*)(own_row + {from});");
     let loads = match strips.pairing {
         Pairing::Each => vec![load(0, "own")],
         Pairing::Interleaved => vec![load(0, "2 * own"), load(4, "2 * own + 4")],
