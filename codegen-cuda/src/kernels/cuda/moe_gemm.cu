@@ -210,6 +210,12 @@ ${entry}(const bf16* x, const u8* w, const i32* list, const int4* tiles, i32* co
       }
       if (first_strip >= STRIPS) continue;
     }
+    // A lane keeps its columns of results, so what depends on them alone is asked for before the first multiply.
+    const int strip = first_strip + warp;
+    const int own = lane % LANES * (OUTPUTS / LANES);  // its first column in the strip
+    const bool inside = strip < STRIPS && strip * OUTPUTS + own < WIDTH;
+    const int n = inside ? strip * OUTPUTS + own : 0;
+    ${once}
     f32 sum[PARTS][SLOTS / 2];
     if (multiplied) {
       const int width = __shfl_sync(0xffffffffu, ${width}, 0);  // of a multiply
@@ -253,41 +259,33 @@ ${entry}(const bf16* x, const u8* w, const i32* list, const int4* tiles, i32* co
       if (thread + 128 * i < SLOTS) rows[thread + 128 * i] = (u32)row_of[i];
     }
     barrier<128>(group + 1);
-    // A warp's sums pass through its own shared memory, some rows at a time, to lanes that store columns beside each other. A lane keeps its columns, so
-    // what depends on them alone is at hand before the first row.
-    {
-      const int strip = first_strip + warp;
-      const int own = lane % LANES * (OUTPUTS / LANES);  // its first column in the strip
-      const bool inside = strip < STRIPS && strip * OUTPUTS + own < WIDTH;
-      const int n = inside ? strip * OUTPUTS + own : 0;
-      ${once}
+    // A warp's sums pass through its own shared memory, some rows at a time, to lanes that store columns beside each other.
 #pragma unroll
-      for (int chunk = 0; chunk < SLOTS / CHUNK; chunk++) {
-        if (chunk * CHUNK >= count) break;
+    for (int chunk = 0; chunk < SLOTS / CHUNK; chunk++) {
+      if (chunk * CHUNK >= count) break;
 #pragma unroll
-        for (int p = 0; p < PARTS; p++) {
+      for (int p = 0; p < PARTS; p++) {
 #pragma unroll
-          for (int i = 0; i < CHUNK / 2; i++) {
-            const int slot = i / 4 * 8 + 2 * (lane & 3) + (i & 1);
-            out[slot * PITCH + p * 16 + (lane >> 2) + (i & 2) * 4] = multiplied ? sum[p][chunk * (CHUNK / 2) + i] : 0.0f;
-          }
+        for (int i = 0; i < CHUNK / 2; i++) {
+          const int slot = i / 4 * 8 + 2 * (lane & 3) + (i & 1);
+          out[slot * PITCH + p * 16 + (lane >> 2) + (i & 2) * 4] = multiplied ? sum[p][chunk * (CHUNK / 2) + i] : 0.0f;
         }
-        __syncwarp();
-        if (inside) {
-#pragma unroll
-          for (int i = 0; i < CHUNK; i += 32 / LANES) {
-            const int last = count - 1 - chunk * CHUNK;
-            const int slot = i + lane / LANES < last ? i + lane / LANES : last;  // the last row may be stored again
-            const f32* const own_row = out + slot * PITCH;
-            const u32 row = rows[chunk * CHUNK + slot];
-            const i32 t = (i32)(row / CHOICES);
-            const i32 j = (i32)(row % CHOICES);
-            ${held}
-            ${finish}
-          }
-        }
-        __syncwarp();
       }
+      __syncwarp();
+      if (inside) {
+#pragma unroll
+        for (int i = 0; i < CHUNK; i += 32 / LANES) {
+          const int last = count - 1 - chunk * CHUNK;
+          const int slot = i + lane / LANES < last ? i + lane / LANES : last;  // the last row may be stored again
+          const f32* const own_row = out + slot * PITCH;
+          const u32 listed = rows[chunk * CHUNK + slot];
+          const i32 t = (i32)(listed / CHOICES);
+          const i32 j = (i32)(listed % CHOICES);
+          ${held}
+          ${finish}
+        }
+      }
+      __syncwarp();
     }
     barrier<128>(group + 1);  // the next unit's rows overwrite these
   }

@@ -39,7 +39,7 @@ const ASSEMBLY: &[(&str, &str)] = &[
     (r#"asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));"#, "y = 1.0f / x;"),
     (
         r#"asm volatile("st.global.v2.b32 [%0], {%1,%2};" ::"l"(to), "r"(pack2<T>(a, b)), "r"(pack2<T>(c, d)));"#,
-        "*(uint2*)to = make_uint2(pack2<T>(a, b), pack2<T>(c, d));",
+        "((u32*)to)[0] = pack2<T>(a, b); ((u32*)to)[1] = pack2<T>(c, d);",
     ),
     (
         r#"asm volatile("st.global.v4.f32 [%0], {%1,%2,%3,%4};" ::"l"(to), "f"(a), "f"(b), "f"(c), "f"(d));"#,
