@@ -5,7 +5,8 @@
 //! its constant dims only; symbolic sizes (tokens, sequences, rows) are arguments, so one compiled kernel serves every bucket.
 //!
 //! Contract with the caller:
-//! - buffers start at multiples of 16 bytes; scratch buffers live at least until the last launch of the op has run;
+//! - buffers start at multiples of 16 bytes; scratch buffers live at least until the last launch of the op has run, and none of them is
+//!   among the prepared buffers that are kept then;
 //! - a result may share the bytes of the first operand only for elementwise ops (equal dims, equal element size), and must be the
 //!   operand's buffer for states;
 //! - a symbol of value 0 gives no launches.
@@ -41,6 +42,11 @@ pub struct Lowered {
     pub launches: Vec<Launch>,
     /// Bytes of each scratch buffer; contents need not be kept or cleared.
     pub scratch: Vec<u64>,
+    /// How many of the first launches only prepare: all that they write are the buffers of `kept`, and these depend on nothing but the launches'
+    /// arguments. They may be left out where the same launches, with the same values as operands, were the last of any op that prepared.
+    pub prepare: usize,
+    /// Bytes of each buffer that the first launches prepare and the others only read. They are kept until another op prepares.
+    pub kept: Vec<u64>,
     /// Words of [`Arg::Counters`] that are used, at most [`MAX_COUNTERS`].
     pub counters: u32,
     /// A call of a library instead of kernels; then `launches` is empty.
@@ -48,6 +54,12 @@ pub struct Lowered {
 }
 
 impl Lowered {
+    /// The same without the launches that prepare.
+    pub fn prepared(&self) -> Lowered {
+        let launches = self.launches[self.prepare.min(self.launches.len())..].to_vec();
+        Lowered { launches, prepare: 0, ..self.clone() }
+    }
+
     /// How many things are launched: kernels, or one library call.
     pub fn count(&self) -> usize {
         self.launches.len() + usize::from(self.library.is_some())
@@ -127,6 +139,8 @@ pub enum Arg {
     },
     /// Address of a scratch buffer, by its number in [`Lowered::scratch`].
     Scratch(usize),
+    /// Address of a prepared buffer, by its number in [`Lowered::kept`].
+    Kept(usize),
     /// Address of u32 words that are 0 when the launch starts. Every launch leaves them so, which lets all kernels of a device share them.
     Counters,
     /// A tensor map of (a part of) an operand, 128 bytes by value: how hardware copies boxes of it.

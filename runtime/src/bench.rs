@@ -1,9 +1,10 @@
-//! Benchmarks: decoding ([`decode`]), reading prompts ([`prefill`]) and starting ([`startup`]), what they count, and how two reports compare ([`compare`]).
+//! Benchmarks: decoding ([`decode`]), reading prompts ([`prefill`], drawn by [`plot`]) and starting ([`startup`]), what they count, and how two reports compare ([`compare`]).
 //!
 //! Must not know the command line or devices.
 
 pub mod compare;
 pub mod decode;
+pub mod plot;
 pub mod prefill;
 pub mod startup;
 pub mod table;

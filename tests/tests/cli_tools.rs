@@ -111,7 +111,16 @@ fn bench_reports_compare() {
         ran.err
     );
 
-    let ran = run(&["bench", "prefill", "demo", "--device", "cpu", "--tokens", "5,9", "--batch", "2", "--json"]);
+    let folder = tempfile::tempdir().unwrap();
+    let chart = folder.path().join("chart.svg");
+    let plot = ["--plot", chart.to_str().unwrap()];
+    let ran = run(&[
+        &["bench", "prefill", "demo", "--device", "cpu", "--tokens", "5,9", "--batch", "2", "--json"],
+        &plot[..],
+    ]
+    .concat());
+    let drawn = std::fs::read_to_string(&chart).unwrap();
+    assert_eq!((drawn.matches("<polyline").count(), drawn.matches("<circle").count()), (1, 2), "{drawn}");
     assert_eq!(ran.code, 0, "{}", ran.err);
     let report = json(&ran.out);
     assert_eq!(report["results"][1]["name"], "2 x 9 tokens");

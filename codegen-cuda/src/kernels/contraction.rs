@@ -220,7 +220,7 @@ fn moe(cx: &Cx, shape: &Shape, rows: i64, experts: i64) -> Result<Lowered, Lower
         .with(Piece::Reduce)
         .set("start", "")
         .build();
-    let args = vec![operand(2), Arg::Scratch(0), Arg::Scratch(1), Arg::I32(rows as i32), Arg::I32(experts as i32)];
+    let args = vec![operand(2), Arg::Kept(0), Arg::Kept(1), Arg::I32(rows as i32), Arg::I32(experts as i32)];
     let group = cx.launch(group, experts + 1, 256, args)?;
     // A list is at most this many rows; groups of a few rows do not fill a tile, so tiles are sized by the average.
     let family = match family(shape, rows, rows.min(2 * average)) {
@@ -228,10 +228,10 @@ fn moe(cx: &Cx, shape: &Shape, rows: i64, experts: i64) -> Result<Lowered, Lower
         other => other,
     };
     let tiles = rows / family.slots() + rows.min(experts + 1);
-    let args = vec![Arg::Scratch(0), Arg::Scratch(1), Arg::I32(experts as i32), Arg::I32(choices as i32)];
+    let args = vec![Arg::Kept(0), Arg::Kept(1), Arg::I32(experts as i32), Arg::I32(choices as i32)];
     let multiply = launch(cx, shape, family, &GROUPED, tiles, args)?;
-    let scratch = vec![4 * (experts as u64 + 2), 4 * rows as u64];
-    Ok(Lowered { launches: vec![group, multiply], scratch, ..Lowered::default() })
+    let kept = vec![4 * (experts as u64 + 2), 4 * rows as u64];
+    Ok(Lowered { launches: vec![group, multiply], prepare: 1, kept, ..Lowered::default() })
 }
 
 fn launch(

@@ -114,6 +114,26 @@ pub(crate) fn split(lines: &[Line]) -> Split {
     out
 }
 
+/// Cuts the lines of a scope in two: declarations that neither name one of `inner` nor depend on one that does, and the rest. The first may stand in
+/// front of a loop that declares those names.
+pub(crate) fn lift(lines: &[Line], inner: &[&str]) -> (Vec<String>, Vec<String>) {
+    let mut inside: BTreeSet<&str> = inner.iter().copied().collect();
+    let (mut before, mut rest) = (Vec::new(), Vec::new());
+    for line in lines {
+        let word = |c: char| !c.is_ascii_alphanumeric() && c != '_';
+        let free = match &line.variable {
+            Some((_, _, expression)) => !expression.split(word).any(|w| inside.contains(w)),
+            None => false,
+        };
+        if let (Some((_, name, _)), false) = (&line.variable, free) {
+            inside.insert(name);
+        }
+        let to = if free { &mut before } else { &mut rest };
+        to.extend(line.comment.iter().chain([&line.text]).cloned());
+    }
+    (before, rest)
+}
+
 impl<'a> Region<'a> {
     /// A printer of `func`, whose parameters come from `sources`, in order. `module` declares the states.
     pub fn new(func: &'a Func, module: &'a Module, sources: Vec<Source<'a>>) -> Region<'a> {
@@ -238,10 +258,38 @@ impl<'a> Region<'a> {
     /// As [`Region::element`].
     pub fn store(&mut self, value: Value, pointer: &str, index: &[Index]) -> Result<(), LowerError> {
         let ty = self.tensor(value)?;
-        let element = self.element(value, index)?;
+        let element = self.unrounded(value, index)?;
         let at = self.offset(&ty.dims, index);
         self.statement(format!("{pointer}[{at}] = {};", scalar::store(ty.dtype, &element)));
         Ok(())
+    }
+
+    /// Prints one store of four float elements of `value` that are neighbours; `index` is the first, and its place a multiple of four.
+    ///
+    /// # Errors
+    /// As [`Region::element`].
+    pub fn store_four(&mut self, value: Value, pointer: &str, index: &[Index]) -> Result<(), LowerError> {
+        let ty = self.tensor(value)?;
+        let mut elements = Vec::new();
+        for i in 0..4 {
+            let mut at = index.to_vec();
+            at.iter_mut().last().into_iter().for_each(|column| *column = column.plus(i));
+            elements.push(self.unrounded(value, &at)?);
+        }
+        let at = self.offset(&ty.dims, index);
+        self.statement(format!("store_four({pointer} + ({at}), {});", elements.join(", ")));
+        Ok(())
+    }
+
+    /// Element `index` of `value` before the rounding that a store does too.
+    fn unrounded(&mut self, value: Value, index: &[Index]) -> Result<String, LowerError> {
+        let op = self.func.graph.op(value.op);
+        match (op.kind, op.operands.as_slice()) {
+            (OpKind::Cast, [x]) if self.tensor(*x)?.dtype == DType::F32 && self.scalar(value)? == Scalar::F32 => {
+                self.element(*x, index)
+            }
+            _ => self.element(value, index),
+        }
     }
 
     /// The type of a tensor value.

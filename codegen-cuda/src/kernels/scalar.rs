@@ -88,9 +88,9 @@ fn unary(kind: OpKind, attrs: &Attrs, x: &str) -> Option<String> {
         OpKind::Log => format!("logf({x})"),
         OpKind::Sqrt => format!("sqrtf({x})"),
         OpKind::Rsqrt => format!("1.0f / sqrtf({x})"),
-        OpKind::Sigmoid => format!("1.0f / (1.0f + expf(-{x}))"),
+        OpKind::Sigmoid => format!("logistic({x})"),
         OpKind::Tanh => format!("tanhf({x})"),
-        OpKind::Silu => format!("{x} / (1.0f + expf(-{x}))"),
+        OpKind::Silu => format!("{x} * logistic({x})"),
         OpKind::Gelu => {
             format!("0.5f * {x} * (1.0f + tanhf(0.7978845608f * ({x} + 0.044715f * {x} * {x} * {x})))")
         }

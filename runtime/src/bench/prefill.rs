@@ -1,11 +1,12 @@
 //! Reading prompts: tokens a second, operations against a measured matrix multiply, and the time to the first token.
 
+use std::ops::Range;
 use std::time::Instant;
 
 use serde_json::{Value as Json, json};
 
 use super::{params, prefill_flops, read_prompts, steps_of, table, token};
-use crate::engine::{Engine, EngineError, SamplingParams, Work};
+use crate::engine::{Engine, EngineError, SamplingParams, SeqId, Work};
 use crate::exec::{Probe, Profile};
 
 /// Timed passes; the median counts.
@@ -37,10 +38,19 @@ pub struct Measured {
     pub first_s: f64,
     /// Operations of all prompts.
     pub flops: f64,
-    /// Tokens of the step that was profiled, the first.
-    pub profiled: usize,
-    /// Its kernels, where the device has some.
-    pub profile: Option<Profile>,
+    /// Steps whose kernels were measured, where the device has some: the first and, if there are several, the last.
+    pub profiles: Vec<Profiled>,
+}
+
+/// The kernels of a step.
+#[derive(Clone, Debug)]
+pub struct Profiled {
+    /// Its number, from 0.
+    pub step: usize,
+    /// Its tokens.
+    pub tokens: usize,
+    /// Times.
+    pub profile: Profile,
 }
 
 /// Measures one case. The engine needs a context of `tokens` and room for `batch` sequences.
@@ -69,15 +79,18 @@ pub fn measure(engine: &mut Engine, case: &Case) -> Result<Measured, EngineError
     }
     let lengths = vec![case.tokens; case.batch];
     let steps = steps_of(&lengths, engine.options().chunk);
-    let profile = profile(engine, &prompts, &params, &steps[0])?;
+    let last = steps.len().saturating_sub(1);
+    let mut profiles = Vec::new();
+    for step in if last > 0 { vec![0, last] } else { vec![0] } {
+        profiles.extend(profile(engine, &prompts, &params, &steps, step)?);
+    }
     Ok(Measured {
         case: *case,
         steps: steps.len(),
         total_s: median(total),
         first_s: median(first),
         flops: prefill_flops(engine.config(), case.tokens, case.batch),
-        profiled: steps[0].iter().map(|(_, range)| range.len()).sum(),
-        profile,
+        profiles,
     })
 }
 
@@ -86,36 +99,51 @@ fn median(mut values: Vec<f64>) -> f64 {
     values.get(values.len() / 2).copied().unwrap_or(0.0)
 }
 
-/// Measures the kernels of a first step.
+/// Parts of prompts that go into a step: (prompt, its tokens).
+type Step = [(usize, Range<usize>)];
+
+/// Measures the kernels of step `at`, after those in front of it.
 fn profile(
     engine: &mut Engine,
     prompts: &[Vec<u32>],
     params: &[SamplingParams],
-    step: &[(usize, std::ops::Range<usize>)],
-) -> Result<Option<Profile>, EngineError> {
-    let mut seqs = Vec::with_capacity(step.len());
-    let mut result = Ok(None);
-    for (s, _) in step {
-        match engine.start(prompts[*s].len()) {
-            Ok(seq) => seqs.push(seq),
-            Err(e) => result = Err(e),
-        }
-    }
-    if result.is_ok() {
-        let work: Vec<Work> = step
-            .iter()
-            .zip(&seqs)
-            .map(|((s, range), seq)| Work {
-                seq: *seq,
-                tokens: &prompts[*s][range.clone()],
-                params: Some(&params[*s]),
-                sample: range.end == prompts[*s].len(),
-            })
-            .collect();
-        result = engine.measure(&work, ROUNDS, None).map(|(_, profile)| profile);
-    }
+    steps: &[Vec<(usize, Range<usize>)>],
+    at: usize,
+) -> Result<Option<Profiled>, EngineError> {
+    let most = steps[at].iter().map(|(s, _)| *s).max().unwrap_or(0);
+    let mut seqs = Vec::with_capacity(most + 1);
+    let result = profile_with(engine, prompts, params, &steps[..=at], &mut seqs);
     seqs.iter().for_each(|s| engine.end(*s));
-    result
+    let tokens = steps[at].iter().map(|(_, range)| range.len()).sum();
+    Ok(result?.map(|profile| Profiled { step: at, tokens, profile }))
+}
+
+/// Starts what `steps` need into `seqs`, runs all but the last of them and measures that one.
+fn profile_with(
+    engine: &mut Engine,
+    prompts: &[Vec<u32>],
+    params: &[SamplingParams],
+    steps: &[Vec<(usize, Range<usize>)>],
+    seqs: &mut Vec<SeqId>,
+) -> Result<Option<Profile>, EngineError> {
+    let Some((last, before)) = steps.split_last() else { return Ok(None) };
+    let most = steps.iter().flatten().map(|(s, _)| *s + 1).max().unwrap_or(0);
+    for prompt in &prompts[..most] {
+        seqs.push(engine.start(prompt.len())?);
+    }
+    let work = |step: &Step| -> Vec<Work> {
+        let part = |(s, range): &(usize, Range<usize>)| Work {
+            seq: seqs[*s],
+            tokens: &prompts[*s][range.clone()],
+            params: Some(&params[*s]),
+            sample: range.end == prompts[*s].len(),
+        };
+        step.iter().map(part).collect()
+    };
+    for step in before {
+        engine.step(&work(step))?;
+    }
+    engine.measure(&work(last), ROUNDS, None).map(|(_, profile)| profile)
 }
 
 impl Measured {
@@ -149,9 +177,9 @@ impl Measured {
             self.first_s * 1e3,
             self.total_s * 1e3
         );
-        if let Some(profile) = &self.profile {
-            out.push_str(&format!("  kernels of the first step, {} tokens\n", self.profiled));
-            out.push_str(&table::text(profile, probe));
+        for p in &self.profiles {
+            out.push_str(&format!("  kernels of step {} of {}, {} tokens\n", p.step + 1, self.steps, p.tokens));
+            out.push_str(&table::text(&p.profile, probe));
         }
         out
     }
@@ -170,8 +198,11 @@ impl Measured {
                 "first_token_s": self.first_s,
                 "total_s": self.total_s,
             },
-            "profiled_tokens": self.profiled,
-            "profile": self.profile.as_ref().map(|p| table::json(p, probe)),
+            "profiled_tokens": self.profiles.first().map(|p| p.tokens),
+            "profile": self.profiles.first().map(|p| table::json(&p.profile, probe)),
+            "last_profile": self.profiles.get(1).map(|p| {
+                json!({ "step": p.step + 1, "tokens": p.tokens, "profile": table::json(&p.profile, probe) })
+            }),
         })
     }
 }

@@ -23,6 +23,7 @@ mod prepare;
 mod probe;
 pub mod profile;
 pub mod resident;
+pub mod share;
 pub mod state;
 #[cfg(test)]
 pub(crate) mod testing;

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 
+use gossamer_codegen_cuda::lower::Lowered;
 use gossamer_ir::{Bindings, Func, Module, OpId, OpKind, template, text};
 use gossamer_passes::manager::{Pass, compile_with};
 use gossamer_passes::plan::plan;
@@ -9,7 +10,7 @@ use gossamer_passes::{Options, Plan, Trace};
 
 use super::{Card, Explanation, Generated, LaunchEntry, Stage, origin, unfuse};
 use crate::engine::EngineError;
-use crate::exec::cuda::bind::{lower_step, scratch_bytes};
+use crate::exec::cuda::bind::{ScratchBytes, lower_steps};
 use crate::explain::memory::BucketMemory;
 
 /// What to explain.
@@ -57,11 +58,12 @@ pub fn explain(module: Module, request: &Request) -> Result<Explanation, EngineE
     let plan = plan(&module, request.entry, &request.options.sizes)?;
     let mut kernels =
         Kernels { plan: &plan, options: request.options, trace: &trace, known: BTreeMap::new(), out: Parts::default() };
-    for id in &plan.steps {
-        kernels.add(*id)?;
+    let lowered = lower_steps(&plan, &BTreeMap::new())?;
+    for (id, lowered) in plan.steps.iter().zip(&lowered) {
+        kernels.add(*id, lowered);
     }
-    let Parts { cards, launches, sources, scratch } = kernels.out;
-    let memory = BucketMemory::of(request.bucket, &plan, scratch)?;
+    let Parts { cards, launches, sources } = kernels.out;
+    let memory = BucketMemory::of(request.bucket, &plan, ScratchBytes::of_all(&lowered).total())?;
     Ok(Explanation {
         name: request.name.to_string(),
         bucket: request.bucket.to_string(),
@@ -82,7 +84,6 @@ struct Parts {
     cards: Vec<Card>,
     launches: Vec<LaunchEntry>,
     sources: BTreeMap<String, Generated>,
-    scratch: u64,
 }
 
 /// The kernels of a plan while they are collected.
@@ -95,14 +96,12 @@ struct Kernels<'a> {
 }
 
 impl Kernels<'_> {
-    fn add(&mut self, id: OpId) -> Result<(), EngineError> {
+    fn add(&mut self, id: OpId, lowered: &Lowered) {
         let op = self.plan.func.graph.op(id);
-        let lowered = lower_step(self.plan, id, &BTreeMap::new())?;
         if lowered.count() == 0 {
-            return Ok(());
+            return;
         }
-        let scratch = scratch_bytes(&lowered);
-        self.out.scratch = self.out.scratch.max(scratch);
+        let scratch = ScratchBytes::of(lowered).total();
         let value = op.names.first().map_or(String::new(), |n| n.to_string());
         let first = self.out.launches.len();
         let call = lowered.library.as_ref().map(|gemm| gemm.name());
@@ -146,7 +145,6 @@ impl Kernels<'_> {
         if card.launches.is_empty() {
             card.launches = (first..self.out.launches.len()).collect();
         }
-        Ok(())
     }
 
     /// The card of an op, made if there is no equal one.

@@ -14,12 +14,14 @@
 //! `cost:` lines after them.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 
 use gossamer_ir::{Func, Module, OpId, OpKind};
 use gossamer_passes::cost::{self, Terms};
 use gossamer_passes::plan::plan;
 use gossamer_passes::{Options, Plan};
-use gossamer_runtime::exec::cuda::bind::lower_step;
+use gossamer_runtime::exec::cuda::bind::lower_steps;
+use gossamer_runtime::exec::cuda::share::share_prepared;
 use gossamer_runtime::exec::cuda::workspace::Needs;
 use gossamer_runtime::explain;
 
@@ -82,8 +84,13 @@ fn check(d: &Directive, module: &Module, options: &Options) -> Result<(), String
         Some(name) => {
             let f = module.func(name).ok_or_else(|| format!("there is no function @{name} after the passes"))?;
             let (fixed, run) = steps(f);
-            let count = |id| Ok(lowered(module, f, id, &options.sizes)?.count());
-            of_ops(module, f, &run, &fixed, &count, options)?
+            let made: Result<Vec<_>, String> =
+                run.iter().map(|id| lowered(module, f, *id, &options.sizes).map(Arc::new)).collect();
+            let counts = made.map(|mut made| {
+                share_prepared(f, &run, &mut made);
+                made.iter().map(|l| l.count()).collect()
+            });
+            of_ops(module, f, &run, &fixed, counts, options)?
         }
         None => {
             let entry = explain::entry(module).ok_or("the module has no function")?;
@@ -94,25 +101,23 @@ fn check(d: &Directive, module: &Module, options: &Options) -> Result<(), String
     d.text.split(',').try_for_each(|claim| holds(claim.trim(), &figures))
 }
 
-/// Of some ops; `fixed` are weights and ops that are done at load, `count` gives the launches of an op.
+/// Of some ops; `fixed` are weights and ops that are done at load, `counts` the launches of each op, or why one has none.
 fn of_ops(
     module: &Module,
     f: &Func,
     ops: &[OpId],
     fixed: &[OpId],
-    count: &dyn Fn(OpId) -> Result<usize, String>,
+    counts: Result<Vec<usize>, String>,
     options: &Options,
 ) -> Result<Figures, String> {
     let fixed: BTreeSet<OpId> = fixed.iter().copied().collect();
     let mut figures = Figures { launches: Ok(0), kernels: vec![], terms: vec![], memory: None };
-    for id in ops {
+    figures.launches = counts.clone().map(|counts| counts.iter().sum());
+    for (i, id) in ops.iter().enumerate() {
         let op = f.graph.op(*id);
-        match (count(*id), &mut figures.launches) {
-            // A view.
-            (Ok(0), _) => continue,
-            (Ok(n), Ok(all)) => *all += n,
-            (Err(e), Ok(_)) => figures.launches = Err(e),
-            (_, Err(_)) => {}
+        // A view.
+        if counts.as_ref().is_ok_and(|counts| counts[i] == 0) {
+            continue;
         }
         let kernel = op.attrs.kernel();
         figures.kernels.push(kernel.map_or(op.kind.name().to_string(), |k| k.template().to_string()));
@@ -126,9 +131,9 @@ fn of_ops(
 fn of_plan(p: &Plan, options: &Options) -> Result<Figures, String> {
     let weights = p.func.graph.ids().into_iter().filter(|id| p.func.graph.op(*id).kind == OpKind::Weight);
     let fixed: Vec<OpId> = weights.chain(p.load.iter().copied()).collect();
-    let layouts = BTreeMap::new();
-    let count = |id| Ok(lower_step(p, id, &layouts).map_err(|e| e.to_string())?.count());
-    let figures = of_ops(&p.decls, &p.func, &p.steps, &fixed, &count, options)?;
+    let lowered = lower_steps(p, &BTreeMap::new()).map_err(|e| e.to_string());
+    let counts = lowered.map(|l| l.iter().map(|l| l.count()).collect());
+    let figures = of_ops(&p.decls, &p.func, &p.steps, &fixed, counts, options)?;
     let scratch = Needs::of(p).map(|n| n.scratch).map_err(|e| e.to_string());
     let memory = Memory { arena: p.buffers.arena_bytes, live: p.buffers.live_bytes, scratch };
     Ok(Figures { memory: Some(memory), ..figures })

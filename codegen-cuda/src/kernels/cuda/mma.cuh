@@ -32,11 +32,12 @@ template <> __device__ __forceinline__ u32 pack2<f16>(f32 x, f32 y) {
   return d;
 }
 
-// 2^x, two units in the last place; 2^0 is exactly 1.
-__device__ __forceinline__ f32 exp2_fast(f32 x) {
-  f32 y;
-  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
-  return y;
+// Stores four neighbours in global memory at once; `to` is a multiple of their size. The compiler would cut a plain vector store in four.
+template <class T> __device__ __forceinline__ void store_four(T* to, f32 a, f32 b, f32 c, f32 d) {
+  asm volatile("st.global.v2.b32 [%0], {%1,%2};" ::"l"(to), "r"(pack2<T>(a, b)), "r"(pack2<T>(c, d)));
+}
+__device__ __forceinline__ void store_four(f32* to, f32 a, f32 b, f32 c, f32 d) {
+  asm volatile("st.global.v4.f32 [%0], {%1,%2,%3,%4};" ::"l"(to), "f"(a), "f"(b), "f"(c), "f"(d));
 }
 
 // 16 bytes that are read once and not written by this kernel.

@@ -10,6 +10,7 @@ constexpr int STAGES = ${stages};
 constexpr int GROUPS = ${groups};  // groups of 128 threads that multiply
 constexpr int PARTS = ${parts};    // tiles of a strip; a group multiplies 64 rows of w at a time, one tile of each warp
 constexpr int CHUNK = ${chunk};    // rows whose results are finished at a time
+constexpr int LANES = ${lanes};    // that make a row's columns of a strip
 constexpr bool FAST = ${fast};     // scales are stored as scale + 126
 constexpr int THREADS = 128 * GROUPS + 128;
 constexpr int TILES = PARTS;
@@ -54,7 +55,7 @@ struct Place {
 __device__ __forceinline__ int tile_of(int strip, int r) { return ${tile}; }
 
 extern "C" __global__ void __launch_bounds__(THREADS, 1)
-${entry}(const bf16* x, const u8* w, const i32* list, int4* tiles${params}) {
+${entry}(const bf16* x, const u8* w, const i32* list, const int4* tiles, i32* counters${params}) {
   extern __shared__ uint4 shared[];
   u8* const memory = (u8*)shared + (-shared_address(shared) & 1023u);  // the swizzle repeats every 1024 bytes
   const u32 base = shared_address(memory);
@@ -90,9 +91,9 @@ ${entry}(const bf16* x, const u8* w, const i32* list, int4* tiles${params}) {
       const i32 row = list[tile.y + (slot < tile.z ? slot : 0)];
       return ${x_row};
     };
-    // Who makes a unit changes no result.
+    // Who makes a unit changes no result. Word 0 counts units that were taken behind the first of each block, word 1 blocks that take no more.
     i32 taken = 0;
-    if (thread == 0) taken = atomicAdd((i32*)tiles + 1, 1);
+    if (thread == 0) taken = atomicAdd(counters, 1);
     int unit = (int)blockIdx.x;
     int4 tile = tile_at(unit);
     i32 x_row[SLOTS / 16];
@@ -162,7 +163,7 @@ ${entry}(const bf16* x, const u8* w, const i32* list, int4* tiles${params}) {
           if (thread == 0) turns[turn] = taken + (i32)gridDim.x;
           barrier<128>(GROUPS + 1);
           unit = turns[turn];
-          if (thread == 0) taken = atomicAdd((i32*)tiles + 1, 1);
+          if (thread == 0) taken = atomicAdd(counters, 1);
           next = tile_at(unit);
         }
         if (more && (u == 2 || u + 1 == steps && u < 2)) {
@@ -170,14 +171,23 @@ ${entry}(const bf16* x, const u8* w, const i32* list, int4* tiles${params}) {
           for (int i = 0; i < SLOTS / 16; i++) x_row[i] = row_at(next, i);
         }
       }
-      if (!more) return;
+      if (!more) {
+        if (thread == 0) {
+          __threadfence();
+          if (atomicAdd(counters + 1, 1) == (i32)gridDim.x - 1) {  // the last: the next kernel finds zeros
+            counters[0] = 0;
+            counters[1] = 0;
+          }
+        }
+        return;
+      }
       tile = next;
     }
   }
 
   more_registers<${multiply_registers}>();
   f32* const out = (f32*)(memory + OUT_AT) + (group * 4 + warp) * (CHUNK * PITCH);  // of this warp: [row of the chunk][PITCH]
-  i32* const rows = (i32*)(memory + ROWS_AT) + group * SLOTS;
+  u32* const rows = (u32*)(memory + ROWS_AT) + group * SLOTS;
   const u8* const records = memory + W_AT + (group * 4 + warp) * TILES * RUN;
   Place at = {0, 0};
   for (;;) {
@@ -200,6 +210,12 @@ ${entry}(const bf16* x, const u8* w, const i32* list, int4* tiles${params}) {
       }
       if (first_strip >= STRIPS) continue;
     }
+    // A lane keeps its columns of results, so what depends on them alone is asked for before the first multiply.
+    const int strip = first_strip + warp;
+    const int own = lane % LANES * (OUTPUTS / LANES);  // its first column in the strip
+    const bool inside = strip < STRIPS && strip * OUTPUTS + own < WIDTH;
+    const int n = inside ? strip * OUTPUTS + own : 0;
+    ${once}
     f32 sum[PARTS][SLOTS / 2];
     if (multiplied) {
       const int width = __shfl_sync(0xffffffffu, ${width}, 0);  // of a multiply
@@ -240,12 +256,10 @@ ${entry}(const bf16* x, const u8* w, const i32* list, int4* tiles${params}) {
     }
 #pragma unroll
     for (int i = 0; i < (SLOTS + 127) / 128; i++) {
-      if (thread + 128 * i < SLOTS) rows[thread + 128 * i] = row_of[i];
+      if (thread + 128 * i < SLOTS) rows[thread + 128 * i] = (u32)row_of[i];
     }
     barrier<128>(group + 1);
-    // A warp's sums pass through its own shared memory, some rows at a time, to lanes that store columns beside each other. A lane keeps its column.
-    const int strip = first_strip + warp;
-    const int n = strip * OUTPUTS + lane % OUTPUTS;
+    // A warp's sums pass through its own shared memory, some rows at a time, to lanes that store columns beside each other.
 #pragma unroll
     for (int chunk = 0; chunk < SLOTS / CHUNK; chunk++) {
       if (chunk * CHUNK >= count) break;
@@ -258,15 +272,16 @@ ${entry}(const bf16* x, const u8* w, const i32* list, int4* tiles${params}) {
         }
       }
       __syncwarp();
-      if (strip < STRIPS && n < WIDTH) {
+      if (inside) {
 #pragma unroll
-        for (int i = 0; i < CHUNK; i += 32 / OUTPUTS) {
-          const int own = i + lane / OUTPUTS;
+        for (int i = 0; i < CHUNK; i += 32 / LANES) {
           const int last = count - 1 - chunk * CHUNK;
-          const int slot = own < last ? own : last;  // the last row may be stored again
-          const int row = rows[chunk * CHUNK + slot];
-          const int t = row / CHOICES;
-          const int j = row % CHOICES;
+          const int slot = i + lane / LANES < last ? i + lane / LANES : last;  // the last row may be stored again
+          const f32* const own_row = out + slot * PITCH;
+          const u32 listed = rows[chunk * CHUNK + slot];
+          const i32 t = (i32)(listed / CHOICES);
+          const i32 j = (i32)(listed % CHOICES);
+          ${held}
           ${finish}
         }
       }

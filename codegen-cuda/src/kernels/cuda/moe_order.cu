@@ -1,6 +1,6 @@
 // ${ir}
 // A cluster of BLOCKS blocks lists the rows (t, j) by expert, those of an expert in order, rows whose id is no expert last, and cuts each list into
-// tiles of up to SLOTS rows: expert, first place in `rows`, number of rows. Word 0 of the first entry of `tiles` counts the others, word 1 is 0.
+// tiles of up to SLOTS rows: expert, first place in `rows`, number of rows. Word 0 of the first entry of `tiles` counts the others.
 constexpr int EXPERTS = ${experts};
 constexpr int SLOTS = ${slots};
 constexpr int BLOCKS = ${blocks};

@@ -7,6 +7,6 @@ ${entry}(const ${type}* __restrict__ x, ${type}* __restrict__ y, i64 n) {
   ${pair}
   const f32 g = min_nan(gate, ${limit});
   const f32 u = min_nan(max_nan(up, -(${limit})), ${limit});
-  const f32 z = g / (1.0f + expf(-(${alpha}) * g)) * (u + 1.0f);
+  const f32 z = g * logistic(${alpha} * g) * (u + 1.0f);
   y[i] = from_f32<${type}>(z);
 }

@@ -7,7 +7,7 @@ use gossamer_ir::{DType, Func, OpKind, TensorType, Value};
 
 use super::super::contraction::MAX_K;
 use super::super::quant::{PACKED, PACKED_FAST};
-use super::super::region::{Index, Need, Region, Sink, Source, malformed, text, unsupported};
+use super::super::region::{Index, Need, Region, Sink, Source, lift, malformed, text, unsupported};
 use super::super::{Cx, rows_of};
 use super::finish::product_sinks;
 use super::{Body, Origin, Params, parameter};
@@ -17,6 +17,8 @@ type Result<T> = std::result::Result<T, LowerError>;
 
 /// Rows of w in a tile of the packed layout.
 pub(super) const TILE: i64 = 16;
+/// Columns of results that a lane makes together where it can.
+const RUN: i64 = 4;
 /// Bytes of a record of the packed layout.
 pub(super) const RECORD: i64 = crate::layout::mxfp4::RECORD_BYTES as i64;
 
@@ -185,7 +187,7 @@ impl Strips {
     }
 
     /// Columns of results of a strip.
-    fn outputs(&self) -> i64 {
+    pub fn outputs(&self) -> i64 {
         match self.pairing {
             Pairing::Each => TILE * self.tiles,
             _ => TILE / 2 * self.tiles,
@@ -287,21 +289,8 @@ pub(super) fn epilogue(
     params: &mut Params,
 ) -> Result<Epilogue> {
     let func = body.epilogue();
-    let mut sources = Vec::new();
-    for i in 0..func.params.len() {
-        sources.push(match body.epilogue_param(i) {
-            Origin::Operand(o) if only_picks_expert(cx, func, i, o, experts) => {
-                Source::Given(Box::new(|at: &[Index]| (held.expert)(&at[0], &at[1])))
-            }
-            Origin::Operand(o) => params.source(cx, o)?,
-            Origin::Main(v) if v == experts.product => {
-                Source::Given(Box::new(|at: &[Index]| (held.product)(&at[0], &at[1], &strips.local(&at[2]))))
-            }
-            _ => return Err(unsupported("this value in an epilogue", "the product and operands")),
-        });
-    }
-    let pointers = (0..cx.op.results.len()).map(|r| params.result(cx, r)).collect::<Result<Vec<_>>>()?;
-    let mut region = Region::new(func, cx.module(), sources);
+    let product = |at: &[Index]| (held.product)(&at[0], &at[1], &strips.local(&at[2]));
+    let (mut region, pointers) = printer(cx, body, experts, &product, held.expert, params)?;
     let (t, n) = (Index::var("t"), Index::var("n"));
     let mut lines = Vec::new();
     let (mut all, mut even) = (Vec::new(), Vec::new());
@@ -328,6 +317,91 @@ pub(super) fn epilogue(
     }
     params.sizes(cx, &region)?;
     Ok(Epilogue { lines })
+}
+
+/// Code of an epilogue whose lanes make neighbouring columns of a row together.
+pub(super) struct Runs {
+    /// How many: 4, or 1 where results do not come in such runs.
+    pub columns: i64,
+    /// Statements at column n, the first of a lane's: what depends on the expert and on columns alone.
+    pub once: Vec<String>,
+    /// Statements at row t, choice j. They read the product from `held`, see [`Runs::held`].
+    pub each: Vec<String>,
+    /// Declares `held`: what the lane's columns need of the row at `own_row` in shared memory, where the lane's place in a strip is `own`.
+    pub held: String,
+}
+
+/// Prints the epilogue for a template whose rows of a token are apart.
+///
+/// # Errors
+/// As [`epilogue`].
+pub(super) fn runs(
+    cx: &Cx,
+    body: &Body,
+    experts: &Experts,
+    strips: &Strips,
+    found: &[Sink],
+    params: &mut Params,
+) -> Result<Runs> {
+    let float = |s: &Sink| body.epilogue().graph.ty(s.value).as_tensor().is_some_and(|t| t.dtype.is_float());
+    let whole = |s: &Sink| s.columns % RUN == 0 && s.columns == strips.width(experts.n) && float(s);
+    let expert = |_: &Index, _: &Index| "expert".to_string();
+    if !found.iter().all(whole) {
+        let product = |_: &Index, _: &Index, local: &str| format!("own_row[{local}]");
+        let held = Held { product: &product, expert: &expert };
+        let code = epilogue(cx, body, experts, strips, found, false, &held, params)?;
+        return Ok(Runs { columns: 1, once: Vec::new(), each: code.lines, held: String::new() });
+    }
+    let half = experts.n / 2;
+    let product = |at: &[Index]| match (strips.pairing, at[2].offset()) {
+        (Pairing::Halves, c) if c >= half => format!("held[{}]", c - half + RUN),
+        (_, c) => format!("held[{c}]"),
+    };
+    let (mut region, pointers) = printer(cx, body, experts, &product, &expert, params)?;
+    let (lines, ()) = region.scope(|r| {
+        for sink in found {
+            for lead in leads(rank(body.epilogue(), sink.value), false, &Index::var("t"), experts.choices)? {
+                r.store_four(sink.value, &pointers[sink.result], &[lead, vec![Index::var("n")]].concat())?;
+            }
+        }
+        Ok(())
+    })?;
+    params.sizes(cx, &region)?;
+    let (once, each) = lift(&lines, &["held", "t", "j"]);
+    let load =
+        |to: i64, from: &str| format!("*(Pack<f32, 4>*)(held + {to}) = *(const Pack<f32, 4>*)(own_row + {from});");
+    let loads = match strips.pairing {
+        Pairing::Each => vec![load(0, "own")],
+        Pairing::Interleaved => vec![load(0, "2 * own"), load(4, "2 * own + 4")],
+        Pairing::Halves => vec![load(0, "own"), load(4, "OUTPUTS + own")],
+    };
+    let held = format!("alignas(16) f32 held[{}];\n{}", 4 * loads.len(), loads.join("\n"));
+    Ok(Runs { columns: RUN, once, each, held })
+}
+
+/// A printer of the epilogue, and the pointers to results. `product` gives the product at an index, `expert` the expert of a row.
+fn printer<'s>(
+    cx: &'s Cx,
+    body: &'s Body,
+    experts: &Experts,
+    product: &'s dyn Fn(&[Index]) -> String,
+    expert: &'s dyn Fn(&Index, &Index) -> String,
+    params: &mut Params,
+) -> Result<(Region<'s>, Vec<String>)> {
+    let func = body.epilogue();
+    let mut sources = Vec::new();
+    for i in 0..func.params.len() {
+        sources.push(match body.epilogue_param(i) {
+            Origin::Operand(o) if only_picks_expert(cx, func, i, o, experts) => {
+                Source::Given(Box::new(move |at: &[Index]| expert(&at[0], &at[1])))
+            }
+            Origin::Operand(o) => params.source(cx, o)?,
+            Origin::Main(v) if v == experts.product => Source::Given(Box::new(product)),
+            _ => return Err(unsupported("this value in an epilogue", "the product and operands")),
+        });
+    }
+    let pointers = (0..cx.op.results.len()).map(|r| params.result(cx, r)).collect::<Result<Vec<_>>>()?;
+    Ok((Region::new(func, cx.module(), sources), pointers))
 }
 
 /// Indices in front of the column at which a value of this rank is stored.

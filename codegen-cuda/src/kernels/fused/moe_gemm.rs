@@ -2,10 +2,10 @@
 //! in front; blocks take (tile, strips of w) from a counter.
 
 use super::super::contraction::PROCESSORS;
-use super::super::region::{Index, unsupported};
+use super::super::region::unsupported;
 use super::super::wgmma::multiply_held;
 use super::super::{Cx, blocks, operand};
-use super::moe::{Experts, Held, RECORD, Strips, TILE, combines, epilogue, results_of};
+use super::moe::{Experts, RECORD, Strips, TILE, combines, results_of, runs};
 use super::{Body, Params};
 use crate::emit::{Piece, Text};
 use crate::lower::{Arg, Launch, LowerError, Lowered};
@@ -121,17 +121,14 @@ pub fn lower(cx: &Cx, body: &Body) -> Result<Lowered> {
     let most = rows / v.slots + rows.min(shape.experts + 1);
 
     let mut params = Params::default();
-    let product = |_: &Index, _: &Index, local: &str| format!("out[slot * PITCH + {local}]");
-    let expert = |_: &Index, _: &Index| "expert".to_string();
-    let held = Held { product: &product, expert: &expert };
-    let code = epilogue(cx, body, &shape, &strips, &found, false, &held, &mut params)?;
+    let code = runs(cx, body, &shape, &strips, &found, &mut params)?;
 
     let [x, w, ids] = shape.operands;
     let (list, more) = params.finish();
     // Nothing else points to where results go, so that loads of other rows need not wait for stores.
     let list = list.replace("* y", "* __restrict__ y");
     let list = if list.is_empty() { list } else { format!(", {list}") };
-    let mut args = vec![operand(x), operand(w), Arg::Scratch(0), Arg::Scratch(1)];
+    let mut args = vec![operand(x), operand(w), Arg::Kept(0), Arg::Kept(1), Arg::Counters];
     args.extend(more);
     let functions: Vec<String> =
         v.narrower.iter().chain([&v.slots]).map(|n| multiply_held(*n, gossamer_ir::DType::BF16)).collect();
@@ -157,7 +154,10 @@ pub fn lower(cx: &Cx, body: &Body) -> Result<Lowered> {
         .set("copy_registers", v.registers.0)
         .set("multiply_registers", v.registers.1)
         .set("x_row", shape.x_row())
-        .set("finish", code.lines.join("\n"))
+        .set("lanes", strips.outputs() / code.columns)
+        .set("once", code.once.join("\n"))
+        .set("held", code.held)
+        .set("finish", code.each.join("\n"))
         .set("params", list)
         .build();
     let units = most.saturating_mul(blocks(strips.count, 4 * v.groups));
@@ -166,12 +166,14 @@ pub fn lower(cx: &Cx, body: &Body) -> Result<Lowered> {
     multiply.dependent = true;
     Ok(Lowered {
         launches: vec![order(cx, &shape, ids, v.slots)?, multiply],
-        scratch: vec![4 * rows as u64, 16 * (most as u64 + 1)],
+        prepare: 1,
+        kept: vec![4 * rows as u64, 16 * (most as u64 + 1)],
+        counters: 2,
         ..Lowered::default()
     })
 }
 
-/// The kernel that lists rows by expert in scratch buffer 0 and tiles of them in 1.
+/// The kernel that lists rows by expert in prepared buffer 0 and tiles of them in 1. What else multiplies rows of the same choices takes the same lists.
 fn order(cx: &Cx, shape: &Experts, ids: usize, slots: i64) -> Result<Launch> {
     let rows = shape.rows();
     let blocks = if rows < ORDER_ALONE { 1 } else { ORDER_BLOCKS };
@@ -190,7 +192,7 @@ fn order(cx: &Cx, shape: &Experts, ids: usize, slots: i64) -> Result<Launch> {
         .set("warps", ORDER_WARPS)
         .set("cluster", if blocks > 1 { format!("__cluster_dims__({blocks}, 1, 1) ") } else { String::new() })
         .build();
-    let args = vec![operand(ids), Arg::Scratch(0), Arg::Scratch(1), Arg::I32(rows as i32)];
+    let args = vec![operand(ids), Arg::Kept(0), Arg::Kept(1), Arg::I32(rows as i32)];
     let mut launch = cx.launch(source, blocks, 32 * ORDER_WARPS as u32, args)?;
     launch.shared = bytes as u32;
     launch.dependent = true;

@@ -68,7 +68,7 @@ pub fn lower(cx: &Cx, body: &Body) -> Result<Lowered, LowerError> {
     let tiles = rows / v.slots + rows.min(shape.experts + 1);
     let (list, more) = params.finish();
     let list = if list.is_empty() { list } else { format!(", {list}") };
-    let mut args = vec![operand(x), operand(w), Arg::Scratch(0), Arg::Scratch(1), Arg::I32(tiles as i32)];
+    let mut args = vec![operand(x), operand(w), Arg::Kept(0), Arg::Kept(1), Arg::I32(tiles as i32)];
     args.extend(more);
     let name = format!("moe_tile_e{}_n{}_k{}_r{}x{}", shape.experts, shape.n, shape.k, v.slots, TILE * strips.tiles());
     let source = Text::new(name, shape.ir(body), include_str!("../cuda/moe_tile.cu"))
@@ -96,7 +96,7 @@ pub fn lower(cx: &Cx, body: &Body) -> Result<Lowered, LowerError> {
         .set("start", "let_successors_start();\nwait_for_predecessors();")
         .build();
     let group_args =
-        vec![operand(ids), Arg::Scratch(0), Arg::Scratch(1), Arg::I32(rows as i32), Arg::I32(shape.experts as i32)];
+        vec![operand(ids), Arg::Kept(0), Arg::Kept(1), Arg::I32(rows as i32), Arg::I32(shape.experts as i32)];
     let mut group = cx.launch(group, shape.experts + 1, 256, group_args)?;
     group.dependent = true;
     let mut multiply = cx.launch(source, tiles * strips.count, 256, args)?;
@@ -104,7 +104,8 @@ pub fn lower(cx: &Cx, body: &Body) -> Result<Lowered, LowerError> {
     multiply.dependent = true;
     Ok(Lowered {
         launches: vec![group, multiply],
-        scratch: vec![4 * (shape.experts as u64 + 2), 4 * rows as u64],
+        prepare: 1,
+        kept: vec![4 * (shape.experts as u64 + 2), 4 * rows as u64],
         ..Lowered::default()
     })
 }

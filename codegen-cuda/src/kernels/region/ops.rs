@@ -218,7 +218,7 @@ impl Region<'_> {
         let (alpha, limit) = (f32_literal(op.attrs.float("alpha")), f32_literal(op.attrs.float("limit")));
         let g = self.bind("f32", "gate", format!("min_nan({gate}, {limit})"));
         let u = self.bind("f32", "up", format!("min_nan(max_nan({up}, -({limit})), {limit})"));
-        Ok(format!("{g} / (1.0f + expf(-({alpha}) * {g})) * ({u} + 1.0f)"))
+        Ok(format!("{g} * logistic({alpha} * {g}) * ({u} + 1.0f)"))
     }
 
     /// Each element from itself and its partner. The operations are explicit, as in the op's own kernel: every template gives the same bits.

@@ -1,6 +1,6 @@
 use gossamer_ir::{Attr, Attrs, DType, Dim, Func, Module, OpKind, Param, StateDecl, TensorType, Type, Value};
 
-use super::{Columns, Give, Index, Need, Region, Source, Target, sinks};
+use super::{Columns, Give, Index, Need, Region, Source, Target, lift, sinks};
 
 fn t(dtype: DType, dims: &str) -> Type {
     let dims = dims.split_whitespace().map(|d| d.parse::<i64>().map_or_else(|_| Dim::sym(d), Dim::from));
@@ -63,10 +63,29 @@ const f32 v3 = v0 + v1;
 // %4 = add %2, %3
 const f32 v4 = v2 + v3;
 y0[(i64)t * 2880 + n] = v4;
-// %5 = cast %4 {to = bf16}
-const f32 v5 = to_f32(from_f32<bf16>(v4));
-y1[(i64)t * 2880 + n] = from_f32<bf16>(v5);";
+y1[(i64)t * 2880 + n] = from_f32<bf16>(v4);";
     assert_eq!(r.take().join("\n"), expected);
+}
+
+#[test]
+fn four_columns_are_stored_at_once_behind_what_a_loop_over_rows_need_not_repeat() {
+    let mut b = Build::new(&[], vec![t(DType::F32, "T 2880"), t(DType::BF16, "2880"), t(DType::F32, "T 2880")]);
+    let sum = b.add(OpKind::Add, &[b.p(0), b.p(1)], []);
+    let out = b.add(OpKind::Add, &[b.p(2), sum], []);
+    let rounded = b.cast(out);
+    b.func.results = vec![out, rounded];
+    let held = Source::Given(Box::new(|at: &[Index]| format!("held[{}]", at[1].offset())));
+    let mut r = Region::new(&b.func, &b.module, vec![held, memory("b"), memory("x")]);
+    let at = [Index::var("t"), Index::var("n")];
+    let (lines, ()) = r.scope(|r| r.store_four(rounded, "y1", &at)).unwrap();
+    let (once, each) = lift(&lines, &["held", "t"]);
+    assert_eq!(once.iter().filter(|l| l.contains("to_f32(b[n")).count(), 4, "{once:?}");
+    assert!(!once.iter().any(|l| l.contains("held") || l.contains("(i64)t")), "{once:?}");
+    assert!(each.iter().any(|l| l.contains("= held[3];")) && !each.iter().any(|l| l.contains("b[n")), "{each:?}");
+    let last = each.last().unwrap();
+    assert!(last.contains("store_four(y1 + ((i64)t * 2880 + n), v4, v4_1, v4_2, v4_3);"), "{last}");
+    // Another store of the same elements, unrounded, goes through the same variables.
+    assert!(r.scope(|r| r.store(out, "y0", &at)).unwrap().0.len() > 1);
 }
 
 #[test]

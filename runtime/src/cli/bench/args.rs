@@ -70,6 +70,9 @@ pub struct BenchPrefillArgs {
     /// Prompts read together: a list
     #[arg(long, default_value = "1", value_name = "LIST", allow_hyphen_values = true)]
     pub batch: String,
+    /// Draw tokens a second over tokens of a prompt into this SVG file
+    #[arg(long, value_name = "FILE")]
+    pub plot: Option<PathBuf>,
     /// Seed of tokens and draws
     #[arg(long, default_value_t = 0, value_name = "N")]
     pub seed: u64,

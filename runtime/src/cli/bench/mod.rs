@@ -9,7 +9,8 @@ use std::sync::Arc;
 
 use serde_json::{Value as Json, json};
 
-use super::output::Failure;
+use super::output::{self, Failure};
+use crate::bench::plot::{self, Point};
 use crate::bench::{VERSION, cpu_bandwidth, decode, prefill, startup};
 use crate::engine::Engine;
 use crate::exec::Probe;
@@ -132,13 +133,21 @@ fn bench_prefill(args: &BenchPrefillArgs) -> Result<(), Failure> {
     let probe = probe(&mut session.engine)?;
     report.text(&format!("{} on {}\n{}", session.name, session.engine.describe(), probe_text(&probe)))?;
     let mut value = head("prefill", &session, Some(&probe));
-    let mut results = Vec::new();
+    let (mut results, mut points) = (Vec::new(), Vec::new());
     for batch in &batches {
         for tokens in &tokens {
             let case = prefill::Case { tokens: *tokens, batch: *batch, seed: args.seed };
             let measured = prefill::measure(&mut session.engine, &case)?;
             report.text(&format!("\n{}", measured.text(&probe)))?;
             results.push(measured.json(&probe));
+            points.push(Point { tokens: *tokens, batch: *batch, tokens_per_s: measured.tokens_per_s() });
+            // After each case, so that a long run that is cut off leaves what it has.
+            if let Some(file) = &args.plot {
+                let title = format!("Reading prompts: {}", session.name);
+                let under =
+                    format!("{}, {} tokens a step at most", session.engine.describe(), session.engine.options().chunk);
+                output::file(file, plot::svg(&title, &under, &points).as_bytes())?;
+            }
         }
     }
     value["results"] = json!(results);

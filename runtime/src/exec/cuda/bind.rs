@@ -13,6 +13,7 @@ use gossamer_ir::{DType, LayoutName, OpId, OpKind, TensorType, Type, Value};
 use gossamer_passes::Plan;
 use gossamer_passes::buffers::{ALIGN, Place};
 
+use super::share::share_prepared;
 use crate::cuda::{Boxes, Element};
 use crate::exec::ExecError;
 
@@ -84,6 +85,8 @@ pub struct Homes {
     pub residents: BTreeMap<Value, Parts>,
     /// The device pointer of [`Arg::Counters`].
     pub counters: u64,
+    /// Bytes at the start of scratch that hold what was prepared and is kept: see [`ScratchBytes::kept`].
+    pub kept: u64,
 }
 
 /// An error about kernels that is already one whole line.
@@ -121,7 +124,8 @@ pub fn lower_step(plan: &Plan, id: OpId, layouts: &BTreeMap<Value, LayoutName>) 
     lower(&instance).map_err(|e| kernel_error(format!("%{}: {e}", op.names.first().map_or("", |n| n))))
 }
 
-/// [`lower_step`] of every step of a plan, in order. Equal kernels, as the layers of a model have them, are lowered once.
+/// [`lower_step`] of every step of a plan, in order. Equal kernels, as the layers of a model have them, are lowered once. Launches that would prepare
+/// what the op that prepared last has left are not among them.
 ///
 /// # Errors
 /// An op without a kernel.
@@ -148,6 +152,7 @@ pub fn lower_steps(plan: &Plan, layouts: &BTreeMap<Value, LayoutName>) -> Result
         }
         out.push(lowered);
     }
+    share_prepared(&plan.func, &plan.steps, &mut out);
     Ok(out)
 }
 
@@ -171,9 +176,40 @@ fn settles_here(plan: &Plan, id: OpId) -> bool {
     settles(op) && op.results.iter().any(some)
 }
 
-/// Bytes of scratch that a lowered op takes, each buffer aligned.
-pub fn scratch_bytes(lowered: &Lowered) -> u64 {
-    lowered.scratch.iter().map(|b| b.next_multiple_of(ALIGN)).sum()
+/// Bytes of scratch, each buffer aligned. What is kept lies in front of what each op uses by itself.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct ScratchBytes {
+    /// Prepared buffers, which live beyond their op.
+    pub kept: u64,
+    /// Buffers of one op.
+    pub own: u64,
+}
+
+impl ScratchBytes {
+    /// Of one lowered op.
+    pub fn of(lowered: &Lowered) -> ScratchBytes {
+        ScratchBytes { kept: aligned(&lowered.kept), own: aligned(&lowered.scratch) }
+    }
+
+    /// Enough for each of some ops, which run one after the other.
+    pub fn of_all<'a>(lowered: impl IntoIterator<Item = &'a Arc<Lowered>>) -> ScratchBytes {
+        let all = lowered.into_iter().map(|l| ScratchBytes::of(l));
+        all.fold(ScratchBytes::default(), |a, b| ScratchBytes { kept: a.kept.max(b.kept), own: a.own.max(b.own) })
+    }
+
+    /// Both.
+    pub fn total(&self) -> u64 {
+        self.kept + self.own
+    }
+}
+
+fn aligned(buffers: &[u64]) -> u64 {
+    buffers.iter().map(|b| b.next_multiple_of(ALIGN)).sum()
+}
+
+/// Where buffer `i` of some begins.
+fn offset(buffers: &[u64], i: usize) -> Option<u64> {
+    buffers.get(..i).filter(|_| i < buffers.len()).map(aligned)
 }
 
 /// Launches of a lowered op with their arguments.
@@ -207,8 +243,12 @@ pub(super) fn bind_args(
 ) -> Result<Vec<BoundArg>, ExecError> {
     let op = plan.func.graph.op(id);
     let scratch = |i: usize| {
-        let before = lowered.scratch.get(..i).filter(|_| i < lowered.scratch.len())?;
-        Some(Address::Workspace(Region::Scratch, before.iter().map(|b| b.next_multiple_of(ALIGN)).sum()))
+        let offset = homes.kept + offset(&lowered.scratch, i)?;
+        Some(Address::Workspace(Region::Scratch, offset))
+    };
+    let kept = |i: usize| {
+        let fits = aligned(&lowered.kept) <= homes.kept;
+        Some(Address::Workspace(Region::Scratch, offset(&lowered.kept, i).filter(|_| fits)?))
     };
     let bind = |arg: &Arg| {
         let place = match *arg {
@@ -218,6 +258,7 @@ pub(super) fn bind_args(
             }
             Arg::Result { .. } => None,
             Arg::Scratch(i) => scratch(i),
+            Arg::Kept(i) => kept(i),
             Arg::Counters => (lowered.counters <= MAX_COUNTERS).then_some(Address::Fixed(homes.counters)),
             Arg::TensorMap { index, part, matrix } => {
                 let place = op.operands.get(index).and_then(|v| address(plan, *v, part, homes));
@@ -308,6 +349,7 @@ fn no_place(plan: &Plan, id: OpId, arg: &Arg, kernel: &str) -> ExecError {
         }
         Arg::Result { index, part } => format!("{part:?} of result {index}").to_lowercase(),
         Arg::Scratch(i) => format!("scratch buffer {i}"),
+        Arg::Kept(i) => format!("prepared buffer {i}"),
         Arg::Counters => format!("more than {MAX_COUNTERS} counters"),
         Arg::I32(_) | Arg::I64(_) | Arg::F32(_) => "a number".to_string(),
     };
@@ -354,6 +396,7 @@ mod tests {
             states: BTreeMap::from([(state, vec![(Part::Keys, 0x1000), (Part::Values, 0x2000)])]),
             residents: BTreeMap::new(),
             counters: 0x4000,
+            kept: 512,
         };
         let matrix = Matrix { dtype: DType::BF16, rows: 9, columns: 64, box_rows: 3 };
         let args = vec![
@@ -376,7 +419,7 @@ mod tests {
             BoundArg::Address(Address::Fixed(0x2000)),
             BoundArg::Address(Address::Workspace(Region::Arena, offset)),
             BoundArg::Address(Address::Workspace(Region::Inputs, 256)),
-            BoundArg::Address(Address::Workspace(Region::Scratch, 256)),
+            BoundArg::Address(Address::Workspace(Region::Scratch, 512 + 256)),
             BoundArg::I32(-1),
             BoundArg::I64(7),
             BoundArg::F32(0.5),
@@ -395,6 +438,7 @@ mod tests {
             (arg(0, Part::Counts), "counts of operand 0"),
             (arg(9, Part::Data), "data of operand 9"),
             (Arg::Scratch(2), "scratch buffer 2"),
+            (Arg::Kept(0), "prepared buffer 0"),
             (Arg::Result { index: 3, part: Part::Data }, "data of result 3"),
             (arg(1, Part::Codes), "codes of operand 1"),
         ] {
@@ -456,12 +500,12 @@ mod tests {
         for (head, layout) in heads.into_iter().flat_map(|h| [(h, None), (h, Some(resident::PACKED))]) {
             let options = Options { mxfp4_layout: layout.map(Into::into), ..Options::default() };
             let plan = plan_with(3, head, &options);
-            let homes = anywhere(&plan);
+            let lowered = lower_steps(&plan, &BTreeMap::new()).unwrap();
+            let homes = Homes { kept: ScratchBytes::of_all(&lowered).kept, ..anywhere(&plan) };
             let arena = plan.buffers.arena_bytes;
             let mut launches = 0;
-            for id in &plan.steps {
-                let lowered = lower_step(&plan, *id, &BTreeMap::new()).unwrap();
-                for launch in bind_step(&plan, *id, &lowered, &homes).unwrap() {
+            for (id, lowered) in plan.steps.iter().zip(&lowered) {
+                for launch in bind_step(&plan, *id, lowered, &homes).unwrap() {
                     launches += 1;
                     for arg in launch.args {
                         if let BoundArg::Address(Address::Workspace(Region::Arena, offset)) = arg {
@@ -488,7 +532,12 @@ mod tests {
 
     #[test]
     fn scratch_buffers_do_not_overlap() {
-        assert_eq!(scratch_bytes(&kernel(vec![], vec![100, 8, 256])), 768);
-        assert_eq!(scratch_bytes(&Lowered::default()), 0);
+        let mut with_kept = kernel(vec![], vec![100, 8, 256]);
+        with_kept.kept = vec![1, 257];
+        assert_eq!(ScratchBytes::of(&with_kept), ScratchBytes { kept: 768, own: 768 });
+        let other = kernel(vec![], vec![2000]);
+        let all = ScratchBytes::of_all(&[Arc::new(with_kept), Arc::new(other)]);
+        assert_eq!((all, all.total()), (ScratchBytes { kept: 768, own: 2048 }, 2816));
+        assert_eq!(ScratchBytes::of(&Lowered::default()).total(), 0);
     }
 }

@@ -43,10 +43,10 @@ impl CudaExecutor {
         if layouts.iter().any(|(v, layout)| planned(v).as_ref() != Some(layout)) {
             lowered = self.lower(&plan, &layouts)?;
         }
-        let homes = self.homes(&plan, &residents)?;
-        let (mut bound, mut scratch) = (Vec::new(), 0);
+        let scratch = bind::ScratchBytes::of_all(&lowered);
+        let homes = Homes { kept: scratch.kept, ..self.homes(&plan, &residents)? };
+        let mut bound = Vec::new();
         for (id, lowered) in plan.steps.iter().zip(&lowered) {
-            scratch = scratch.max(bind::scratch_bytes(lowered));
             bound.extend(bind::bind_step(&plan, *id, lowered, &homes)?.into_iter().map(Bound::Kernel));
             bound.extend(library::bind_gemm(&plan, *id, lowered, &homes)?.map(Bound::Library));
         }
@@ -71,7 +71,7 @@ impl CudaExecutor {
             });
         }
         let results = self.results(&plan, &homes, &residents)?;
-        let needs = Needs::with_scratch(&plan, scratch)?;
+        let needs = Needs::with_scratch(&plan, scratch.total())?;
         let (inputs, _) = block::inputs(&plan)?;
         let outputs = block::outputs(&plan)?;
         let id = PlanId(self.plans.len());

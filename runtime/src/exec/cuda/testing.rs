@@ -1,6 +1,6 @@
 //! Plans for the tests of this module.
 
-use gossamer_ir::{OpId, OpKind};
+use gossamer_ir::{Bindings, OpId, OpKind};
 use gossamer_models::step::{self, Head, StepOptions};
 use gossamer_models::{gpt_oss, presets};
 use gossamer_passes::plan::plan;
@@ -13,13 +13,22 @@ pub fn decode_plan(n: usize) -> Plan {
 
 /// As [`decode_plan`], with another head and options for the passes.
 pub fn plan_with(n: usize, head: Head, options: &Options) -> Plan {
+    plan_at(&bucket::sizes(n, n, n, 512, 8), head, options)
+}
+
+/// A step that reads a prompt of `tokens`, with the options' own sizes in the passes.
+pub fn prompt_plan(tokens: usize, head: Head, options: &Options) -> Plan {
+    plan_at(&bucket::sizes(tokens, 1, 1, 512, 8), head, options)
+}
+
+fn plan_at(sizes: &Bindings, head: Head, options: &Options) -> Plan {
     let mut config = presets::gpt_oss_20b();
     config.layers = 2;
     config.layer_types.truncate(2);
     let o = StepOptions { head, max_tokens: 64, max_seqs: 8, context: 512, page: 64 };
     let program = gpt_oss::build(&config, &o).unwrap();
     let (module, _) = compile(program.module, &manager::default_pipeline(), options).unwrap();
-    plan(&module, step::ENTRY, &bucket::sizes(n, n, n, 512, 8)).unwrap()
+    plan(&module, step::ENTRY, sizes).unwrap()
 }
 
 /// The ops of one kind in a plan's steps.

@@ -4,7 +4,7 @@
 use gossamer_passes::Plan;
 use gossamer_passes::buffers::ALIGN;
 
-use super::bind::{Address, Region, lower_steps, scratch_bytes};
+use super::bind::{Address, Region, ScratchBytes, lower_steps};
 use super::block;
 use crate::cuda::{CudaError, Device, DeviceBuffer, PinnedBuffer, PinnedKind, Stream};
 use crate::exec::ExecError;
@@ -16,7 +16,7 @@ pub struct Needs {
     pub inputs: u64,
     /// Computed values.
     pub arena: u64,
-    /// Scratch of the op that needs most.
+    /// Prepared buffers and the scratch of the op that needs most.
     pub scratch: u64,
     /// Results, page-locked on the host.
     pub outputs: u64,
@@ -29,8 +29,7 @@ impl Needs {
     /// An op without a kernel, or a symbol without a value.
     pub fn of(plan: &Plan) -> Result<Needs, ExecError> {
         let lowered = lower_steps(plan, &Default::default())?;
-        let scratch = lowered.iter().map(|l| scratch_bytes(l)).max().unwrap_or(0);
-        Needs::with_scratch(plan, scratch)
+        Needs::with_scratch(plan, ScratchBytes::of_all(&lowered).total())
     }
 
     /// What a plan needs whose ops need `scratch`.

@@ -37,6 +37,15 @@ const ASSEMBLY: &[(&str, &str)] = &[
     (r#"asm volatile("ld.global.cg.s32 %0, [%1];" : "=r"(v) : "l"(p) : "memory");"#, "v = *p;"),
     (r#"asm volatile("bar.sync %0, %1;" ::"r"(id), "n"(THREADS) : "memory");"#, "emu_barrier(id, THREADS);"),
     (r#"asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));"#, "y = exp2f(x);"),
+    (r#"asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));"#, "y = 1.0f / x;"),
+    (
+        r#"asm volatile("st.global.v2.b32 [%0], {%1,%2};" ::"l"(to), "r"(pack2<T>(a, b)), "r"(pack2<T>(c, d)));"#,
+        "((u32*)to)[0] = pack2<T>(a, b); ((u32*)to)[1] = pack2<T>(c, d);",
+    ),
+    (
+        r#"asm volatile("st.global.v4.f32 [%0], {%1,%2,%3,%4};" ::"l"(to), "f"(a), "f"(b), "f"(c), "f"(d));"#,
+        "to[0] = a; to[1] = b; to[2] = c; to[3] = d;",
+    ),
     (r#"asm("lg2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));"#, "y = log2f(x);"),
     (r#"asm("createpolicy.fractional.L2::evict_first.b64 %0, 1.0;" : "=l"(policy));"#, "policy = 0;"),
     (r#"asm volatile("griddepcontrol.wait;" ::: "memory");"#, ""),
@@ -167,6 +176,9 @@ fn job(case: &Case, lowered: &Lowered, inputs: &Inputs, out: &mut Buffers) -> Ve
     for (i, size) in lowered.scratch.iter().enumerate() {
         out.add(format!("s{i}"), *size, None);
     }
+    for (i, size) in lowered.kept.iter().enumerate() {
+        out.add(format!("k{i}"), *size, None);
+    }
     let counters = vec![0; 4 * lowered.counters as usize];
     out.add("c".into(), counters.len() as u64, Some(&counters));
     let number = |key: String| *out.index.get(&key).unwrap_or_else(|| panic!("{}: no buffer {key}", case.name));
@@ -178,6 +190,7 @@ fn job(case: &Case, lowered: &Lowered, inputs: &Inputs, out: &mut Buffers) -> Ve
                 Arg::Operand { index, part } => write!(args, " p {}", number(format!("o{index}{part:?}"))),
                 Arg::Result { index, part } => write!(args, " p {}", number(format!("r{index}{part:?}"))),
                 Arg::Scratch(i) => write!(args, " p {}", number(format!("s{i}"))),
+                Arg::Kept(i) => write!(args, " p {}", number(format!("k{i}"))),
                 Arg::Counters => write!(args, " p {}", number("c".into())),
                 Arg::TensorMap { .. } => panic!("{}: nothing stands in for copies of boxes", case.name),
                 Arg::I32(x) => write!(args, " i {x}"),
