@@ -1,8 +1,8 @@
 //! `matmul`, `bmm`, `moe_matmul`: three templates by the number of rows, four ways to find a tile's rows and weights.
 //!
 //! bf16 and f16 run on tensor cores with weights as the left operand, rows of x as the right ("slots"). K is cut into [`pieces`] that depend on K
-//! alone; every template adds the multiplies of a piece in the same order and then the pieces in order, so the bits of a row do not depend on
-//! how many rows there are. Other dtypes take an f32 kernel that sums in the order of k.
+//! alone, in units of 64; a unit is four multiplies of 16 neighbours. Every template adds the multiplies of a piece in the same order and then the pieces in
+//! order, so the bits of a row do not depend on how many rows there are. `mma.sync` and `wgmma` give equal bits for equal sets of 16. Other dtypes take an f32 kernel that sums in the order of k.
 
 use gossamer_ir::{DType, OpKind};
 

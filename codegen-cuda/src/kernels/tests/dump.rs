@@ -2,9 +2,9 @@
 
 use std::fmt::Write as _;
 
-use gossamer_ir::Type;
+use gossamer_ir::{OpKind, Type};
 
-use super::cases::Case;
+use super::cases::{BF16, Case, F32, plain, t};
 use super::fused::{head_of, out, qkv_of};
 use crate::lower::{Arg, OpInstance, Part, lower};
 
@@ -58,6 +58,13 @@ fn dump() {
             "qkv" => qkv_of(w[2], false, k, (64, 8, 64), &sizes),
             "qkvn" => qkv_of(w[2], true, k, (64, 8, 64), &sizes),
             "out" => out(w[2], n, k, &sizes),
+            "headn" => head_of(w[2], true, (n, k), 128, &sizes),
+            "mm" => plain(
+                OpKind::MatMul,
+                vec![t(BF16, &format!("T {k}")), t(BF16, &format!("{n} {k}"))],
+                [("out", F32.into())],
+                &sizes,
+            ),
             "head" => head_of(w[2], false, (n, k), 128, &sizes),
             other => panic!("{other}"),
         };
