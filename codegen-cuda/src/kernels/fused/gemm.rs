@@ -209,6 +209,9 @@ pub fn lower(cx: &Cx, body: &Body) -> Result<Lowered> {
     let found = product_sinks(body, product)?;
     let run = run(&found)?;
     let (plan, pairs) = Plan::choose(if folds { PIECES } else { CHAIN }, &found, run, (rows, n, k))?;
+    if found.iter().any(|s| matches!(s.target, Target::TileMax { .. })) && pairs.columns != Columns::Adjacent {
+        return Err(unsupported("tile_max beside columns that are far apart", "one or the other"));
+    }
     // A tile's columns are neighbours in the product, or its halves are; boxes are the runs of neighbours.
     let tile = format!("(column0 / {})", plan.width);
     let (w_box, column) = match pairs.columns {
@@ -440,7 +443,8 @@ fn results(cx: &Cx, body: &Body, found: &[Sink], pairs: Pairs, n: i64, params: &
                 "f32 most{0}[STEPS];\n#pragma unroll\nfor (int j = 0; j < STEPS; j++) most{0}[j] = __uint_as_float(0xff800000u);",
                 sink.result
             )));
-            store_maxima.extend(tile_max(sink, ty, &pointers[sink.result], tile, blocks(n, tile)));
+            let columns = sink.range().1;
+            store_maxima.extend(tile_max(sink, ty, &pointers[sink.result], tile, columns));
         }
     }
     Ok(Code { finish, ahead, maxima, store_maxima })
@@ -451,7 +455,7 @@ fn lines(s: &str) -> Vec<String> {
 }
 
 /// The maximum of a run of strips, over the 16 lanes of each row.
-fn tile_max(sink: &Sink, dtype: DType, pointer: &str, tile: i64, tiles: i64) -> Vec<String> {
+fn tile_max(sink: &Sink, dtype: DType, pointer: &str, tile: i64, columns: i64) -> Vec<String> {
     let r = sink.result;
     let stored = scalar::store(dtype, &format!("fmaxf(most{r}[j], __uint_as_float(0xff800000u))"));
     lines(&format!(
@@ -461,8 +465,9 @@ for (int j = 0; j < STEPS; j++) {{
   for (int m = 8; m > 0; m >>= 1) most{r}[j] = fmaxf(most{r}[j], __shfl_xor_sync(0xffffffffu, most{r}[j], m));
   const i32 t = row0 + first / PARTS * 8 + (lane >> 4) + 2 * j;
   const i32 column = column0 + first % PARTS * {STRIP_COLUMNS};
-  if ((lane & 15) == 0 && t < rows && column < N) {pointer}[(i64)t * {tiles} + column / {tile}] = {stored};
-}}"
+  if ((lane & 15) == 0 && t < rows && column < {columns}) {pointer}[(i64)t * {} + column / {tile}] = {stored};
+}}",
+        blocks(columns, tile)
     ))
 }
 
