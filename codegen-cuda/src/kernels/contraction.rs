@@ -1,8 +1,8 @@
 //! `matmul`, `bmm`, `moe_matmul`: three templates by the number of rows, four ways to find a tile's rows and weights.
 //!
 //! bf16 and f16 run on tensor cores with weights as the left operand, rows of x as the right ("slots"). K is cut into [`pieces`] that depend on K
-//! alone; every template adds the multiplies of a piece in the same order and then the pieces in order, so the bits of a row do not depend on
-//! how many rows there are. Other dtypes take an f32 kernel that sums in the order of k.
+//! alone, in units of 64; a unit is four multiplies of 16 neighbours. Every template adds the multiplies of a piece in the same order and then the pieces in
+//! order, so the bits of a row do not depend on how many rows there are. `mma.sync` and `wgmma` give equal bits for equal sets of 16. Other dtypes take an f32 kernel that sums in the order of k.
 
 use gossamer_ir::{DType, OpKind};
 
@@ -326,8 +326,11 @@ fn launch(
                 .set("row_tiles", row_tiles)
                 .set("unit_count", count)
                 .set("unroll", unroll)
-                .set("load_w", if whole { "load_stream(w_row[r][h] + k)" } else { "load8<ALIGNED>(w_row[r][h], k, K)" })
-                .set("load_x", if whole { "*(const uint4*)(x_row[s] + k)" } else { "load8<ALIGNED>(x_row[s], k, K)" });
+                .set(
+                    "load_w",
+                    if whole { "stream_share(w_row[r][h], k, c)" } else { "load_share<ALIGNED>(w_row[r][h], k, c, K)" },
+                )
+                .set("load_x", format!("load_share<{}>(x_row[s], k, c, K)", if whole { "true" } else { "ALIGNED" }));
             (pieces * 32, 0)
         }
         Family::Tile { height } => {
@@ -336,7 +339,7 @@ fn launch(
                 return Err(cx.unsupported(format!("{elements} elements of x"), "fewer than 2^32"));
             }
             let (stages, warps_n, shared) = tile_geometry(height);
-            source = source.with(Piece::Mma).set("stages", stages).set("warps_n", warps_n).set("blocks", 2);
+            source = source.with(Piece::Mma).with(Piece::Async).set("stages", stages).set("warps_n", warps_n).set("blocks", 2);
             (256, shared)
         }
         Family::Ffma => (256, 0),

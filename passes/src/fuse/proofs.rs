@@ -92,7 +92,7 @@ fn cases(rule: &Rule, kind: OpKind, s: &Sizes) -> Vec<String> {
         func(&format!("{params}{more}"), &t, &[first, line], "%b")
     };
     match (rule.info.name, kind) {
-        ("seed/stream" | "seed/tile" | "seed/gemm" | "seed/router" | "seed/cublaslt", _) => {
+        ("seed/stream" | "seed/tile" | "seed/gemm" | "seed/gemm-pieces" | "seed/router" | "seed/cublaslt", _) => {
             one(dense(n), ty, vec![matmul(n)], "%a")
         }
         ("seed/moe-stream" | "seed/moe-tile" | "seed/moe-gemm", _) => {

@@ -96,6 +96,12 @@ pub static RULES: &[Rule] = &[
     seed("seed/stream", &[K::MatMul], "stream", "matmul of few rows becomes a kernel that streams its weights"),
     seed("seed/tile", &[K::MatMul], "tile", "matmul of many rows becomes a tiled kernel"),
     seed("seed/gemm", &[K::MatMul], "gemm", "matmul of a prompt's rows becomes a kernel of warpgroup multiplies"),
+    seed(
+        "seed/gemm-pieces",
+        &[K::MatMul],
+        "gemm_pieces",
+        "matmul of many decoded rows becomes a kernel of warpgroup multiplies",
+    ),
     seed("seed/router", &[K::MatMul], "router", "matmul with few columns becomes a kernel that sees whole rows"),
     Rule {
         info: RuleInfo {

@@ -101,9 +101,14 @@ fn dense() -> Vec<Scenario> {
                 ("r", rng.floats(DType::F32, &[most, n], 1.0), true),
             ],
         };
-        out.push(source.scenario(&[1, 2, 3, 5, 8, 9, 16, 31, 32], &["stream"], without(&["seed/tile"])));
-        let others = ["seed/stream", "seed/router", "seed/single"];
+        let wide = ["seed/tile", "seed/gemm-pieces"];
+        out.push(source.scenario(&[1, 2, 3, 5, 8, 9, 16, 31, 32], &["stream"], without(&wide)));
+        let others = ["seed/stream", "seed/router", "seed/single", "seed/gemm-pieces"];
         out.push(source.scenario(&[9, 33, 63, 64, 65, 130], &["tile"], without(&others)));
+        if n % 16 == 0 {
+            let others = ["seed/stream", "seed/router", "seed/single", "seed/tile"];
+            out.push(source.scenario(&[9, 33, 63, 64, 65, 130], &["gemm_pieces"], without(&others)));
+        }
     }
     for (n, k, layout) in [(128, 160, "interleaved"), (256, 512, "halves")] {
         let mut rng = Rng::new(&format!("gated {n} {k} {layout}"));
@@ -129,9 +134,11 @@ fn dense() -> Vec<Scenario> {
                 ("b", rng.floats(DType::BF16, &[n], 1.0), false),
             ],
         };
-        out.push(source.scenario(&[1, 2, 7, 8, 17, 32], &["stream"], without(&["seed/tile"])));
-        let others = ["seed/stream", "seed/router", "seed/single"];
+        out.push(source.scenario(&[1, 2, 7, 8, 17, 32], &["stream"], without(&["seed/tile", "seed/gemm-pieces"])));
+        let others = ["seed/stream", "seed/router", "seed/single", "seed/gemm-pieces"];
         out.push(source.scenario(&[9, 64, 70], &["row", "tile"], without(&others)));
+        let others = ["seed/stream", "seed/router", "seed/single", "seed/tile"];
+        out.push(source.scenario(&[9, 64, 70], &["row", "gemm_pieces"], without(&others)));
     }
     out
 }
@@ -141,7 +148,7 @@ fn heads() -> Vec<Scenario> {
     let mut out = Vec::new();
     for (n, k) in [(4224, 64), (5001, 160)] {
         let mut rng = Rng::new(&format!("head {n} {k}"));
-        let most = 100;
+        let most = 130;
         let source = Source {
             label: format!("head {n}x{k}"),
             params: format!("%x: f32[T, {k}], %g: bf16[{k}], %w: bf16[{n}, {k}]"),
@@ -159,8 +166,12 @@ fn heads() -> Vec<Scenario> {
                 ("w", rng.floats(DType::BF16, &[n, k], 1.0), false),
             ],
         };
-        out.push(source.scenario(&[1, 3, 8, 20], &["stream", "single"], without(&["seed/tile"])));
-        out.push(source.scenario(&[64, 100], &["single"], without(&["seed/stream"])));
+        out.push(source.scenario(&[1, 3, 8, 20], &["stream", "single"], without(&["seed/tile", "seed/gemm-pieces"])));
+        out.push(source.scenario(&[64, 100], &["single"], without(&["seed/stream", "seed/gemm-pieces"])));
+        if n % 16 == 0 {
+            let others = ["seed/stream", "seed/tile"];
+            out.push(source.scenario(&[9, 64, 100, 130], &["gemm_pieces", "single"], without(&others)));
+        }
     }
     out
 }
@@ -191,7 +202,7 @@ fn routers() -> Vec<Scenario> {
                 ("b", rng.floats(DType::BF16, &[n], 1.0), false),
             ],
         };
-        let others = ["seed/stream", "seed/tile"];
+        let others = ["seed/stream", "seed/tile", "seed/gemm-pieces"];
         out.push(source.scenario(&[1, 2, 3, 8, 17, 64, 255, 300], &["router"], without(&others)));
     }
     out

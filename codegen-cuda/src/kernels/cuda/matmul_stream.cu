@@ -45,7 +45,7 @@ ${entry}(const In* __restrict__ x, const In* __restrict__ w, Out* __restrict__ y
     const int u = first_unit + i;
 #pragma unroll
     for (int half = 0; half < 2; half++) {
-      const i64 k = (i64)u * 64 + half * 32 + c * 8;
+      const i64 k = (i64)u * 64 + half * 32;
       uint4 a[RT][2];
       uint4 b[NT];
 #pragma unroll

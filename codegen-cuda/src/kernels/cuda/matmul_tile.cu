@@ -11,7 +11,8 @@ constexpr int WARPS_N = ${warps_n};  // warps along w; the others of 8 are along
 constexpr int RT = HEIGHT / WARPS_N / 16;
 constexpr int NT = SLOTS * WARPS_N / 8 / 8;
 constexpr int STAGES = ${stages};
-// A stage holds both halves of a unit of 64 k: [half][row][32 k]. The second half starts 64 bytes off, for the banks' sake.
+// A stage holds both halves of a unit of 64 k: [half][row][16 bytes at place (k / 8) ^ (row / 2 % 4)], so that load_matrices finds 8 rows in different
+// banks. The second half starts 64 bytes off, for the sake of the copies.
 constexpr int W_HALF = HEIGHT * 64 + 64;
 constexpr int X_HALF = SLOTS * 64 + 64;
 constexpr int STAGE = 2 * (W_HALF + X_HALF);
@@ -48,8 +49,9 @@ ${entry}(${pointers}, u32 tiles${params}) {
   auto fetch = [&](int u) {
     u8* const to = stages + (u % STAGES) * STAGE;
     const i64 k = (i64)u * 64 + copy_k * 8;
-    const int w_at = (copy_k >> 2) * W_HALF + copy_row * 64 + (copy_k & 3) * 16;
-    const int x_at = 2 * W_HALF + (copy_k >> 2) * X_HALF + copy_row * 64 + (copy_k & 3) * 16;
+    const int place = ((copy_k & 3) ^ (copy_row >> 1 & 3)) * 16;  // the same in all of the thread's rows
+    const int w_at = (copy_k >> 2) * W_HALF + copy_row * 64 + place;
+    const int x_at = 2 * W_HALF + (copy_k >> 2) * X_HALF + copy_row * 64 + place;
 #pragma unroll
     for (int i = 0; i < HEIGHT / 32; i++) {
       u8* const at = to + w_at + i * 32 * 64;
@@ -65,6 +67,14 @@ ${entry}(${pointers}, u32 tiles${params}) {
   };
   const int first_row = (warp % WARPS_N) * RT * 16;
   const int first_slot = (warp / WARPS_N) * NT * 8;
+  // Addresses for load_matrices. Of w, matrices are rows 0..7 and 8..15 of 8 k, then of the next 8, the operand of a multiply of 16 k; of x they are 8 k
+  // each of 8 slots, those of two multiplies.
+  const int matrix = lane >> 3;
+  const int matrix_row = lane & 7;
+  const u32 turn = (u32)(matrix_row >> 1);
+  const u32 w_lane = shared_address(stages) + (u32)((first_row + (matrix & 1) * 8 + matrix_row) * 64);
+  const u32 w_at[2] = {w_lane + ((u32)(matrix >> 1) ^ turn) * 16, w_lane + ((u32)(matrix >> 1 | 2) ^ turn) * 16};
+  const u32 x_at = shared_address(stages) + (u32)(2 * W_HALF + (first_slot + matrix_row) * 64) + ((u32)matrix ^ turn) * 16;
   f32 acc[RT][NT][4] = {};
   f32 sum[RT][NT][4] = {};
 #pragma unroll
@@ -82,26 +92,25 @@ ${entry}(${pointers}, u32 tiles${params}) {
       __syncthreads();
       if (u + STAGES - 1 < units) fetch(u + STAGES - 1);
       copy_commit();
-      const u8* const from = stages + (u % STAGES) * STAGE;
+      const u32 from = (u32)((u % STAGES) * STAGE);
 #pragma unroll
       for (int half = 0; half < 2; half++) {
-        uint4 a[RT][2];
-        uint4 b[NT];
+        u32 a[RT][2][4];
+        u32 b[NT][4];
 #pragma unroll
         for (int r = 0; r < RT; r++) {
 #pragma unroll
-          for (int h = 0; h < 2; h++) {
-            a[r][h] = *(const uint4*)(from + half * W_HALF + (first_row + 16 * r + 8 * h + g) * 64 + c * 16);
+          for (int m = 0; m < 2; m++) load_matrices(a[r][m], w_at[m] + from + half * W_HALF + r * 16 * 64);
+        }
+#pragma unroll
+        for (int s = 0; s < NT; s++) load_matrices(b[s], x_at + from + half * X_HALF + s * 8 * 64);
+#pragma unroll
+        for (int r = 0; r < RT; r++) {
+#pragma unroll
+          for (int s = 0; s < NT; s++) {
+#pragma unroll
+            for (int m = 0; m < 2; m++) mma(In(), acc[r][s], a[r][m][0], a[r][m][1], a[r][m][2], a[r][m][3], b[s][2 * m], b[s][2 * m + 1]);
           }
-        }
-#pragma unroll
-        for (int s = 0; s < NT; s++) {
-          b[s] = *(const uint4*)(from + 2 * W_HALF + half * X_HALF + (first_slot + 8 * s + g) * 64 + c * 16);
-        }
-#pragma unroll
-        for (int r = 0; r < RT; r++) {
-#pragma unroll
-          for (int s = 0; s < NT; s++) mma_k32<In>(acc[r][s], a[r][0], a[r][1], b[s]);
         }
       }
     }

@@ -12,8 +12,8 @@ __device__ __forceinline__ void mma(f16, f32 (&d)[4], u32 a0, u32 a1, u32 a2, u3
       : "r"(a0), "r"(a1), "r"(a2), "r"(a3), "r"(b0), "r"(b1));
 }
 
-// d += a * b over 32 k, with k relabelled so that a lane's operands are 8 adjacent elements: lane c holds k 8c .. 8c + 7 of
-// row g (lo), of row g + 8 (hi) and of column g (b). The first multiply takes elements 0..3 of each lane, the second 4..7.
+// d += a * b over 32 k in two multiplies of 16. Lane c holds, of row g (lo), of row g + 8 (hi) and of column g (b), four elements of k for the first
+// multiply in x and y and four for the second in z and w; which ones is up to the caller, as long as all three agree.
 template <class T> __device__ __forceinline__ void mma_k32(f32 (&d)[4], uint4 lo, uint4 hi, uint4 b) {
   mma(T(), d, lo.x, hi.x, lo.y, hi.y, b.x, b.y);
   mma(T(), d, lo.z, hi.z, lo.w, hi.w, b.z, b.w);
@@ -40,15 +40,6 @@ __device__ __forceinline__ void store_four(f32* to, f32 a, f32 b, f32 c, f32 d) 
   asm volatile("st.global.v4.f32 [%0], {%1,%2,%3,%4};" ::"l"(to), "f"(a), "f"(b), "f"(c), "f"(d));
 }
 
-// 16 bytes that are read once and not written by this kernel.
-__device__ __forceinline__ uint4 load_stream(const void* p) {
-  uint4 v;
-  asm("ld.global.nc.L1::no_allocate.L2::128B.v4.u32 {%0,%1,%2,%3}, [%4];"
-      : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w)
-      : "l"(p));
-  return v;
-}
-
 // Elements k .. k + 7 of a row of K; those beyond its end are 0. ALIGNED: K is a multiple of 8 and rows start at 16 bytes.
 template <bool ALIGNED, class T> __device__ __forceinline__ uint4 load8(const T* row, i64 k, i64 K) {
   uint4 v = make_uint4(0, 0, 0, 0);
@@ -64,6 +55,42 @@ template <bool ALIGNED, class T> __device__ __forceinline__ uint4 load8(const T*
   v.z = h[4] | h[5] << 16;
   v.w = h[6] | h[7] << 16;
   return v;
+}
+
+// A lane's share of 32 elements of a row for mma_k32: elements 4 c .. 4 c + 3 of the first 16 and of the second 16. All matmuls multiply these sets of
+// 16, whichever instruction they use: the sum of a multiply does not depend on the order within them, only on which elements are in it.
+__device__ __forceinline__ uint4 halves16(uint2 first, uint2 second) { return make_uint4(first.x, first.y, second.x, second.y); }
+
+// 8 bytes that are read once and not written by this kernel.
+__device__ __forceinline__ uint2 load_stream8(const void* p) {
+  uint2 v;
+  asm("ld.global.nc.L2::128B.v2.u32 {%0,%1}, [%2];"
+      : "=r"(v.x), "=r"(v.y)
+      : "l"(p));
+  return v;
+}
+
+// The share of elements k .. k + 31 of a row of K, k a multiple of 32; those beyond the row's end are 0. ALIGNED: K is a multiple of 8 and rows start at
+// 16 bytes.
+template <bool ALIGNED, class T> __device__ __forceinline__ uint2 load4(const T* row, i64 k, i64 K) {
+  uint2 v = make_uint2(0, 0);
+  if (ALIGNED) {
+    if (k < K) v = *(const uint2*)(row + k);
+    return v;
+  }
+  u32 h[4];
+#pragma unroll
+  for (int i = 0; i < 4; i++) h[i] = k + i < K ? row[k + i].bits : 0u;
+  v.x = h[0] | h[1] << 16;
+  v.y = h[2] | h[3] << 16;
+  return v;
+}
+template <bool ALIGNED, class T> __device__ __forceinline__ uint4 load_share(const T* row, i64 k, int c, i64 K) {
+  return halves16(load4<ALIGNED>(row, k + 4 * c, K), load4<ALIGNED>(row, k + 16 + 4 * c, K));
+}
+// The same of weights, all of which are inside.
+template <class T> __device__ __forceinline__ uint4 stream_share(const T* row, i64 k, int c) {
+  return halves16(load_stream8(row + k + 4 * c), load_stream8(row + k + 16 + 4 * c));
 }
 
 // Copies 16 bytes to shared memory in the background; writes zeros instead if !valid.

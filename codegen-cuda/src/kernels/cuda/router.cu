@@ -16,7 +16,7 @@ constexpr int UNITS = (K + 63) / 64;
 constexpr int LONGEST = (UNITS + PIECES - 1) / PIECES;
 constexpr bool HELD = LONGEST <= 6;  // a piece's weights fit the registers
 constexpr int THREADS = PIECES * 32;
-constexpr int X_ROW = UNITS * 64 + 32;  // elements; half a bank row beside, as lanes read 8 rows at a time
+constexpr int X_ROW = UNITS * 64 + 16;  // elements; 32 bytes beside, as lanes read that much of 4 rows at a time
 constexpr int LANES = ${lanes};  // warps of the norm's own kernel
 constexpr int TOP = ${top};  // of the greatest that are wanted
 constexpr int STEPS = (K + LANES * 32 - 1) / (LANES * 32);
@@ -50,7 +50,7 @@ ${entry}(${params}, i32 rows) {
       for (int h = 0; h < 2; h++) {
         const int n = (tile * BLOCKS + (int)rank) * 16 + 8 * h + g;
         const In* const row = ${weights} + (i64)(n < N ? n : N - 1) * K;  // rows beyond the end are computed and not stored
-        const int k = (first_unit + u) * 64 + half * 32 + c * 8;
+        const int k = (first_unit + u) * 64 + half * 32;
         a[half][h] = ${load_w};
       }
     }
@@ -76,10 +76,11 @@ ${entry}(${params}, i32 rows) {
     auto multiply = [&](int u, const uint4 (&a)[2][2]) {
 #pragma unroll
       for (int half = 0; half < 2; half++) {
-        const int k = (first_unit + u) * 64 + half * 32 + c * 8;
+        const int k = (first_unit + u) * 64 + half * 32 + 4 * c;
 #pragma unroll
         for (int s = 0; s < NT; s++) {
-          const uint4 b = *(const uint4*)(x_rows + (8 * s + g) * X_ROW + k);
+          const In* const row = x_rows + (8 * s + g) * X_ROW + k;
+          const uint4 b = halves16(*(const uint2*)row, *(const uint2*)(row + 16));
           mma_k32<In>(acc[s], a[half][0], a[half][1], b);
         }
       }

@@ -1,7 +1,7 @@
 // ${ir}
 // Few rows of x, ${slots} a block (slots). A tile is ${height} columns of the product; the warps of a block share out K in pieces. Weights pass through a ring
-// in shared memory of which each lane fills and reads its own slots only, so that requests are under way before the rows of x are there, from tile
-// to tile and, where room is left, while the kernel before still runs. Pieces are added up in order: a result does not depend on the
+// in shared memory of its own for each warp, so that requests are under way before the rows of x are there, from tile to tile and, where room is left,
+// while the kernel before still runs. Pieces are added up in order: a result does not depend on the
 // other rows or on which kernel of the family made it.
 typedef ${in_type} In;
 constexpr int K = ${k};
@@ -15,7 +15,7 @@ constexpr int UNITS = (K + 63) / 64;
 constexpr int STAGES = ${stages};  // units of a warp's ring
 constexpr int SLOTS = ${slots};
 constexpr int NT = (SLOTS + 7) / 8;  // tiles of 8 slots
-constexpr int X_ROW = UNITS * 64 + 32;  // elements; half a line off, for the banks' sake
+constexpr int X_ROW = UNITS * 64 + 8;  // elements; 16 bytes off, so that load_matrices finds 8 rows in different banks
 constexpr int SUMS = ${sums};  // buffers for sums: with two, a tile's epilogue runs beside the next tile
 constexpr int OUTPUTS = SLOTS * HEIGHT < 32 ? 32 : SLOTS * HEIGHT;
 ${constants}
@@ -29,7 +29,9 @@ ${entry}(${params}) {
   const int piece = threadIdx.x >> 5;
   const int g = lane >> 2;
   const int c = lane & 3;
-  uint4* const ring = shared + piece * STAGES * 128 + lane;
+  // A unit of the ring: [half of 32 k][rows 0..7, 8..15][row][16 bytes at place (k / 8) ^ (row / 2)], for the banks' sake.
+  uint4* const ring = shared + piece * STAGES * 128;
+  const int put = 4 * g + (c ^ (g >> 1));  // where this lane's copies go
   In* const x_rows = (In*)(shared + PIECES * STAGES * 128);
   const u32 row_tiles = (u32)(rows + SLOTS - 1) / SLOTS;
   const int row0 = (int)(blockIdx.x % row_tiles) * SLOTS;
@@ -61,7 +63,7 @@ ${entry}(${params}) {
   };
   auto fetch = [&]() {
     if (fetch_tile < TILES) {
-      uint4* const to = ring + fetch_stage * 128;
+      uint4* const to = ring + fetch_stage * 128 + put;
 #pragma unroll
       for (int half = 0; half < 2; half++) {
 #pragma unroll
@@ -89,6 +91,18 @@ ${entry}(${params}) {
   ${stage_x}
   __syncthreads();
 
+  // Addresses for load_matrices. Of weights, matrices are rows 0..7 and 8..15 of 8 k, then of the next 8, so that four are the operand of a multiply of
+  // 16 k; of rows of x they are 8 k each, those of two multiplies.
+  const int matrix = lane >> 3;
+  const int matrix_row = lane & 7;
+  const u32 w_row = shared_address(ring) + (u32)((matrix & 1) * 512 + matrix_row * 64);
+  const u32 w_at[2] = {w_row + (u32)((matrix >> 1) ^ (matrix_row >> 1)) * 16, w_row + (u32)((matrix >> 1) ^ (matrix_row >> 1) ^ 2) * 16};
+  u32 x_at[NT];
+#pragma unroll
+  for (int s = 0; s < NT; s++) {
+    const int row = 8 * s + matrix_row < count ? 8 * s + matrix_row : 0;
+    x_at[s] = shared_address(x_rows) + (u32)(row * X_ROW * 2 + first_unit * 128 + matrix * 16);
+  }
   int stage = 0;
   int buffer = 0;
   for (u32 tile = first_tile; tile < TILES; tile = next_tile(tile)) {
@@ -96,18 +110,21 @@ ${entry}(${params}) {
     f32 acc[NT][4] = {};
     for (int i = 0; i < unit_count; i++) {
       copy_wait<STAGES - 1>();
-      const uint4* const slot = ring + stage * 128;
-      const In* const x_unit = x_rows + (first_unit + i) * 64 + c * 8;
+      __syncwarp();  // the copies of all lanes are there
 #pragma unroll
       for (int half = 0; half < 2; half++) {
-        const uint4 lo = slot[half * 64];
-        const uint4 hi = slot[half * 64 + 32];
+        u32 a[2][4];
+#pragma unroll
+        for (int m = 0; m < 2; m++) load_matrices(a[m], w_at[m] + (u32)(stage * 2048 + half * 1024));
 #pragma unroll
         for (int s = 0; s < NT; s++) {
-          const int row = 8 * s + g < count ? 8 * s + g : 0;
-          mma_k32<In>(acc[s], lo, hi, *(const uint4*)(x_unit + row * X_ROW + half * 32));
+          u32 b[4];
+          load_matrices(b, x_at[s] + (u32)(i * 128 + half * 64));
+          mma(In(), acc[s], a[0][0], a[0][1], a[0][2], a[0][3], b[0], b[1]);
+          mma(In(), acc[s], a[1][0], a[1][1], a[1][2], a[1][3], b[2], b[3]);
         }
       }
+      __syncwarp();  // all lanes are done with the stage
       stage = (stage + 1) % STAGES;
       fetch();
     }

@@ -1,16 +1,20 @@
-//! `gemm`: matmul of many rows on warpgroup multiplies, with scalar code on the product.
+//! `gemm` and `gemm_pieces`: matmul of many rows on warpgroup multiplies, with scalar code on the product.
 //!
 //! Rows of x are the rows of a tile, rows of w its columns: neighbouring columns of the product then lie in one thread, and so do a column and its
-//! partner in a head. The sum of an element is one chain over K in order, whatever the tile, so its bits depend neither on the other rows nor on how
-//! the work was cut; they differ from those of `stream` and `tile`, which add pieces of K.
+//! partner in a head. The sum of an element is made in the template's order, whatever the tile, so its bits depend neither on the other rows nor on how
+//! the work was cut. In `gemm` it is one chain over K. In `gemm_pieces` it is what `stream` and `tile` make, pieces of K added up in order: a multiply
+//! takes the same 16 elements of K there and here, and its bits do not depend on the order within them. A second set of sums holds the pieces so far.
 
 use std::cell::Cell;
 
+use gossamer_ir::template::{Order, template};
 use gossamer_ir::{DType, OpKind};
 
-use super::super::contraction::PROCESSORS;
-use super::super::region::{Columns, Index, Need, Region, Sink, Source, Target, malformed, text, unsupported};
-use super::super::{Cx, blocks, kv, single, wgmma};
+use super::super::contraction::{MAX_K, PROCESSORS, pieces};
+use super::super::region::{
+    Columns, Index, Line, Need, Region, Sink, Source, Target, malformed, split, text, unsupported,
+};
+use super::super::{Cx, Size, blocks, kv, scalar, single, wgmma};
 use super::finish::{branch, product_sinks, range};
 use super::{Body, Origin, Params, parameter};
 use crate::emit::{Piece, Text, c_type};
@@ -19,8 +23,10 @@ use crate::resources::{SHARED_PER_BLOCK, SHARED_PER_SM, SHARED_RESERVED};
 
 type Result<T> = std::result::Result<T, LowerError>;
 
-/// Elements of K in a stage of the ring.
+/// Elements of K in a stage of the ring, and in a unit of pieces.
 const UNIT: i64 = 64;
+/// Columns of a strip of results.
+const STRIP_COLUMNS: i64 = 64;
 /// Stages at most.
 const STAGES: i64 = 12;
 /// Rows of tiles in a band: their share of x and the columns of w that go past it fit the L2 cache.
@@ -41,12 +47,19 @@ struct Plan {
     blocks: i64,
 }
 
-/// Cuts, from the smallest tile.
-const PLANS: &[Plan] = &[
+/// Cuts of one chain, from the smallest tile.
+const CHAIN: &[Plan] = &[
     Plan { groups: 1, width: 64, blocks: 1 },
     Plan { groups: 2, width: 64, blocks: 1 },
     Plan { groups: 2, width: 128, blocks: 1 },
     Plan { groups: 2, width: 192, blocks: 1 },
+];
+/// Cuts of pieces: registers hold two sets of sums, so tiles are narrower.
+const PIECES: &[Plan] = &[
+    Plan { groups: 1, width: 64, blocks: 1 },
+    Plan { groups: 1, width: 128, blocks: 1 },
+    Plan { groups: 2, width: 64, blocks: 1 },
+    Plan { groups: 2, width: 128, blocks: 1 },
 ];
 
 impl Plan {
@@ -91,10 +104,10 @@ impl Plan {
     }
 
     /// The cut for so many rows of a product of `n` columns, and how its tiles hold together what `sinks` need together.
-    fn choose(sinks: &[Sink], rows: i64, n: i64, k: i64) -> Result<(Plan, Pairs)> {
+    fn choose(plans: &[Plan], sinks: &[Sink], run: i64, (rows, n, k): (i64, i64, i64)) -> Result<(Plan, Pairs)> {
         let mut best: Option<(i64, Plan, Pairs)> = None;
         let mut refused = None;
-        for plan in PLANS {
+        for plan in plans.iter().filter(|p| p.width % (run * STRIP_COLUMNS) == 0) {
             match Pairs::choose(sinks, n, plan.width) {
                 Ok(pairs) => {
                     let cost = plan.cost(rows, n, k);
@@ -105,7 +118,8 @@ impl Plan {
                 Err(e) => refused = Some(e),
             }
         }
-        best.map(|(_, plan, pairs)| (plan, pairs)).ok_or_else(|| refused.unwrap_or_else(|| malformed("no cut")))
+        let wide = || unsupported(format!("tile_max over {} columns", run * STRIP_COLUMNS), "64 or 128 columns");
+        best.map(|(_, plan, pairs)| (plan, pairs)).ok_or_else(|| refused.unwrap_or_else(wide))
     }
 }
 
@@ -158,14 +172,15 @@ impl Pairs {
     }
 }
 
-/// Lowers a kernel of template `gemm`.
+/// Lowers a kernel of template `gemm` or `gemm_pieces`.
 pub fn lower(cx: &Cx, body: &Body) -> Result<Lowered> {
     let main = body.kernel.main();
     let product = body.heavy()?;
     let op = main.graph.op(product.op);
     let (OpKind::MatMul, [x, w]) = (op.kind, op.operands.as_slice()) else {
-        return Err(malformed("template `gemm` holds a matmul"));
+        return Err(malformed("this template holds a matmul"));
     };
+    let folds = template(body.kernel.template()).is_some_and(|t| t.order == Order::Pieces);
     let (Origin::Operand(x), Origin::Operand(w)) = (body.main_value(*x), body.main_value(*w)) else {
         return Err(unsupported("computed operands", "operands in memory"));
     };
@@ -178,6 +193,9 @@ pub fn lower(cx: &Cx, body: &Body) -> Result<Lowered> {
         return Err(unsupported(format!("{xt} times {wt}"), "bf16 or f16 on both sides"));
     }
     let most = i64::from(i32::MAX) / 2;
+    if folds && k >= MAX_K {
+        return Err(unsupported(format!("{n} x {k} weights"), "K below 2^24"));
+    }
     if !(8..most).contains(&k) || k % 8 != 0 || !(16..most).contains(&n) || n % 16 != 0 {
         return Err(unsupported(format!("{n} x {k} weights"), "N a multiple of 16 and K of 8, both below 2^30"));
     }
@@ -189,10 +207,11 @@ pub fn lower(cx: &Cx, body: &Body) -> Result<Lowered> {
         return Err(unsupported(format!("{rows} rows"), "fewer than 2^30"));
     }
     let found = product_sinks(body, product)?;
-    if found.iter().any(|s| matches!(s.target, Target::TileMax { .. } | Target::ArgMax)) {
-        return Err(unsupported("a reduction over columns of many rows", "template `stream`"));
+    let run = run(&found)?;
+    let (plan, pairs) = Plan::choose(if folds { PIECES } else { CHAIN }, &found, run, (rows, n, k))?;
+    if found.iter().any(|s| matches!(s.target, Target::TileMax { .. })) && pairs.columns != Columns::Adjacent {
+        return Err(unsupported("tile_max beside columns that are far apart", "one or the other"));
     }
-    let (plan, pairs) = Plan::choose(&found, rows, n, k)?;
     // A tile's columns are neighbours in the product, or its halves are; boxes are the runs of neighbours.
     let tile = format!("(column0 / {})", plan.width);
     let (w_box, column) = match pairs.columns {
@@ -208,19 +227,25 @@ pub fn lower(cx: &Cx, body: &Body) -> Result<Lowered> {
     };
     params.tensor_map("x_map", x, matrix(rows, plan.height()));
     params.tensor_map("w_map", w, matrix(n, w_box));
-    let finish = finish(cx, body, &found, pairs, n, &mut params)?;
+    let code = results(cx, body, &found, pairs, n, &mut params)?;
     let (down, across) = plan.tiles(rows, n);
     params.int("row_tiles", down);
     params.int("rows", rows);
     let (list, args) = params.finish();
 
     // A whole multiprocessor's registers: the copying group gives most of its share to those that multiply.
-    let (fewer, more) = match plan.blocks == 1 && plan.groups == 2 {
-        true => ("fewer_registers<40>();", "more_registers<152>();"),
-        false => ("", ""),
+    let (fewer, finishing, more) = match (plan.groups, plan.width, folds) {
+        (2, 128, true) => ("fewer_registers<56>();", "more_registers<136>();", "more_registers<160>();"),
+        (2, ..) => ("fewer_registers<56>();", "more_registers<152>();", "more_registers<152>();"),
+        _ => ("", "", ""),
+    };
+    let pieces = if folds { pieces(Size::known(k)) } else { 1 };
+    let order = match folds {
+        true => "K in pieces, which are added up in order",
+        false => "one chain over K in order",
     };
     let source = Text::new(
-        format!("gemm_{}_n{n}_k{k}_t{}x{}", xt.dtype, plan.height(), plan.width),
+        format!("{}_{}_n{n}_k{k}_t{}x{}", body.kernel.template(), xt.dtype, plan.height(), plan.width),
         body.kernel.summary(),
         include_str!("../cuda/gemm.cu"),
     )
@@ -231,6 +256,11 @@ pub fn lower(cx: &Cx, body: &Body) -> Result<Lowered> {
     .set("n", n)
     .set("k", k)
     .set("units", blocks(k, UNIT))
+    .set("order", order)
+    .set("folds", folds)
+    .set("pieces", pieces)
+    .set("run", run)
+    .set("looks_ahead", !code.ahead.is_empty())
     .set("groups", plan.groups)
     .set("width", plan.width)
     .set("stages", plan.stages())
@@ -241,11 +271,15 @@ pub fn lower(cx: &Cx, body: &Body) -> Result<Lowered> {
     .set("multiply", wgmma::multiply(plan.width, xt.dtype))
     .set("params", list)
     .set("fewer", fewer)
+    .set("finishing", finishing)
     .set("more", more)
     .set("first", if cx.early(w) { FIRST_EARLY } else { FIRST })
     .set("w_row", &column)
     .set("column", &column)
-    .set("finish", finish.join("\n"))
+    .set("finish", code.finish.join("\n"))
+    .set("look_ahead", code.ahead.join("\n"))
+    .set("maxima", code.maxima.join("\n"))
+    .set("store_maxima", code.store_maxima.join("\n"))
     .build();
     let launched = (down * across).min(PROCESSORS * plan.blocks);
     let mut launch = cx.launch(source, launched, 128 * (plan.groups as u32 + 2), args)?;
@@ -286,10 +320,47 @@ struct Job<'a> {
     whole: bool,
 }
 
+/// Strips whose maximum goes together: those of a tile of `tile_max`.
+fn run(found: &[Sink]) -> Result<i64> {
+    let mut run = 1;
+    let mut all = None;
+    for sink in found {
+        match (sink.target, sink.need) {
+            (Target::TileMax { tile }, Need::Same { offset: 0 })
+                if tile % STRIP_COLUMNS == 0 && all.is_none_or(|t| t == tile) =>
+            {
+                all = Some(tile);
+                run = tile / STRIP_COLUMNS;
+            }
+            (Target::TileMax { tile }, _) => {
+                return Err(unsupported(
+                    format!("tile_max over {tile} columns"),
+                    format!("one multiple of {STRIP_COLUMNS} for all, on values with the product's columns"),
+                ));
+            }
+            (Target::ArgMax, _) => return Err(unsupported("argmax over all columns", "tile_max")),
+            _ => {}
+        }
+    }
+    Ok(run)
+}
+
+/// Code that makes results.
+struct Code {
+    /// Computes and stores a lane's elements of a strip.
+    finish: Vec<String>,
+    /// Asks for what that will read; empty if it reads nothing.
+    ahead: Vec<String>,
+    /// Declares running maxima of a run of strips.
+    maxima: Vec<String>,
+    /// Stores them.
+    store_maxima: Vec<String>,
+}
+
 /// Code that makes results of a product of `n` columns.
-fn finish(cx: &Cx, body: &Body, found: &[Sink], pairs: Pairs, n: i64, params: &mut Params) -> Result<Vec<String>> {
+fn results(cx: &Cx, body: &Body, found: &[Sink], pairs: Pairs, n: i64, params: &mut Params) -> Result<Code> {
     let astray = Cell::new(false);
-    let mut sources = body.epilogue_sources(cx, params, |_| {
+    let product = |_| {
         let astray = &astray;
         let give = move |at: &[Index]| {
             let known = at[1].without_offset().is_some_and(|v| v == "n" || v == "half_n * 2");
@@ -298,43 +369,124 @@ fn finish(cx: &Cx, body: &Body, found: &[Sink], pairs: Pairs, n: i64, params: &m
             format!("held[j][{}]", place.unwrap_or(0))
         };
         Some(Source::Given(Box::new(give)))
-    })?;
-    for source in &mut sources {
+    };
+    let mut sources = body.epilogue_sources(cx, params, product)?;
+    let mut sources_ahead = body.epilogue_sources(cx, params, product)?;
+    for source in sources.iter_mut().chain(&mut sources_ahead) {
         if let Source::Cache { keys, values } = source {
             (*keys, *values) = (later(keys), later(values));
         }
     }
-    let pointers = (0..cx.op.results.len()).map(|r| params.result(cx, r)).collect::<Result<Vec<_>>>()?;
-    let mut region = Region::new(body.epilogue(), cx.module(), sources);
-    if let Some(dim) = pairs.dim {
-        region.know_half("n", dim, 2);
+    let mut reads = false;
+    for source in &mut sources_ahead {
+        if let Source::Memory(pointer) = source {
+            *pointer = format!("ahead({pointer})");
+            reads = true;
+        }
     }
+    let pointers = (0..cx.op.results.len()).map(|r| params.result(cx, r)).collect::<Result<Vec<_>>>()?;
     let mut ranges: Vec<(i64, i64)> = found.iter().map(|s| (range(s).0, range(s).1)).collect();
     ranges.sort_unstable();
     ranges.dedup();
-    let mut out = Vec::new();
-    for (first, end) in ranges {
-        let here = found.iter().filter(|s| (range(s).0, range(s).1) == (first, end));
-        let jobs = here.map(|s| job(cx, body, s, pairs, &pointers)).collect::<Result<Vec<_>>>()?;
-        let (lines, ()) = region.scope(|region| {
-            for job in &jobs {
-                for offset in job.runs.concat() {
-                    let column = match job.sink.need {
-                        Need::Interleaved { offset: start } => Index::var("half_n").plus((offset - start) / 2),
-                        _ => job.sink.column(&Index::var("n").plus(offset)),
-                    };
-                    region.emit(job.sink, &later(&job.name), &[Index::var("t")], &column)?;
+    let print = |sources: Vec<Source>, ahead: bool, params: &mut Params| -> Result<Vec<String>> {
+        let mut region = Region::new(body.epilogue(), cx.module(), sources);
+        if let Some(dim) = pairs.dim {
+            region.know_half("n", dim, 2);
+        }
+        let mut out = Vec::new();
+        for (first, end) in &ranges {
+            let here = || found.iter().filter(|s| (range(s).0, range(s).1) == (*first, *end));
+            let stored = here().filter(|s| !matches!(s.target, Target::TileMax { .. }));
+            let jobs = stored.map(|s| job(cx, body, s, pairs, &pointers)).collect::<Result<Vec<_>>>()?;
+            let (lines, maxima) = region.scope(|region| {
+                for job in &jobs {
+                    for offset in job.runs.concat() {
+                        let column = match job.sink.need {
+                            Need::Interleaved { offset: start } => Index::var("half_n").plus((offset - start) / 2),
+                            _ => job.sink.column(&Index::var("n").plus(offset)),
+                        };
+                        region.emit(job.sink, &later(&job.name), &[Index::var("t")], &column)?;
+                    }
                 }
-            }
-            Ok(())
-        })?;
-        branch(&mut out, (first, end, false), n, part(text(&lines), &jobs));
-    }
+                let mut maxima = Vec::new();
+                for sink in here().filter(|s| matches!(s.target, Target::TileMax { .. })) {
+                    for offset in pairs.runs(sink.need).concat() {
+                        let column = sink.column(&Index::var("n").plus(offset));
+                        let element = region.element(sink.value, &[Index::var("t"), column])?;
+                        maxima.push(format!("most{0}[j] = fmaxf(most{0}[j], {element});", sink.result));
+                    }
+                }
+                Ok(maxima)
+            })?;
+            let part = match ahead {
+                true => asked(&lines, &jobs),
+                false => part(text(&lines), maxima, &jobs),
+            };
+            branch(&mut out, (*first, *end, false), n, part);
+        }
+        // Both printings name the same sizes in the same order.
+        if !ahead {
+            params.sizes(cx, &region)?;
+        }
+        Ok(out)
+    };
+    let finish = print(sources, false, params)?;
+    let ahead = if reads { print(sources_ahead, true, params)? } else { Vec::new() };
     if astray.get() {
         return Err(unsupported("columns of a product at several distances", "one distance for all pairs"));
     }
-    params.sizes(cx, &region)?;
-    Ok(out)
+    let (mut maxima, mut store_maxima) = (Vec::new(), Vec::new());
+    for sink in found {
+        if let Target::TileMax { tile } = sink.target {
+            let ty = body.epilogue().graph.ty(sink.value).as_tensor().map_or(DType::F32, |t| t.dtype);
+            maxima.extend(lines(&format!(
+                "f32 most{0}[STEPS];\n#pragma unroll\nfor (int j = 0; j < STEPS; j++) most{0}[j] = __uint_as_float(0xff800000u);",
+                sink.result
+            )));
+            let columns = sink.range().1;
+            store_maxima.extend(tile_max(sink, ty, &pointers[sink.result], tile, columns));
+        }
+    }
+    Ok(Code { finish, ahead, maxima, store_maxima })
+}
+
+fn lines(s: &str) -> Vec<String> {
+    s.lines().map(str::to_string).collect()
+}
+
+/// The maximum of a run of strips, over the 16 lanes of each row.
+fn tile_max(sink: &Sink, dtype: DType, pointer: &str, tile: i64, columns: i64) -> Vec<String> {
+    let r = sink.result;
+    let stored = scalar::store(dtype, &format!("fmaxf(most{r}[j], __uint_as_float(0xff800000u))"));
+    lines(&format!(
+        "#pragma unroll
+for (int j = 0; j < STEPS; j++) {{
+#pragma unroll
+  for (int m = 8; m > 0; m >>= 1) most{r}[j] = fmaxf(most{r}[j], __shfl_xor_sync(0xffffffffu, most{r}[j], m));
+  const i32 t = row0 + first / PARTS * 8 + (lane >> 4) + 2 * j;
+  const i32 column = column0 + first % PARTS * {STRIP_COLUMNS};
+  if ((lane & 15) == 0 && t < rows && column < {columns}) {pointer}[(i64)t * {} + column / {tile}] = {stored};
+}}",
+        blocks(columns, tile)
+    ))
+}
+
+/// Reads of what a lane's elements of a strip need besides sums, of which nothing else is made.
+fn asked(printed: &[Line], jobs: &[Job]) -> Vec<String> {
+    let early = split(printed);
+    if early.early.is_empty() {
+        return Vec::new();
+    }
+    let mut out = Vec::new();
+    if jobs.iter().any(|j| matches!(j.sink.need, Need::Interleaved { .. })) {
+        out.push("const i32 half_n = n / 2;".to_string());
+    }
+    out.push("#pragma unroll".to_string());
+    out.push("for (int j = 0; j < STEPS; j++) {".to_string());
+    out.push("  const i32 t = row_of(j) < rows ? row_of(j) : rows - 1;".to_string());
+    out.extend([early.declarations, early.early].concat().into_iter().map(|l| format!("  {l}")));
+    out.push("}".to_string());
+    out
 }
 
 /// Where a store goes instead of to memory: `@` becomes the number of the element among the lane's.
@@ -378,7 +530,7 @@ fn job<'a>(cx: &Cx, body: &Body, sink: &'a Sink, pairs: Pairs, pointers: &[Strin
 }
 
 /// Computes the lane's elements of a strip, then stores them.
-fn part(lines: Vec<String>, jobs: &[Job]) -> Vec<String> {
+fn part(lines: Vec<String>, maxima: Vec<String>, jobs: &[Job]) -> Vec<String> {
     let mut out = Vec::new();
     let mut count = vec![0; jobs.len()];
     for job in jobs {
@@ -400,6 +552,11 @@ fn part(lines: Vec<String>, jobs: &[Job]) -> Vec<String> {
             }
         }
         out.push(format!("  {line}"));
+    }
+    if !maxima.is_empty() {
+        out.push("  if (column < N) {".to_string());
+        out.extend(maxima.into_iter().map(|l| format!("    {l}")));
+        out.push("  }".to_string());
     }
     out.push("}".to_string());
     out.push("#pragma unroll".to_string());

@@ -36,7 +36,7 @@ pub fn lower(cx: &Cx) -> Result<Lowered, LowerError> {
     match &**kernel.template() {
         "stream" => stream::lower(cx, &body),
         "tile" => tile::lower(cx, &body),
-        "gemm" => gemm::lower(cx, &body),
+        "gemm" | "gemm_pieces" => gemm::lower(cx, &body),
         "moe_stream" => moe_stream::lower(cx, &body),
         "moe_tile" => moe_tile::lower(cx, &body),
         "moe_gemm" => moe_gemm::lower(cx, &body),
@@ -47,7 +47,7 @@ pub fn lower(cx: &Cx) -> Result<Lowered, LowerError> {
         "cublaslt" => cublaslt::lower(cx, &body),
         other => {
             let known =
-                "stream, tile, gemm, moe_stream, moe_tile, moe_gemm, router, attention, row, map, cublaslt, single";
+                "stream, tile, gemm, gemm_pieces, moe_stream, moe_tile, moe_gemm, router, attention, row, map, cublaslt, single";
             Err(cx.unsupported(format!("template `{other}`"), known))
         }
     }

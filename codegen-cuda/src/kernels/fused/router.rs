@@ -130,7 +130,7 @@ pub fn lower(cx: &Cx, body: &Body) -> Result<Lowered> {
         .set("cluster", if cluster > 1 { format!("__cluster_dims__({cluster}, 1, 1) ") } else { String::new() })
         .set("params", params)
         .set("weights", w)
-        .set("load_w", if whole { "load16(row + k)".into() } else { format!("load8<{aligned}>(row, k, K)") })
+        .set("load_w", if whole { "halves16(load8_now(row + k + 4 * c), load8_now(row + k + 16 + 4 * c))".into() } else { format!("load_share<{aligned}>(row, k, c, K)") })
         .set(
             "norm_shared",
             if norm.is_some() {
@@ -177,7 +177,7 @@ fn shape(cx: &Cx, main: &Func, x: Value, w: Value) -> Result<Shape> {
 
 /// Dynamic shared memory: rows of x, sums of pieces, products, weights of the norm.
 fn shared(shape: &Shape, pieces: i64, slots: i64) -> i64 {
-    2 * slots * (blocks(shape.k, UNIT) * UNIT + 32) + 4 * slots * (20 * pieces + shape.n) + 4 * shape.k
+    2 * slots * (blocks(shape.k, UNIT) * UNIT + 16) + 4 * slots * (20 * pieces + shape.n) + 4 * shape.k
 }
 
 /// How the work is cut.

@@ -64,7 +64,7 @@ impl Plan {
 
     /// Dynamic shared memory: rings and rows of x.
     fn dynamic(&self, k: i64) -> i64 {
-        self.pieces * self.stages * UNIT_BYTES + self.slots * 2 * (blocks(k, UNIT) * UNIT + 32)
+        self.pieces * self.stages * UNIT_BYTES + self.slots * 2 * (blocks(k, UNIT) * UNIT + 8)
     }
 
     /// Static shared memory: sums of pieces, of the norm, and running maxima.
@@ -130,6 +130,7 @@ pub fn lower(cx: &Cx, body: &Body) -> Result<Lowered> {
     let (params, args) = params.finish();
     let source = Text::new(name, ir(body), include_str!("../cuda/stream.cu"))
         .with(Piece::Mma)
+        .with(Piece::Async)
         .with(Piece::Reduce)
         .with(Piece::Dependent)
         .set("in_type", c_type(shape.dtype))

@@ -88,6 +88,7 @@ pub fn lower(cx: &Cx, body: &Body) -> Result<Lowered, LowerError> {
         include_str!("../cuda/matmul_tile.cu"),
     )
     .with(Piece::Mma)
+    .with(Piece::Async)
     .with(Piece::Dependent)
     .set("in_type", c_type(xt.dtype))
     .set("out", "")

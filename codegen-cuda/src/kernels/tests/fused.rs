@@ -27,9 +27,13 @@ const SYMS: &str = "sym T in 0..=9000\nsym R in 0..=300\nsym S in 0..=300\nsym P
 
 /// rms_norm, q/k/v projection, bias, rope and kv_write: `heads` query heads over `kv` of `dim`.
 pub fn qkv(t: &str, hidden: i64, heads: i64, kv: i64, dim: i64, sizes: &str) -> Case {
+    qkv_of(t, t == "stream", hidden, (heads, kv, dim), sizes)
+}
+
+/// The same with the norm in front or without.
+pub fn qkv_of(t: &str, norm: bool, hidden: i64, (heads, kv, dim): (i64, i64, i64), sizes: &str) -> Case {
     let (q, k) = (heads * dim, kv * dim);
     let n = q + 2 * k;
-    let norm = t == "stream";
     let (head, prologue, x) = match norm {
         true => (
             "%x, %norm, %w, %b, %pos, %table, %kv, %seq, %pages".to_string(),
@@ -94,17 +98,31 @@ pub fn out(t: &str, n: i64, k: i64, sizes: &str) -> Case {
 
 /// Rows picked, normed and multiplied by a head; logits and the maxima of tiles.
 pub fn head(n: i64, k: i64, tile: i64, sizes: &str) -> Case {
+    head_of("stream", true, (n, k), tile, sizes)
+}
+
+/// The same of rows that are picked and normed in front or elsewhere.
+pub fn head_of(t: &str, norm: bool, (n, k): (i64, i64), tile: i64, sizes: &str) -> Case {
     let tiles = n.div_euclid(tile) + i64::from(n % tile != 0);
-    let body = format!(
-        "{SYMS}func @f(%x: f32[T, {k}], %rows: i32[R], %norm: bf16[{k}], %w: bf16[{n}, {k}]) -> (f32[R, {n}], f32[R, {tiles}]) {{
-  %y, %m = kernel %x, %rows, %norm, %w {{template = stream}}
-    prologue(%x: f32[T, {k}], %rows: i32[R], %norm: bf16[{k}]) {{
+    let (operands, params, prologue) = match norm {
+        true => (
+            "%x, %rows, %norm, %w",
+            format!("%x: f32[T, {k}], %rows: i32[R], %norm: bf16[{k}]"),
+            format!(
+                "    prologue(%x: f32[T, {k}], %rows: i32[R], %norm: bf16[{k}]) {{
       %g = gather_rows %x, %rows : f32[R, {k}]
       %y = rms_norm %g, %norm : f32[R, {k}]
       %z = cast %y {{to = bf16}} : bf16[R, {k}]
       yield %z
-    }}
-    main(%z: bf16[R, {k}], %w: bf16[{n}, {k}]) {{
+    }}\n"
+            ),
+        ),
+        false => ("%x, %w", format!("%x: bf16[R, {k}]"), String::new()),
+    };
+    let body = format!(
+        "{SYMS}func @f({params}, %w: bf16[{n}, {k}]) -> (f32[R, {n}], f32[R, {tiles}]) {{
+  %y, %m = kernel {operands} {{template = {t}}}
+{prologue}    main(%z: bf16[R, {k}], %w: bf16[{n}, {k}]) {{
       %a = matmul %z, %w : f32[R, {n}]
       yield %a
     }}
@@ -115,7 +133,7 @@ pub fn head(n: i64, k: i64, tile: i64, sizes: &str) -> Case {
   return %y, %m
 }}\n"
     );
-    kernel(&format!("stream head {n}x{k} tile {tile}"), &body, sizes)
+    kernel(&format!("{t} head {n}x{k} tile {tile}"), &body, sizes)
 }
 
 /// Norm, scores of experts with bias, the greatest of them and their softmax; the normed rows too.
@@ -342,6 +360,23 @@ pub fn prompts() -> Vec<Case> {
         for layout in ["interleaved", "halves"] {
             all.push(gated("gemm", 128, 72, layout, sizes));
             all.push(gated("gemm", 2048, 1024, layout, sizes));
+        }
+    }
+    for rows in [17, 64, 100, 128, 256, 512] {
+        let sizes = format!("T={rows} R={rows} S=3 P=64 C=131072");
+        all.push(qkv("gemm_pieces", 2880, 64, 8, 64, &sizes));
+        all.push(out("gemm_pieces", 2880, 4096, &sizes));
+        all.push(head_of("gemm_pieces", false, (201088, 2880), 128, &sizes));
+    }
+    for sizes in ["T=33 R=33 S=3 P=64 C=4096", "T=300 R=300 S=3 P=64 C=4096"] {
+        all.push(qkv("gemm_pieces", 192, 4, 1, 64, sizes));
+        all.push(qkv("gemm_pieces", 104, 2, 1, 32, sizes));
+        all.push(out("gemm_pieces", 80, 264, sizes));
+        all.push(out("gemm_pieces", 2048, 64, sizes));
+        all.push(head_of("gemm_pieces", false, (320, 136), 64, sizes));
+        all.push(head_of("gemm_pieces", false, (4176, 320), 128, sizes));
+        for layout in ["interleaved", "halves"] {
+            all.push(gated("gemm_pieces", 2048, 1024, layout, sizes));
         }
     }
     all

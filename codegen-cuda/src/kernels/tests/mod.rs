@@ -2,6 +2,7 @@
 
 mod cases;
 mod compile;
+mod dump;
 mod emulate;
 mod fused;
 mod inputs;

@@ -75,7 +75,7 @@ fn host_text(text: &str, shared: u32) -> String {
         } else if trimmed.starts_with("asm(\"ld.global.nc") || trimmed.starts_with("asm volatile(\"ld.global.L1") {
             lines.next();
             lines.next();
-            out.push_str("v = *(const uint4*)p;");
+            out.push_str("v = *(const decltype(v)*)p;");
         } else if trimmed.starts_with("asm volatile(\"ldmatrix") {
             // A statement of four lines.
             lines.nth(2);

@@ -21,7 +21,9 @@ using std::min;
 #define __cluster_dims__(...)
 
 struct uint4 { unsigned x, y, z, w; } __attribute__((aligned(16)));
+struct uint2 { unsigned x, y; } __attribute__((aligned(8)));
 struct float2 { float x, y; } __attribute__((aligned(8)));
+static uint2 make_uint2(unsigned x, unsigned y) { return {x, y}; }
 static uint4 make_uint4(unsigned x, unsigned y, unsigned z, unsigned w) { return {x, y, z, w}; }
 
 struct Dim3 { unsigned x, y, z; };
@@ -150,6 +152,21 @@ static float emu_half(bool bf, unsigned word, int half) {
   const uint16_t bits = (uint16_t)(word >> (16 * half));
   return bf ? __uint_as_float((unsigned)bits << 16) : emu_f16_to_f32(bits);
 }
+// A sum as tensor cores make it: all terms are aligned to the greatest and cut off 25 bits below it, so that their order does not matter.
+static float emu_sum(const double* terms, int count) {
+  double plain = 0.0, most = 0.0;
+  for (int i = 0; i < count; i++) {
+    plain += terms[i];
+    most = fabs(terms[i]) > most ? fabs(terms[i]) : most;
+  }
+  if (most == 0.0 || !std::isfinite(plain)) return (float)plain;
+  const int shift = 25 - std::ilogb(most);
+  int64_t sum = 0;
+  for (int i = 0; i < count; i++) sum += (int64_t)ldexp(terms[i], shift);
+  const double exact = ldexp((double)sum, -shift);
+  const float rounded = (float)exact;
+  return fabs((double)rounded) > fabs(exact) ? nextafterf(rounded, 0.0f) : rounded;
+}
 static void emu_mma(bool bf, float (&d)[4], unsigned a0, unsigned a1, unsigned a2, unsigned a3, unsigned b0, unsigned b1) {
   Warp& w = own_warp();
   const unsigned side = w.generation & 1;
@@ -159,14 +176,14 @@ static void emu_mma(bool bf, float (&d)[4], unsigned a0, unsigned a1, unsigned a
   const int g = own_lane() >> 2, c = own_lane() & 3;
   for (int e = 0; e < 4; e++) {
     const int row = g + 8 * (e >> 1), column = 2 * c + (e & 1);
-    float sum = 0;
+    double terms[17] = {d[e]};
     for (int k = 0; k < 16; k++) {
       const int a_lane = (row & 7) * 4 + (k & 7) / 2, b_lane = column * 4 + (k & 7) / 2;
       const unsigned a = w.matrix[side][a_lane][(row >> 3) + 2 * (k >> 3)];
       const unsigned b = w.matrix[side][b_lane][4 + (k >> 3)];
-      sum += emu_half(bf, a, k & 1) * emu_half(bf, b, k & 1);
+      terms[k + 1] = (double)emu_half(bf, a, k & 1) * emu_half(bf, b, k & 1);
     }
-    d[e] += sum;
+    d[e] = emu_sum(terms, 17);
   }
 }
 
