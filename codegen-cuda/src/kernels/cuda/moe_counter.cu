@@ -232,9 +232,8 @@ ${entry}(const bf16* x, const u8* w, const i32* ids, u32 tokens, u32* counters${
 #pragma unroll 1
     for (int number = warp - 1;; number += FINISHERS) {
       const int kept = number % KEPT;
-      // A signal tells one use from the next one only, so another use is waited for first.
-      do signal_wait(complete_at + 8 * kept, number / KEPT & 1);
-      while (number_of[kept] != number);
+      // The signal tells one use of this place from the next only, so the unit must be the one in it.
+      while (number_of[kept] != number) __nanosleep(64);
       signal_wait(complete_at + 8 * kept, number / KEPT & 1);
       if (number >= made) break;
       const int item = unit_of[kept] / STRIPS;

@@ -58,6 +58,9 @@ const fn of(
 
 const ANY: i64 = i64::MAX;
 
+/// Bytes of shared memory that a kernel may declare with a size.
+const STATIC_SHARED: i64 = 48 << 10;
+
 /// The first that fits is taken; what none fits is left to the text for few rows. Measured on an H100 with GPT-OSS's sizes (2880 columns, 4 choices of 32
 /// experts) at 16, 32 and 64 tokens: 2, 4 and 8 rows an expert. Without a combine the text for few rows is as fast up to 16 tokens, as its blocks can
 /// hold all rows then.
@@ -135,7 +138,8 @@ impl Plan {
 
     fn fits(&self) -> bool {
         let block = self.dynamic() + self.fixed();
-        block <= i64::from(SHARED_PER_BLOCK)
+        self.fixed() <= STATIC_SHARED
+            && block <= i64::from(SHARED_PER_BLOCK)
             && block + i64::from(SHARED_RESERVED) <= i64::from(SHARED_PER_SM)
             && self.threads() <= i64::from(THREADS_PER_BLOCK)
     }
@@ -150,7 +154,8 @@ pub(super) fn lower(cx: &Cx, body: &Body, shape: &Experts, found: &[Sink], rows:
     let strips = Strips::choose(found, shape.n, 1)?;
     let counters = if combine { 1 + strips.count } else { 1 };
     let units = strips.count.saturating_mul(shape.rows());
-    if counters > i64::from(MAX_COUNTERS) || units > i64::from(i32::MAX) {
+    // Blocks count up to a few runs beyond the last unit.
+    if counters > i64::from(MAX_COUNTERS) || units > i64::from(i32::MAX) / 2 {
         return Ok(None);
     }
     let Some(plan) = Plan::choose(shape, rows, combine, &strips) else { return Ok(None) };

@@ -244,6 +244,7 @@ static void emu_signal_wait(unsigned at, unsigned parity) {
     yield_fiber();
   }
 }
+static void __nanosleep(unsigned) { yield_fiber(); }
 static void emu_fetch(unsigned to, const void* from, unsigned bytes, unsigned signal) {
   if (bytes == 0 || ((bytes | to | (uintptr_t)from) & 15)) {
     fprintf(stderr, "runtime error: copy of %u bytes at misaligned addresses\n", bytes);
