@@ -1,5 +1,5 @@
 // ${ir}
-// Experts' weights for rows of which some share an expert. A unit is a strip of w (TILES tiles of 16 rows of w) for an item (rows that share an expert). Its K is cut into
+// Experts' weights for rows that share experts. A unit is a strip of w (TILES tiles of 16 rows of w) for an item (rows of one expert). Its K is cut into
 // pieces, one a warp, which are dealt to WARPS warps in turn. One more warp asks for everything: packed weights, into a ring of slots of the warp that
 // multiplies them, and an item's rows of x, which all warps share. A few more take turns to add up the pieces of a unit in order and to finish it, so a
 // row's bits depend neither on the other rows nor on which kernel of the family made them. A block makes a run of units of its own, and then takes more
