@@ -86,7 +86,11 @@ impl Experts {
         let choices = known(it, 1)?;
         let tokens = cx.size(&it.dims[0])?.value;
         let columns_fit = n >= 1 && (32..MAX_K).contains(&k) && k % 32 == 0;
-        if !columns_fit || !(1..=MAX_EXPERTS).contains(&experts) || choices < 1 || experts.saturating_mul(n) > i64::from(i32::MAX) / 4 {
+        if !columns_fit
+            || !(1..=MAX_EXPERTS).contains(&experts)
+            || choices < 1
+            || experts.saturating_mul(n) > i64::from(i32::MAX) / 4
+        {
             return Err(unsupported(
                 format!("{experts} experts of {n} x {k} for {choices} choices"),
                 "1 to 2^22 experts, E * N below 2^29, K a multiple of 32 below 2^24, at least one choice",

@@ -21,10 +21,7 @@ const ROWS: [i64; 4] = [32, 64, 128, 256];
 /// The class of a number of rows.
 fn class(shape: &Experts) -> Result<i64> {
     ROWS.into_iter().find(|r| *r >= shape.rows()).ok_or_else(|| {
-        unsupported(
-            format!("{} rows of experts", shape.rows()),
-            format!("at most {}; template `moe_tile`", ROWS[3]),
-        )
+        unsupported(format!("{} rows of experts", shape.rows()), format!("at most {}; template `moe_tile`", ROWS[3]))
     })
 }
 
