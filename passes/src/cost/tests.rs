@@ -286,7 +286,8 @@ fn experts_kernel() {
     assert_eq!(k.grid, Grid { groups: 4.0, rows: 1.0, columns: 5760.0, whole_rows: false, shared_weights: true });
     near(k.tensor_flops, 2.0 * 4.0 * 5760.0 * 2880.0);
     near(k.weight_ops, 3.5 * 4.0 * 5760.0 * 2880.0);
-    near(k.held.bytes, 2880.0 * 2.0);
+    // Rows come with the weights of their expert.
+    near(k.held.bytes, 0.0);
     near(k.held.ops, 0.0);
     let k = shape_of(GATE_UP, &sizes(8, 8));
     let hit = 32.0 * (1.0 - 0.875f64.powi(8));

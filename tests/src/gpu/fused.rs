@@ -290,7 +290,7 @@ fn experts() -> Vec<Scenario> {
             ],
         };
         for source in [gate_up, down] {
-            out.push(source.scenario(&[1, 2, 4, 7, 16, 31], &["moe_stream"], without(&["seed/moe-tile"])));
+            out.push(source.scenario(&[1, 2, 4, 7, 9, 16, 31, 64], &["moe_stream"], without(&["seed/moe-tile"])));
             out.push(source.scenario(&[9, 33, 64, 65, 150], &["moe_tile"], without(&["seed/moe-stream"])));
             let mut chain = without(&[]);
             chain.options.enabled_rules = vec!["seed/moe-gemm".into()];

@@ -9,6 +9,7 @@ mod finish;
 mod gemm;
 mod map;
 mod moe;
+mod moe_counter;
 mod moe_gemm;
 mod moe_stream;
 mod moe_tile;

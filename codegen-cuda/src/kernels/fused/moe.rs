@@ -22,6 +22,9 @@ const RUN: i64 = 4;
 /// Bytes of a record of the packed layout.
 pub(super) const RECORD: i64 = crate::layout::mxfp4::RECORD_BYTES as i64;
 
+/// Most experts: tables sort rows by expert and row in one word.
+const MAX_EXPERTS: i64 = 1 << 22;
+
 /// The problem: each of `tokens * choices` rows of K times the N rows of its expert.
 pub(super) struct Experts {
     /// Tokens.
@@ -85,10 +88,14 @@ impl Experts {
         let choices = known(it, 1)?;
         let tokens = cx.size(&it.dims[0])?.value;
         let columns_fit = n >= 1 && (32..MAX_K).contains(&k) && k % 32 == 0;
-        if !columns_fit || experts < 1 || choices < 1 || experts.saturating_mul(n) > i64::from(i32::MAX) / 4 {
+        if !columns_fit
+            || !(1..=MAX_EXPERTS).contains(&experts)
+            || choices < 1
+            || experts.saturating_mul(n) > i64::from(i32::MAX) / 4
+        {
             return Err(unsupported(
                 format!("{experts} experts of {n} x {k} for {choices} choices"),
-                "E * N below 2^29, K a multiple of 32 below 2^24, at least one expert and choice",
+                "1 to 2^22 experts, E * N below 2^29, K a multiple of 32 below 2^24, at least one choice",
             ));
         }
         if tokens.saturating_mul(choices) > i64::from(i32::MAX) {
@@ -184,6 +191,13 @@ impl Strips {
     /// Tiles of a strip: an even number if halves of the product go together.
     pub fn tiles(&self) -> i64 {
         self.tiles
+    }
+
+    /// Strips of some tiles, for tests.
+    #[cfg(test)]
+    pub fn of(tiles: i64, count: i64) -> Strips {
+        let pairing = if tiles == 1 { Pairing::Each } else { Pairing::Halves };
+        Strips { pairing, tiles, n: TILE * tiles * count, count }
     }
 
     /// Columns of results of a strip.

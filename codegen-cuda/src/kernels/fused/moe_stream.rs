@@ -1,10 +1,13 @@
 //! `moe_stream`: experts for few rows. Each expert's packed weights are streamed once for all rows that chose it.
+//!
+//! Two texts with the same bits: this one, where groups of warps have fixed shares of the work, and [`super::moe_counter`], where several rows share an
+//! expert.
 
 use super::super::contraction::{PROCESSORS, pieces};
 use super::super::region::Index;
 use super::super::{Cx, Size, blocks, operand, single};
 use super::moe::{Experts, Held, RECORD, Strips, TILE, combines, epilogue, results_of};
-use super::{Body, Params};
+use super::{Body, Params, moe_counter};
 use crate::emit::{Piece, Text};
 use crate::kernels::region::unsupported;
 use crate::lower::{Arg, LowerError, Lowered};
@@ -14,6 +17,18 @@ type Result<T> = std::result::Result<T, LowerError>;
 
 /// Rows that a kernel's tables hold; the text depends on the class only.
 const ROWS: [i64; 4] = [32, 64, 128, 256];
+
+/// The class of a number of rows.
+fn class(shape: &Experts) -> Result<i64> {
+    ROWS.into_iter().find(|r| *r >= shape.rows()).ok_or_else(|| {
+        unsupported(format!("{} rows of experts", shape.rows()), format!("at most {}; template `moe_tile`", ROWS[3]))
+    })
+}
+
+/// Bytes of a block's tables of rows by expert, at most.
+pub(super) fn table_bytes(rows: i64) -> i64 {
+    17 * rows + 48
+}
 
 /// How the work is cut. Results do not depend on it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -80,12 +95,7 @@ struct Plan {
 impl Plan {
     /// The variant for this problem, made smaller where it does not fit a multiprocessor. `even`: a strip holds an even number of tiles.
     fn choose(shape: &Experts, owner: bool, even: bool) -> Result<Plan> {
-        let rows = ROWS.into_iter().find(|r| *r >= shape.rows()).ok_or_else(|| {
-            unsupported(
-                format!("{} rows of experts", shape.rows()),
-                format!("at most {}; template `moe_tile`", ROWS[3]),
-            )
-        })?;
+        let rows = class(shape)?;
         let pieces = pieces(Size::known(shape.k));
         let least = if even { 2 } else { 1 };
         let mut v = variant(shape.tokens, owner);
@@ -135,7 +145,7 @@ impl Plan {
 
     /// Tables of rows and signals.
     fn fixed(&self) -> i64 {
-        13 * self.rows + 16 + 8 * self.v.groups * (self.pieces * self.v.ahead + 1)
+        table_bytes(self.rows) + 8 * self.v.groups * (self.pieces * self.v.ahead + 1)
     }
 
     fn fits(&self) -> bool {
@@ -153,6 +163,9 @@ pub fn lower(cx: &Cx, body: &Body) -> Result<Lowered> {
         return Ok(Lowered::default());
     }
     let found = results_of(body, &shape)?;
+    if let Some(lowered) = moe_counter::lower(cx, body, &shape, &found, class(&shape)?)? {
+        return Ok(lowered);
+    }
     let owner = combines(body, &found);
     let even = Strips::choose(&found, shape.n, 1)?.tiles() == 2;
     let mut plan = Plan::choose(&shape, owner, even)?;
@@ -217,7 +230,8 @@ pub fn lower(cx: &Cx, body: &Body) -> Result<Lowered> {
     Ok(single(launch))
 }
 
-fn row(t: &Index, j: &Index) -> String {
+/// Number of row `[t, j]`, as text.
+pub(super) fn row(t: &Index, j: &Index) -> String {
     match j.as_constant() {
         Some(0) => format!("{} * CHOICES", t.operand()),
         _ => format!("({} * CHOICES + {})", t.operand(), j.text()),

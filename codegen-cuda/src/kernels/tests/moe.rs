@@ -126,6 +126,18 @@ pub fn cases() -> Vec<Case> {
         (Combine, shape(32, 4, 7, 33, 32)),
         (Combine, shape(3, 1, 5, 80, 640)),
         (Both, shape(6, 2, 5, 40, 96)),
+        // Enough rows for units from a counter.
+        (Plain, shape(64, 4, 130, 40, 96)),
+        (Interleaved, shape(20, 4, 30, 72, 608)),
+        (Halves, shape(24, 4, 32, 160, 2880)),
+        (Halves, shape(64, 4, 7, 96, 352)),
+        // Pieces of more chunks than a ring has slots.
+        (Plain, shape(64, 4, 7, 32, 4096)),
+        (Combine, shape(9, 4, 128, 40, 320)),
+        (Combine, shape(16, 8, 32, 57, 2880)),
+        (Combine, shape(33, 7, 200, 72, 64)),
+        (Combine, shape(64, 4, 9, 40, 704)),
+        (Both, shape(63, 3, 40, 40, 96)),
     ]
     .into_iter()
     .enumerate()
@@ -175,9 +187,9 @@ pub fn prompts() -> Vec<Case> {
 pub fn full_size() -> Vec<Case> {
     let mut out = Vec::new();
     for e in [32, 128] {
-        for tokens in [1, 2, 4, 8, 32] {
+        for tokens in [1, 2, 4, 8, 16, 32, 64] {
             for (kind, n) in [(Kind::Interleaved, 5760), (Kind::Halves, 5760), (Kind::Combine, 2880)] {
-                if e == 32 || tokens == 1 {
+                if e == 32 || [1, 16, 64].contains(&tokens) {
                     out.push(experts("moe_stream", kind, shape(tokens, 4, e, n, 2880), "mx64.fast"));
                 }
             }
@@ -216,6 +228,33 @@ fn what_the_templates_do_not_take_is_refused_in_one_line() {
     let mut many = base();
     many.sizes.insert("T".into(), 65);
     refused(&many, &["260 rows", "moe_tile"]);
+}
+
+/// The entry says which text it is: `_r8x16` groups with fixed shares, `_c8x16` units from a counter, by rows of an item and of w.
+#[test]
+fn rows_choose_the_text() {
+    let entry = |kind, tokens, experts, n| {
+        let lowered = experts_of(kind, tokens, experts, n).lower().unwrap();
+        let [launch] = lowered.launches.as_slice() else { panic!("one launch") };
+        (launch.kernel.entry.rsplit('_').nth(1).unwrap().to_string(), lowered.counters, lowered.scratch.len())
+    };
+    let few = |text: &str| (text.to_string(), 0, 0);
+    assert_eq!(entry(Kind::Interleaved, 8, 32, 5760), few("r8x16"));
+    assert_eq!(entry(Kind::Interleaved, 16, 32, 5760), few("r8x16"));
+    assert_eq!(entry(Kind::Interleaved, 17, 32, 5760), ("c8x16".into(), 1, 0));
+    // Two tiles of w leave room for fewer rows.
+    assert_eq!(entry(Kind::Halves, 64, 32, 5760), ("c8x32".into(), 1, 0));
+    assert_eq!(entry(Kind::Interleaved, 64, 128, 5760), ("c8x16".into(), 1, 0));
+    assert_eq!(entry(Kind::Combine, 8, 32, 2880), few("r8x16"));
+    assert_eq!(entry(Kind::Combine, 9, 32, 2880), ("c8x16".into(), 181, 1));
+    assert_eq!(entry(Kind::Combine, 64, 32, 2880), ("c16x16".into(), 181, 1));
+    // More strips than a block's list may have, or than there are counters.
+    assert_eq!(entry(Kind::Combine, 9, 2, 16 * 30_000), few("r8x16"));
+    assert_eq!(entry(Kind::Combine, 9, 2, 16 * 40_000), few("r8x16"));
+}
+
+fn experts_of(kind: Kind, tokens: i64, e: i64, n: i64) -> Case {
+    experts("moe_stream", kind, shape(tokens, 4, e, n, 2880), "mx64.fast")
 }
 
 #[test]

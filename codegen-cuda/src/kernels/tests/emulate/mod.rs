@@ -202,6 +202,7 @@ fn job(case: &Case, lowered: &Lowered, inputs: &Inputs, out: &mut Buffers) -> Ve
         writeln!(text, "L {} {} {} {}{args}", launch.kernel.entry, launch.grid[0], launch.block, launch.args.len())
             .unwrap();
     }
+    writeln!(text, "Z {}", number("c".into())).unwrap();
     for (r, part, _) in &results {
         writeln!(text, "O {}", number(format!("r{r}{part:?}"))).unwrap();
     }
@@ -472,7 +473,7 @@ fn rows_of_experts_are_the_same_in_both_templates() {
         let long = of("moe_tile", 70);
         let given = inputs(&long);
         let short: Vec<(Case, Inputs)> =
-            [1, 2, 4, 7, 33, 64].map(|t| (of("moe_stream", t), shortened(&long, &given, t).1)).into();
+            [1, 2, 4, 7, 17, 33, 64].map(|t| (of("moe_stream", t), shortened(&long, &given, t).1)).into();
         let pairs: Vec<_> = [(&long, &given)].into_iter().chain(short.iter().map(|(c, i)| (c, i))).collect();
         let outputs = execute(&pairs).unwrap_or_else(|e| panic!("{e}"));
         let (whole, parts) = outputs.split_first().unwrap();

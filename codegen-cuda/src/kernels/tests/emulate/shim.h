@@ -121,6 +121,7 @@ static float __fmul_rn(float x, float y) { return x * y; }
 static float __fadd_rn(float x, float y) { return x + y; }
 static unsigned __umulhi(unsigned a, unsigned b) { return (unsigned)((uint64_t)a * b >> 32); }
 static int __popc(unsigned x) { return __builtin_popcount(x); }
+static int __clz(int x) { return x == 0 ? 32 : __builtin_clz((unsigned)x); }
 static int __ffs(int x) { return __builtin_ffs(x); }
 static unsigned __byte_perm(unsigned a, unsigned b, unsigned s) {
   const uint64_t both = (uint64_t)b << 32 | a;
@@ -216,7 +217,7 @@ static void emu_load_matrices(unsigned (&d)[4], unsigned at) {
 }
 
 // Signals: 8 bytes in shared memory, the phase, arrivals that make a phase and those of this one in the low half, bytes that are still to come in the
-// high one. Copies are made at once; a signal that never completes is a deadlock here as well.
+// high one. Copies are made late and in any order; a signal that never completes is a deadlock here as well.
 struct Signal { unsigned char phase, arrivals; unsigned short arrived; int pending; };
 static Signal& emu_signal(unsigned at) { return *(Signal*)(uintptr_t)at; }
 static void emu_signal_step(Signal& s) {
@@ -235,8 +236,24 @@ static void emu_signal_expect(unsigned at, unsigned bytes) {
   emu_signal(at).pending += (int)bytes;
   emu_signal_arrive(at);
 }
+struct Copy { unsigned to; const void* from; unsigned bytes, signal; };
+static std::vector<Copy> copies;  // under way
+static unsigned copy_dice = 1;
+// Now and then one of the copies under way arrives.
+static void emu_some_copy() {
+  copy_dice = copy_dice * 1664525u + 1013904223u;
+  if (copies.empty() || copy_dice >> 27 != 0) return;
+  const size_t i = (copy_dice >> 8) % copies.size();
+  const Copy c = copies[i];
+  copies.erase(copies.begin() + i);
+  memcpy((void*)(uintptr_t)c.to, c.from, c.bytes);
+  Signal& s = emu_signal(c.signal);
+  s.pending -= (int)c.bytes;
+  emu_signal_step(s);
+}
 static void emu_signal_wait(unsigned at, unsigned parity) {
   for (int i = 0; emu_signal(at).phase == parity; i++) {
+    emu_some_copy();
     if (i == 1 << 20) {
       fprintf(stderr, "deadlock: thread %u of block %u waits for %d bytes\n", threadIdx.x, blockIdx.x, emu_signal(at).pending);
       exit(3);
@@ -244,15 +261,13 @@ static void emu_signal_wait(unsigned at, unsigned parity) {
     yield_fiber();
   }
 }
+static void __nanosleep(unsigned) { yield_fiber(); }
 static void emu_fetch(unsigned to, const void* from, unsigned bytes, unsigned signal) {
   if (bytes == 0 || ((bytes | to | (uintptr_t)from) & 15)) {
     fprintf(stderr, "runtime error: copy of %u bytes at misaligned addresses\n", bytes);
     exit(3);
   }
-  memcpy((void*)(uintptr_t)to, from, bytes);
-  Signal& s = emu_signal(signal);
-  s.pending -= (int)bytes;
-  emu_signal_step(s);
+  copies.push_back({to, from, bytes, signal});
 }
 
 // Blocks.
@@ -293,7 +308,13 @@ static void run_block(unsigned threads, std::function<void()> f) {
       swapcontext(&scheduler, &fiber.context);
       progress = true;
     }
-    if (!alive) return;
+    if (!alive) {
+      if (!copies.empty()) {
+        fprintf(stderr, "runtime error: block %u ends with %zu copies under way\n", blockIdx.x, copies.size());
+        exit(3);
+      }
+      return;
+    }
     if (progress) continue;
     // Nobody can go on: all must be at the block's barrier, or have left.
     for (Fiber& fiber : fibers) {
@@ -363,6 +384,12 @@ int main(int, char** argv) {
       }
       if (!kernels.count(entry)) { fprintf(stderr, "no kernel %s\n", entry); return 5; }
       kernels[entry](grid, block, args.data());
+    } else if (tag[0] == 'Z') {
+      size_t i;
+      if (fscanf(jobs, "%zu", &i) != 1) return 4;
+      for (size_t b = 0; b < buffers.at(i).second; b++) {
+        if (buffers.at(i).first[b] != 0) { fprintf(stderr, "runtime error: a counter is not 0 at the end\n"); return 5; }
+      }
     } else if (tag[0] == 'O') {
       size_t i;
       if (fscanf(jobs, "%zu", &i) != 1) return 4;
