@@ -48,7 +48,8 @@ pub fn lower(cx: &Cx) -> Result<Lowered, LowerError> {
         "single" | "attention" => single::lower(cx, &body),
         "cublaslt" => cublaslt::lower(cx, &body),
         other => {
-            let known = "stream, tile, gemm, moe_stream, moe_tile, moe_wide, moe_gemm, router, attention, row, map, cublaslt, single";
+            let known = "stream, tile, gemm, moe_stream, moe_tile, moe_wide, moe_gemm, router, attention, row, map, \
+                         cublaslt, single";
             Err(cx.unsupported(format!("template `{other}`"), known))
         }
     }
