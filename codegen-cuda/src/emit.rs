@@ -54,6 +54,8 @@ pub(crate) enum Piece {
     Mxfp4,
     /// Tables of rows by expert in shared memory.
     Items,
+    /// The same for many rows.
+    Rows,
 }
 
 impl Piece {
@@ -75,6 +77,7 @@ impl Piece {
             Piece::Grid => include_str!("kernels/cuda/grid.cuh"),
             Piece::Mxfp4 => crate::layout::mxfp4::DEVICE_DECODE,
             Piece::Items => include_str!("kernels/cuda/moe_items.cuh"),
+            Piece::Rows => include_str!("kernels/cuda/moe_rows.cuh"),
         }
     }
 }

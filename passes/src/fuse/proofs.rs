@@ -95,7 +95,7 @@ fn cases(rule: &Rule, kind: OpKind, s: &Sizes) -> Vec<String> {
         ("seed/stream" | "seed/tile" | "seed/gemm" | "seed/gemm-pieces" | "seed/router" | "seed/cublaslt", _) => {
             one(dense(n), ty, vec![matmul(n)], "%a")
         }
-        ("seed/moe-stream" | "seed/moe-tile" | "seed/moe-gemm", _) => {
+        ("seed/moe-stream" | "seed/moe-tile" | "seed/moe-wide" | "seed/moe-gemm", _) => {
             one(moe, format!("f32[T, {j}, {n}]"), vec![experts], "%a")
         }
         ("seed/attention", _) => {

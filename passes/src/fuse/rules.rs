@@ -126,6 +126,12 @@ pub static RULES: &[Rule] = &[
         "moe_matmul of many rows becomes a kernel over rows grouped by expert",
     ),
     seed(
+        "seed/moe-wide",
+        &[K::MoeMatMul],
+        "moe_wide",
+        "moe_matmul of many sequences' rows becomes a kernel of warpgroup multiplies that sums in pieces",
+    ),
+    seed(
         "seed/moe-gemm",
         &[K::MoeMatMul],
         "moe_gemm",

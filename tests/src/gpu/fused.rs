@@ -290,8 +290,10 @@ fn experts() -> Vec<Scenario> {
             ],
         };
         for source in [gate_up, down] {
-            out.push(source.scenario(&[1, 2, 4, 7, 9, 16, 31, 64], &["moe_stream"], without(&["seed/moe-tile"])));
-            out.push(source.scenario(&[9, 33, 64, 65, 150], &["moe_tile"], without(&["seed/moe-stream"])));
+            let (few, tiled, wide) = ("seed/moe-stream", "seed/moe-tile", "seed/moe-wide");
+            out.push(source.scenario(&[1, 2, 4, 7, 9, 16, 31, 64], &["moe_stream"], without(&[tiled, wide])));
+            out.push(source.scenario(&[9, 33, 64, 65, 150], &["moe_tile"], without(&[few, wide])));
+            out.push(source.scenario(&[9, 33, 64, 65, 150], &["moe_wide"], without(&[few, tiled])));
             let mut chain = without(&[]);
             chain.options.enabled_rules = vec!["seed/moe-gemm".into()];
             out.push(of_prompts(source.scenario(&[1, 9, 33, 63, 64, 65, 150], &["moe_gemm"], chain)));

@@ -32,6 +32,9 @@ __device__ __forceinline__ void meet_cluster() {
 // them with a 128-byte swizzle. `at` is the first of its rows and starts at a multiple of 1024 bytes. 16 elements further along K: + 2; 8 rows
 // further: + 64.
 __device__ __forceinline__ u64 operand_at(u32 at) { return (u64)((at & 0x3ffffu) >> 4) | (u64)1 << 16 | (u64)64 << 32 | (u64)1 << 62; }
+// The same in two steps: its lower word, to which steps are added in 32 bits, and the whole.
+__device__ __forceinline__ u32 operand_low(u32 at) { return at >> 4 | 1u << 16; }
+__device__ __forceinline__ u64 operand_of(u32 low) { return (u64)0x40000040u << 32 | low; }
 // Where ordinary code puts byte `byte` (of 128) of row `row` of such an operand.
 __device__ __forceinline__ u32 swizzled(u32 row, u32 byte) { return row * 128 + (byte ^ (row & 7) << 4); }
 

@@ -13,6 +13,7 @@ mod moe_counter;
 mod moe_gemm;
 mod moe_stream;
 mod moe_tile;
+mod moe_wide;
 mod router;
 mod row;
 mod single;
@@ -40,6 +41,7 @@ pub fn lower(cx: &Cx) -> Result<Lowered, LowerError> {
         "gemm" | "gemm_pieces" => gemm::lower(cx, &body),
         "moe_stream" => moe_stream::lower(cx, &body),
         "moe_tile" => moe_tile::lower(cx, &body),
+        "moe_wide" => moe_wide::lower(cx, &body),
         "moe_gemm" => moe_gemm::lower(cx, &body),
         "router" => router::lower(cx, &body),
         "row" => row::lower(cx, &body),
@@ -47,8 +49,8 @@ pub fn lower(cx: &Cx) -> Result<Lowered, LowerError> {
         "single" | "attention" => single::lower(cx, &body),
         "cublaslt" => cublaslt::lower(cx, &body),
         other => {
-            let known =
-                "stream, tile, gemm, gemm_pieces, moe_stream, moe_tile, moe_gemm, router, attention, row, map, cublaslt, single";
+            let known = "stream, tile, gemm, gemm_pieces, moe_stream, moe_tile, moe_wide, moe_gemm, router, attention, \
+                         row, map, cublaslt, single";
             Err(cx.unsupported(format!("template `{other}`"), known))
         }
     }
@@ -56,7 +58,7 @@ pub fn lower(cx: &Cx) -> Result<Lowered, LowerError> {
 
 /// See [`crate::lower::settles`].
 pub fn settles(template: &str) -> bool {
-    template == "moe_stream"
+    matches!(template, "moe_stream" | "moe_wide")
 }
 
 /// Where a value of a region comes from.

@@ -162,7 +162,7 @@ pub fn cases() -> Vec<Case> {
     out
 }
 
-/// Kernels for prompts, at sizes that reach every cut. They need the GPU: nothing stands in for their instructions.
+/// Kernels on warpgroup multiplies, at sizes that reach every cut. They need the GPU: nothing stands in for their instructions.
 pub fn prompts() -> Vec<Case> {
     use Kind::{Halves, Interleaved, Plain};
     let mut out = Vec::new();
@@ -179,6 +179,20 @@ pub fn prompts() -> Vec<Case> {
         (Halves, shape(2000, 8, 6, 288, 32)),
     ] {
         out.push(experts("moe_gemm", kind, s, "mx64"));
+    }
+    for (tokens, e) in [(32, 32), (64, 32), (256, 32), (64, 128), (512, 128)] {
+        out.push(experts("moe_wide", Interleaved, shape(tokens, 4, e, 5760, 2880), "mx64.fast"));
+        out.push(experts("moe_wide", Plain, shape(tokens, 4, e, 2880, 2880), "mx64.fast"));
+    }
+    for (kind, s) in [
+        (Plain, shape(9, 1, 5, 33, 96)),
+        (Plain, shape(70, 4, 5, 150, 320)),
+        (Interleaved, shape(600, 2, 6, 300, 352)),
+        (Interleaved, shape(70, 2, 600, 80, 608)),
+        (Halves, shape(20, 4, 6, 160, 64)),
+        (Halves, shape(500, 8, 6, 288, 32)),
+    ] {
+        out.push(experts("moe_wide", kind, s, "mx64"));
     }
     out
 }
