@@ -237,7 +237,7 @@ ${entry}(const T* q, const T* keys, const T* values, const i32* pos, const i32* 
   };
   uint4 k_held[HELD ? QC : 1][4];
   uint4 v_held[HELD ? VC : 1][8];
-  uint4 query[QC];
+  uint4 query[HELD ? QC : 1];
   auto place = [&](i32 unit, i32 key, i32 page) -> i64 {
     return page < 0 ? -1 : ((i64)(page * KV_HEADS + unit / SETS) * PAGE + key % PAGE) * DIM;
   };
@@ -280,14 +280,15 @@ ${entry}(const T* q, const T* keys, const T* values, const i32* pos, const i32* 
       for (int v = 0; v < VC; v++) v_held[HELD ? v : 0][i] = load_value(f, i, v);
     }
   };
-  auto load_query = [&](const Work& w) {
+  auto query_at = [&](const Work& w, int d) -> uint4 {
     const int head = w.unit % SETS * HEADS + g;
+    const bool there = g < HEADS && head < GROUP && (DIM % 32 == 0 || 32 * d + 8 * c < DIM);
     const T* const from = q + (((i64)w.token * KV_HEADS + w.unit / SETS) * GROUP + head) * DIM;
+    return there ? load16(from + 32 * d + 8 * c) : make_uint4(0, 0, 0, 0);
+  };
+  auto load_query = [&](const Work& w) {
 #pragma unroll
-    for (int d = 0; d < QC; d++) {
-      const bool there = g < HEADS && head < GROUP && (DIM % 32 == 0 || 32 * d + 8 * c < DIM);
-      query[d] = there ? load16(from + 32 * d + 8 * c) : make_uint4(0, 0, 0, 0);
-    }
+    for (int d = 0; HELD && d < QC; d++) query[HELD ? d : 0] = query_at(w, d);
   };
 
   Work w = open(at);
@@ -340,13 +341,14 @@ ${entry}(const T* q, const T* keys, const T* values, const i32* pos, const i32* 
       walks = in_round >= 0;
       f32 z[2][4] = {};
       if (active) {
-#pragma unroll
+#pragma unroll(HELD ? QC : 1)
         for (int d = 0; d < QC; d++) {
+          const uint4 x = HELD ? query[HELD ? d : 0] : query_at(w, d);
           uint4 k[4];
 #pragma unroll
           for (int i = 0; i < 4; i++) k[i] = HELD ? k_held[HELD ? d : 0][i] : load_key(now, i, d);
 #pragma unroll
-          for (int u = 0; u < 2; u++) mma_k32<T>(z[u], k[2 * u], k[2 * u + 1], query[d]);
+          for (int u = 0; u < 2; u++) mma_k32<T>(z[u], k[2 * u], k[2 * u + 1], x);
         }
 #pragma unroll
         for (int i = 0; i < 4; i++) {
@@ -456,31 +458,35 @@ ${entry}(const T* q, const T* keys, const T* values, const i32* pos, const i32* 
     __syncthreads();
 
     Fold result[TURNS];
-    // Folds nodes first .. last, of which `node` is in slot node - base, into what there is: fours into the next level, those into `run` if there is
-    // one more level, which closes every 16 nodes. `flat`: one after the other.
-    auto fold_slots = [&](int i, i32 base, i32 first, i32 last, bool flat, bool runs, Fold& run, i32 end) {
+    // The thread's four sums of a slot. Nothing where there is none: folding that in changes nothing, and all are loaded before the first is needed.
+    auto slot_at = [&](int i, int slot, bool there) -> Fold {
       const int four = (int)threadIdx.x + THREADS * i;
-      const int head = four / (DIM / 4);
+      const int row = (there ? slot : 0) * HEADS + four / (DIM / 4);
+      const Pack<f32, 2> stat = *(const Pack<f32, 2>*)(stats + 2 * row);
+      const Pack<f32, 4> x = *(const Pack<f32, 4>*)(slots + row * ROW + four % (DIM / 4) * 4);
+      return there ? Fold{stat.at[0], stat.at[1], x} : nothing();
+    };
+    // Folds nodes first .. last, of which `node` is in slot node - base, into what there is. `flat`: one after the other; else fours into the next
+    // level, and with `runs` those into `run`, which is folded in after 16 nodes and after node `end`.
+    auto fold_slots = [&](int i, i32 base, i32 first, i32 last, bool flat, bool runs, Fold& run, i32 end) {
 #pragma unroll 1
       for (i32 node = first & ~3; node <= last; node += 4) {
+        Fold held[4];
+#pragma unroll
+        for (int s = 0; s < 4; s++) held[s] = slot_at(i, node + s - base, node + s >= first && node + s <= last);
         Fold f = flat ? result[i] : nothing();
 #pragma unroll
-        for (int s = 0; s < 4; s++) {
-          if (node + s < first || node + s > last) continue;
-          const int slot = node + s - base;
-          const Pack<f32, 2> stat = *(const Pack<f32, 2>*)(stats + 2 * (slot * HEADS + head));
-          merge(f, {stat.at[0], stat.at[1], *(const Pack<f32, 4>*)(slots + (slot * HEADS + head) * ROW + four % (DIM / 4) * 4)});
-        }
+        for (int s = 0; s < 4; s++) merge(f, held[s]);
         if (flat) {
           result[i] = f;
-          continue;
+        } else if (!runs) {
+          merge(result[i], f);
+        } else {
+          merge(run, f);
+          if ((node & 15) != 12 && node + 4 <= end) continue;
+          merge(result[i], run);
+          run = nothing();
         }
-        if (!runs) merge(result[i], f);
-        if (!runs) continue;
-        merge(run, f);
-        if ((node & 15) != 12 && node + 4 <= end) continue;
-        merge(result[i], run);
-        run = nothing();
       }
     };
     auto each_four = [&](auto of) {
@@ -493,8 +499,16 @@ ${entry}(const T* q, const T* keys, const T* values, const i32* pos, const i32* 
     Fold runs[TURNS];
     each_four([&](int i, int) {
       result[i] = nothing();
+      if (NARROW) {
+        Fold held[WARPS];
+#pragma unroll
+        for (int s = 0; s < WARPS; s++) held[s] = slot_at(i, s, w.begin + s <= w.end);
+#pragma unroll
+        for (int s = 0; s < WARPS; s++) merge(result[i], held[s]);
+        return;
+      }
       const i32 level = single ? 0 : 2;
-      const i32 base = NARROW ? w.begin : single ? w.begin & ~3 : w.begin >> 2 & ~15;
+      const i32 base = single ? w.begin & ~3 : w.begin >> 2 & ~15;
       fold_slots(i, base, w.begin >> level, w.end >> level, single, false, runs[i], 0);
     });
     bool whole = closes(w);  // this block has the result
