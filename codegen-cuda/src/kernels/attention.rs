@@ -1,9 +1,9 @@
 //! Attention over the paged cache: tensor cores where queries and cache are both bf16 or both f16, else f32 arithmetic.
 //!
 //! Steps that decode and steps that feed prompts are summed in different orders; within each a row is independent of the step it is in. Prompts
-//! go through warpgroup multiplies where the shape allows (`attention_flash.cu`). For the rest two kernels make the same bits: for few tokens
-//! each has keys of its own, which all blocks share out; for many a warp has several tokens, so that they share keys in the cache of the
-//! processor. Keys are cut at fixed positions and folded in an order that depends on the position alone.
+//! go through warpgroup multiplies where the shape allows (`attention_flash.cu`). For the rest two kernels make the same bits: in steps that
+//! decode (`attention_decode.cu`) each token has keys of its own, which all blocks share out; with more tokens than sequences
+//! (`attention_mma.cu`) a warp has several tokens, so that they share keys in the cache of the processor. Keys are cut at fixed positions and folded in an order that depends on the position alone.
 
 use gossamer_ir::DType;
 
@@ -15,10 +15,12 @@ use crate::lower::{Arg, LowerError, Lowered, Part};
 const FEW: i64 = 64;
 /// Tokens that the kernel for few lists in shared memory.
 const MAX_FEW: i64 = 1024;
-/// Parts of results that fit the scratch memory of the kernel for few tokens; two counters each.
+/// Parts of results that fit the scratch memory of the kernel for few tokens; a counter each.
 const PARTS: i64 = 8192;
-/// Keys of a part.
-const PART_KEYS: i64 = 256;
+/// Keys of the smallest part.
+const PART_KEYS: i64 = 128;
+/// Pieces of 32 keys that a window may touch for a block of the kernel for few tokens to hold them all, a warp each.
+const NARROW: i64 = 8;
 /// Blocks of the kernel for few tokens: two on each multiprocessor.
 const BLOCKS: i64 = 264;
 /// Shared memory that a block may have.
@@ -97,6 +99,7 @@ pub fn lower(cx: &Cx) -> Result<Lowered, LowerError> {
             .set("group", group)
             .set("page", kv.page)
             .set("window", window)
+            .set("narrow", narrow_pieces(window).is_some())
             .set("scale", &scale)
             .set("sinks", &sinks_param)
     };
@@ -146,7 +149,7 @@ pub fn lower(cx: &Cx) -> Result<Lowered, LowerError> {
     let count = blocks(tokens, tile_tokens) * kv.heads * chunks * parts;
     let mut launch = cx.launch(fill(text).build(), count, warps as u32 * 32, args)?;
     let state = row_tiles * blocks(kv.dim / parts, 64) * 32 + row_tiles * 4;
-    launch.shared = (warps * 2 * state * 32 * 4) as u32;
+    launch.shared = (warps * 3 * state * 32 * 4) as u32;
     Ok(single(launch))
 }
 
@@ -154,6 +157,12 @@ pub fn lower(cx: &Cx) -> Result<Lowered, LowerError> {
 /// a row gets must depend on what it is for and on nothing else.
 fn feeds_prompts(tokens: i64, sequences: i64) -> bool {
     tokens > sequences
+}
+
+/// Pieces that a narrow window touches at most: they are folded one after the other, without chunks. It depends on the op alone, as bits do.
+fn narrow_pieces(window: i64) -> Option<i64> {
+    let pieces = (window > 0).then(|| (window.saturating_add(30)) / 32 + 1);
+    pieces.filter(|pieces| *pieces <= NARROW)
 }
 
 /// Shape of the kernel for prompts. It depends on the op and never on the step: the tile of keys decides bits, and the kernel is one for all buckets.
@@ -281,27 +290,23 @@ fn few(cx: &Cx, fill: impl Fn(Text) -> Text, few: Few) -> Result<Lowered, LowerE
     let Few { name, ir, mut args, kv, group, tokens, keys, window, sinks } = few;
     let heads = group.min(8);
     let units = kv.heads * blocks(group, heads);
-    // Keys that a token can see, from any position on.
-    let seen = if window > 0 { keys.min(window + PART_KEYS - 1) } else { keys };
-    let works = tokens.saturating_mul(units).saturating_mul(blocks(seen, PART_KEYS).max(1));
-    let early = (2..5).all(|i| cx.early(i));
-    let sink_alone = match sinks {
-        true => {
-            "const f32 sink = to_f32(sinks[unit / SETS * GROUP + head]) * 1.44269504f;\n\
-             const f32 top = fmaxf(most, sink);\n\
-             const f32 base = top == -INF ? 0.0f : top;\n\
-             factor = exp2_fast(most - base);\n\
-             sum = fmaf(sum, factor, exp2_fast(sink - base));"
-        }
-        false => "",
+    let narrow = narrow_pieces(window);
+    let warps = narrow.unwrap_or(4);
+    // Parts of the keys that a token can see, from any position on.
+    let parts = match (narrow, window) {
+        (Some(_), _) => 1,
+        (None, 0) => blocks(keys, PART_KEYS).max(1),
+        (None, _) => blocks(keys.min(window.saturating_add(PART_KEYS - 1)), PART_KEYS).max(1),
     };
+    let works = tokens.saturating_mul(units).saturating_mul(parts);
+    let early = (2..5).all(|i| cx.early(i));
     let (sink_early, sink) = match sinks {
         true => (
-            "f32 sink_held[PAIRS];\n\
+            "f32 sink_held[TURNS];\n\
              #pragma unroll\n\
-             for (int i = 0; i < PAIRS; i++) {\n\
-             \x20 const int head = (done.unit % SETS) * HEADS + ((int)threadIdx.x + 256 * i) / (DIM / 2);\n\
-             \x20 sink_held[i] = head < GROUP ? to_f32(sinks[done.unit / SETS * GROUP + head]) * 1.44269504f : 0.0f;\n\
+             for (int i = 0; i < TURNS; i++) {\n\
+             \x20 const int head = w.unit % SETS * HEADS + ((int)threadIdx.x + THREADS * i) / (DIM / 4);\n\
+             \x20 sink_held[i] = head < GROUP ? to_f32(sinks[w.unit / SETS * GROUP + head]) * 1.44269504f : 0.0f;\n\
              }",
             "const f32 sink = sink_held[i];\n\
              const f32 top = fmaxf(most, sink);\n\
@@ -314,11 +319,7 @@ fn few(cx: &Cx, fill: impl Fn(Text) -> Text, few: Few) -> Result<Lowered, LowerE
     let text = Text::new(
         format!("{name}_few{}", if early { "_early" } else { "" }),
         ir,
-        concat!(
-            include_str!("cuda/attention_pieces.cu"),
-            include_str!("cuda/attention_alone.cu"),
-            include_str!("cuda/attention_split.cu")
-        ),
+        include_str!("cuda/attention_decode.cu"),
     )
     .with(Piece::Mma)
     .with(Piece::Dependent)
@@ -326,20 +327,24 @@ fn few(cx: &Cx, fill: impl Fn(Text) -> Text, few: Few) -> Result<Lowered, LowerE
     .set("type", cx.plain(0).map(|q| c_type(q.dtype))?)
     .set("early", early)
     .set("limit", PARTS)
-    .set("blocks", BLOCKS)
-    .set("sinks_passed", if sinks { "sinks, " } else { "" })
-    .set("sink_alone", sink_alone)
+    .set("warps", warps)
+    .set("held", kv.dim <= 64)
+    .set("resident", if warps <= 5 { 2 } else { 1 })
     .set("sink_early", sink_early)
     .set("sink", sink);
     let at = args.iter().position(|a| matches!(a, Arg::Result { .. })).map_or(args.len(), |i| i + 1);
     args.splice(at..at, [Arg::Scratch(0), Arg::Counters]);
-    let mut launch = cx.launch(fill(text).build(), works.min(BLOCKS), 256, args)?;
+    let threads = warps * 32;
+    let mut launch = cx.launch(fill(text).build(), works.min(BLOCKS), threads as u32, args)?;
     let part = blocks(heads * (kv.dim + 2), 4) * 16;
     launch.dependent = true;
-    // What warps need that are alone: three levels of sums and the queries of a lane.
-    let alone = if kv.dim <= 64 { 8 * (3 * (16 + 4) + 4 * blocks(kv.dim, 32)) * 32 * 4 + 8 * 4 * 4 } else { 0 };
-    let shared = (2 * 8 * heads * (kv.dim + 4) * 4).max(16 * part).max(alone);
-    launch.shared = (shared + (MAX_FEW + 4) * 4) as u32;
+    // Sums of pieces or chunks with their statistics; for works of several parts also runs so far and the list of parts.
+    let slots = narrow.unwrap_or(16) * heads * (kv.dim + 6) * 4;
+    let rest = match narrow {
+        Some(_) => 0,
+        None => blocks(heads * kv.dim / 4, threads) * threads * 32 + (MAX_FEW + 4) * 4,
+    };
+    launch.shared = (slots + rest) as u32;
     let scratch = vec![(works.min(PARTS) * part) as u64];
-    Ok(Lowered { launches: vec![launch], scratch, counters: 2 * PARTS as u32, ..Lowered::default() })
+    Ok(Lowered { launches: vec![launch], scratch, counters: PARTS as u32, ..Lowered::default() })
 }

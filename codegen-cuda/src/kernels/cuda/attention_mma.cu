@@ -1,7 +1,7 @@
 // ${ir}
 // Many tokens. Tokens and the query heads of one key head are the rows of a tile: row = token * HEADS + head. A warp holds ${warp_rows} rows and
-// walks pieces of 32 keys, with keys and values loaded straight into fragments. Keys are cut at fixed positions: 8 pieces are a chunk, 16
-// chunks a run; pieces are folded into chunks, chunks into runs, runs into the result, each in order, as the kernel for few tokens does.
+// walks pieces of 32 keys, with keys and values loaded straight into fragments. Keys are cut at fixed positions: 4 pieces are a chunk, 4 chunks a
+// quad, 4 quads a run; each is folded into the next, runs into the result, in order, and pieces of a narrow window at once, as steps that decode do.
 // None of this depends on other rows, and a piece without a visible key changes nothing, so a row's bits are its own.
 typedef ${type} T;
 constexpr int DIM = ${dim};          // elements of a head
@@ -9,6 +9,7 @@ constexpr int KV_HEADS = ${kv_heads};
 constexpr int GROUP = ${group};        // query heads of a key head
 constexpr int PAGE = ${page};         // keys of a page
 constexpr int WINDOW = ${window};       // 0: all keys
+constexpr bool NARROW = ${narrow};  // pieces of a window are folded as they come
 constexpr int HEADS = ${heads};        // query heads in a tile
 constexpr int TOKENS = ${tokens};       // tokens in a tile
 constexpr int WARPS = ${warps};
@@ -284,7 +285,7 @@ __device__ __forceinline__ void fold(State& s, const Rows& rows, const T* keys, 
 extern "C" __global__ void __launch_bounds__(WARPS * 32, 1)
 ${entry}(const T* __restrict__ q, const T* __restrict__ keys, const T* __restrict__ values, const i32* __restrict__ pos,
          const i32* __restrict__ seq, const i32* __restrict__ pages, ${sinks}T* __restrict__ y, i32 n, i32 sequences, i64 row_pages) {
-  extern __shared__ uint4 shared[];  // f32 [warp][run, all][STATE][lane]
+  extern __shared__ uint4 shared[];  // f32 [warp][quad, run, all][STATE][lane]
   constexpr int CHUNKS = (GROUP + HEADS - 1) / HEADS;
   const int lane = threadIdx.x & 31;
   const int warp = threadIdx.x >> 5;
@@ -328,17 +329,19 @@ ${entry}(const T* __restrict__ q, const T* __restrict__ keys, const T* __restric
   to = to < tile0 + TOKENS ? to : tile0 + TOKENS;
   to = to < n ? to : n;
 
-  f32* const run = (f32*)shared + (i64)warp * 2 * STATE * 32 + lane;
+  f32* const quad = (f32*)shared + (i64)warp * 3 * STATE * 32 + lane;
+  f32* const run = quad + STATE * 32;
   f32* const own = run + STATE * 32;
   State s;
   clear(s);
+  save(quad, s);
   save(run, s);
   save(own, s);
-  auto close_run = [&]() {
-    restore(s, run);
-    merge(own, s);
+  auto close = [&](f32* from, f32* into) {
+    restore(s, from);
+    merge(into, s);
     clear(s);
-    save(run, s);
+    save(from, s);
   };
   // Tokens of one sequence at a time.
   for (i32 t0 = from; t0 < to;) {
@@ -358,13 +361,16 @@ ${entry}(const T* __restrict__ q, const T* __restrict__ keys, const T* __restric
       const i32* row_of_pages = pages + sequence * row_pages;
       for (i32 piece = oldest / 32; piece * 32 <= newest; piece++) {
         fold(s, rows, keys, values, row_of_pages, row_pages, piece * 32, high, t0, t1, part);
-        if (piece % 8 != 7) continue;
-        merge(run, s);
+        if (NARROW || piece % 4 != 3) continue;
+        merge(quad, s);
         clear(s);
-        if (piece % 128 == 127) close_run();
+        if (piece % 16 == 15) close(quad, run);
+        if (piece % 64 == 63) close(run, own);
       }
-      merge(run, s);
-      close_run();
+      merge(quad, s);
+      clear(s);
+      close(quad, run);
+      close(run, own);
     }
     t0 = t1;
   }
@@ -386,7 +392,7 @@ ${entry}(const T* __restrict__ q, const T* __restrict__ keys, const T* __restric
           if (d >= DIM) continue;
           Pack<T, 8> out;
 #pragma unroll
-          for (int j = 0; j < 8; j++) out.at[j] = from_f32<T>(out_of(own, r, v, j, 2 * h + e) * factor);
+          for (int j = 0; j < 8; j++) out.at[j] = from_f32<T>(fmaf(out_of(own, r, v, j, 2 * h + e), factor, 0.0f));
           *(Pack<T, 8>*)(y + out_row[r][h] + d) = out;
         }
       }
