@@ -541,7 +541,7 @@ static SWAPPED: Rule = Rule {
         let swapped = [operands[1], operands[0]];
         let body = body::Body::seed(eg, "map", OpKind::Sub, Default::default(), &swapped, "wrong".into());
         let equal = || rules::Equal::Results(vec![(0, rules::Target::Class(class))]);
-        body.into_iter().map(|body| rules::Proposal { body, from: None, op: OpKind::Sub, equal: equal() }).collect()
+        body.into_iter().map(|body| rules::Proposal { body, from: vec![], op: OpKind::Sub, equal: equal() }).collect()
     }),
 };
 
@@ -560,7 +560,7 @@ static LOSSLESS: Rule = Rule {
         let body = body::Body::seed(eg, "map", OpKind::Cast, attrs, operands, "wrong".into());
         let source = operands[0];
         let equal = || rules::Equal::Results(vec![(0, rules::Target::Class(source))]);
-        body.into_iter().map(|body| rules::Proposal { body, from: None, op: OpKind::Cast, equal: equal() }).collect()
+        body.into_iter().map(|body| rules::Proposal { body, from: vec![], op: OpKind::Cast, equal: equal() }).collect()
     }),
 };
 
