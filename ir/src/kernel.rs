@@ -406,3 +406,6 @@ impl fmt::Display for Kernel {
         f.write_str(&self.summary())
     }
 }
+
+#[cfg(test)]
+mod tests;

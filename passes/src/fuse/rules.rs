@@ -373,7 +373,7 @@ fn seeded(eg: &Graph, class: Id, kind: OpKind, children: &[Id], template: &str) 
 }
 
 /// Kernels whose results a class may be: (result, tuple).
-fn makers(eg: &Graph, id: Id) -> Vec<(u16, Id)> {
+pub(super) fn makers(eg: &Graph, id: Id) -> Vec<(u16, Id)> {
     let mut out: Vec<(u16, Id)> = eg[id]
         .nodes
         .iter()

@@ -3,7 +3,7 @@
 //!
 //! Both templates decode packed weights in the order of their multiplies and cut K into the same pieces, so a row has the same bits in each.
 
-use gossamer_ir::{DType, Func, OpKind, TensorType, Value};
+use gossamer_ir::{DType, Func, OpKind, TensorType, Type, Value};
 
 use super::super::contraction::MAX_K;
 use super::super::quant::{PACKED, PACKED_FAST};
@@ -36,8 +36,12 @@ pub(super) struct Experts {
     pub shared_x: bool,
     /// True if scales are stored for one multiply a pair.
     pub fast: bool,
-    /// The operands x, w and ids.
-    pub operands: [usize; 3],
+    /// The operand x; `None` if an earlier stage makes it.
+    pub x: Option<usize>,
+    /// The operand w.
+    pub w: usize,
+    /// The operand ids.
+    pub ids: usize,
     /// The product, `[T, J, N]`.
     pub product: Value,
 }
@@ -48,21 +52,31 @@ impl Experts {
     /// # Errors
     /// Weights, rows or sizes that the templates do not take.
     pub fn of(cx: &Cx, body: &Body) -> Result<Experts> {
-        let main = body.kernel.main();
+        let main = body.main();
         let product = body.heavy()?;
         let op = main.graph.op(product.op);
-        let (OpKind::MoeMatMul, &[x, w, ids]) = (op.kind, op.operands.as_slice()) else {
+        let (OpKind::MoeMatMul, &[rows, w, ids]) = (op.kind, op.operands.as_slice()) else {
             return Err(malformed("a template for experts holds a moe_matmul"));
         };
-        let (Origin::Operand(x), Origin::Operand(ids)) = (body.main_value(x), body.main_value(ids)) else {
-            return Err(unsupported("computed rows or choices", "operands in memory"));
+        let x = match body.main_value(rows) {
+            Origin::Operand(x) => Some(x),
+            Origin::Before(_) => None,
+            _ => return Err(unsupported("computed rows", "operands in memory")),
+        };
+        let Origin::Operand(ids) = body.main_value(ids) else {
+            return Err(unsupported("computed choices", "operands in memory"));
         };
         let packed = format!("mxfp4 #{PACKED} or #{PACKED_FAST} behind a dequant to bf16");
         let w = match body.main_value(w) {
             Origin::Prologue(v) => decoded(body, v).ok_or_else(|| unsupported("computed weights", packed.as_str()))?,
             _ => return Err(unsupported("experts whose weights are not packed", packed)),
         };
-        let (xt, wt, it) = (cx.plain(x)?, cx.operand(w)?, cx.plain(ids)?);
+        let xt = match (x, main.graph.ty(rows)) {
+            (Some(x), _) => cx.plain(x)?,
+            (None, Type::Tensor(t)) => t,
+            (None, _) => return Err(malformed("rows that are no tensor")),
+        };
+        let (wt, it) = (cx.operand(w)?, cx.plain(ids)?);
         let fast = match (wt.dtype, wt.layout.as_deref()) {
             (DType::Mxfp4, Some(PACKED)) => false,
             (DType::Mxfp4, Some(PACKED_FAST)) => true,
@@ -93,7 +107,16 @@ impl Experts {
             return Err(unsupported(format!("{tokens} tokens of {choices} choices"), "fewer than 2^31 rows"));
         }
         let shared_x = xt.rank() == 2;
-        Ok(Experts { tokens, choices, experts, n, k, shared_x, fast, operands: [x, w, ids], product })
+        Ok(Experts { tokens, choices, experts, n, k, shared_x, fast, x, w, ids, product })
+    }
+
+    /// The operands x, w and ids of a kernel of one stage.
+    ///
+    /// # Errors
+    /// Rows that another stage makes.
+    pub fn operands(&self) -> Result<[usize; 3]> {
+        let x = self.x.ok_or_else(|| unsupported("rows that an earlier stage makes", "operands in memory"))?;
+        Ok([x, self.w, self.ids])
     }
 
     /// Rows in all.
@@ -135,7 +158,7 @@ impl Experts {
 
 /// The operand that the prologue decodes to give `v`.
 fn decoded(body: &Body, v: Value) -> Option<usize> {
-    let prologue = body.kernel.prologue()?;
+    let prologue = body.prologue()?;
     let op = prologue.graph.op(v.op);
     let to_bf16 = prologue.graph.ty(v).as_tensor().is_some_and(|t| t.dtype == DType::BF16);
     match op.kind == OpKind::Dequant && to_bf16 {
@@ -286,6 +309,35 @@ pub(super) fn epilogue(
     held: &Held,
     params: &mut Params,
 ) -> Result<Epilogue> {
+    let pointers = (0..cx.op.results.len()).map(|r| params.result(cx, r)).collect::<Result<Vec<_>>>()?;
+    let to = To { pointers: &pointers, tag: None };
+    epilogue_to(cx, body, experts, strips, found, together, held, &to, params)
+}
+
+/// Where an epilogue puts its results, and what tells its names from another's.
+pub(super) struct To<'t> {
+    /// Pointers to the results, by number.
+    pub pointers: &'t [String],
+    /// See [`Region::tagged`].
+    pub tag: Option<&'static str>,
+}
+
+/// As [`epilogue`], with results at other places.
+///
+/// # Errors
+/// An op that scalar code cannot make.
+#[expect(clippy::too_many_arguments, reason = "what both templates know when they print it")]
+pub(super) fn epilogue_to(
+    cx: &Cx,
+    body: &Body,
+    experts: &Experts,
+    strips: &Strips,
+    found: &[Sink],
+    together: bool,
+    held: &Held,
+    to: &To,
+    params: &mut Params,
+) -> Result<Epilogue> {
     let func = body.epilogue();
     let mut sources = Vec::new();
     for i in 0..func.params.len() {
@@ -300,8 +352,10 @@ pub(super) fn epilogue(
             _ => return Err(unsupported("this value in an epilogue", "the product and operands")),
         });
     }
-    let pointers = (0..cx.op.results.len()).map(|r| params.result(cx, r)).collect::<Result<Vec<_>>>()?;
     let mut region = Region::new(func, cx.module(), sources);
+    if let Some(tag) = to.tag {
+        region = region.tagged(tag);
+    }
     let (t, n) = (Index::var("t"), Index::var("n"));
     let mut lines = Vec::new();
     let (mut all, mut even) = (Vec::new(), Vec::new());
@@ -317,7 +371,7 @@ pub(super) fn epilogue(
             for sink in sinks {
                 let column = if strips.pairing == Pairing::Each { sink.column(&n) } else { n.clone() };
                 for lead in leads(rank(func, sink.value), together, &t, experts.choices)? {
-                    r.emit(sink, &pointers[sink.result], &lead, &column)?;
+                    r.emit(sink, &to.pointers[sink.result], &lead, &column)?;
                 }
             }
             Ok(())
@@ -343,8 +397,7 @@ fn leads(rank: usize, together: bool, t: &Index, choices: i64) -> Result<Vec<Vec
 /// True if parameter `i` of the epilogue is the choices that the product is made with, and is read only to pick rows of tables with at most a row an
 /// expert: then the template knows the row, and what is no expert is outside of them.
 fn only_picks_expert(cx: &Cx, func: &Func, i: usize, operand: usize, experts: &Experts) -> bool {
-    let [.., ids] = experts.operands;
-    let same = cx.op.operands.get(operand).is_some_and(|v| cx.op.operands.get(ids) == Some(v));
+    let same = cx.op.operands.get(operand).is_some_and(|v| cx.op.operands.get(experts.ids) == Some(v));
     let Some(param) = func.param(i) else { return false };
     let picks = func.graph.users(param).iter().all(|(user, position)| {
         let op = func.graph.op(*user);

@@ -1,10 +1,11 @@
 //! Every op at a grid of shapes and dtypes is lowered, compiled and checked without a GPU.
 
-mod cases;
+pub(super) mod cases;
 mod compile;
-mod emulate;
+pub(super) mod emulate;
 mod fused;
 mod inputs;
 mod library;
 mod moe;
+pub(super) mod pair;
 mod text;

@@ -14,7 +14,7 @@ use gossamer_ir::{DType, StateDecl, Type};
 
 use super::cases::{self, Case};
 use super::inputs::{Inputs, bytes, floats, inputs};
-use crate::lower::{Arg, Lowered, Part, buffers};
+use crate::lower::{Arg, LowerError, Lowered, Part, buffers};
 
 /// Statements of inline assembly and what stands for them.
 const ASSEMBLY: &[(&str, &str)] = &[
@@ -284,14 +284,21 @@ fn build(folder: &Path, texts: &BTreeMap<String, (String, u32)>) {
 /// The bytes of each result buffer of a case.
 type Outputs = Vec<(usize, Part, Vec<u8>)>;
 
+/// What makes the kernels of a case.
+type Lower = dyn Fn(&Case) -> Result<Lowered, LowerError>;
+
 /// Runs the kernels of all cases in one program. The error is what the sanitizer or the emulator says.
 fn execute(cases: &[(&Case, &Inputs)]) -> Result<Vec<Outputs>, String> {
+    execute_with(cases, &Case::lower)
+}
+
+fn execute_with(cases: &[(&Case, &Inputs)], lower: &Lower) -> Result<Vec<Outputs>, String> {
     let folder = tempfile::tempdir().unwrap();
     let mut texts = BTreeMap::new();
     let mut jobs = Buffers::default();
     let mut results = vec![];
     for (case, inputs) in cases {
-        let lowered = case.lower().unwrap_or_else(|e| panic!("{}: {e}", case.name));
+        let lowered = lower(case).unwrap_or_else(|e| panic!("{}: {e}", case.name));
         for launch in &lowered.launches {
             texts.insert(launch.kernel.entry.clone(), (launch.kernel.text.clone(), launch.shared));
         }
@@ -325,9 +332,14 @@ fn execute(cases: &[(&Case, &Inputs)]) -> Result<Vec<Outputs>, String> {
 
 /// Runs cases; gives (case, problem) for each that is wrong.
 fn run(cases: &[&Case]) -> Vec<(String, String)> {
+    run_with(cases, &Case::lower)
+}
+
+/// The same with kernels that `lower` makes.
+pub fn run_with(cases: &[&Case], lower: &Lower) -> Vec<(String, String)> {
     let mut all: Vec<Inputs> = cases.iter().map(|c| inputs(c)).collect();
     let pairs: Vec<_> = cases.iter().copied().zip(&all).collect();
-    let outputs = match execute(&pairs) {
+    let outputs = match execute_with(&pairs, lower) {
         Ok(o) => o,
         Err(e) => return vec![("the emulator".into(), e)],
     };
@@ -376,7 +388,7 @@ fn run(cases: &[&Case]) -> Vec<(String, String)> {
 }
 
 /// The filter of `GOSSAMER_EMULATE` (`all`, or part of a case's name); without it the emulation, which needs g++ and minutes, is skipped.
-fn filter() -> Option<String> {
+pub fn filter() -> Option<String> {
     match std::env::var("GOSSAMER_EMULATE") {
         Ok(f) => Some(if f == "all" { String::new() } else { f }),
         Err(_) => {
