@@ -203,11 +203,11 @@ pub static RULES: &[Rule] = &[
     },
     Rule {
         info: RuleInfo {
-            off: Some("template `moe_pair` has no kernel text yet, and its cost is estimated"),
+            off: Some("not measured yet: its cost is an estimate, and its blocks wait for each other"),
             ..info(
                 "chain/moe-pair",
                 Family::Chain,
-                "the two matmuls with a row's experts become one kernel: what the first makes does not wait for all of it",
+                "the two matmuls with a row's experts become one kernel: memory does not pause between them",
             )
         },
         kinds: &[K::MoeMatMul],

@@ -7,7 +7,7 @@ use gossamer_ir::{DType, Func, OpKind, TensorType, Type, Value};
 
 use super::super::contraction::MAX_K;
 use super::super::quant::{PACKED, PACKED_FAST};
-use super::super::region::{Index, Need, Region, Sink, Source, malformed, text, unsupported};
+use super::super::region::{Index, Need, Region, Sink, Source, Split, malformed, split, text, unsupported};
 use super::super::{Cx, rows_of};
 use super::finish::product_sinks;
 use super::{Body, Origin, Params, parameter};
@@ -208,7 +208,7 @@ impl Strips {
     }
 
     /// Columns of results of a strip.
-    fn outputs(&self) -> i64 {
+    pub fn outputs(&self) -> i64 {
         match self.pairing {
             Pairing::Each => TILE * self.tiles,
             _ => TILE / 2 * self.tiles,
@@ -216,7 +216,7 @@ impl Strips {
     }
 
     /// Columns of results in all.
-    fn width(&self, n: i64) -> i64 {
+    pub fn width(&self, n: i64) -> i64 {
         if self.pairing == Pairing::Each { n } else { n / 2 }
     }
 
@@ -309,35 +309,6 @@ pub(super) fn epilogue(
     held: &Held,
     params: &mut Params,
 ) -> Result<Epilogue> {
-    let pointers = (0..cx.op.results.len()).map(|r| params.result(cx, r)).collect::<Result<Vec<_>>>()?;
-    let to = To { pointers: &pointers, tag: None };
-    epilogue_to(cx, body, experts, strips, found, together, held, &to, params)
-}
-
-/// Where an epilogue puts its results, and what tells its names from another's.
-pub(super) struct To<'t> {
-    /// Pointers to the results, by number.
-    pub pointers: &'t [String],
-    /// See [`Region::tagged`].
-    pub tag: Option<&'static str>,
-}
-
-/// As [`epilogue`], with results at other places.
-///
-/// # Errors
-/// An op that scalar code cannot make.
-#[expect(clippy::too_many_arguments, reason = "what both templates know when they print it")]
-pub(super) fn epilogue_to(
-    cx: &Cx,
-    body: &Body,
-    experts: &Experts,
-    strips: &Strips,
-    found: &[Sink],
-    together: bool,
-    held: &Held,
-    to: &To,
-    params: &mut Params,
-) -> Result<Epilogue> {
     let func = body.epilogue();
     let mut sources = Vec::new();
     for i in 0..func.params.len() {
@@ -352,10 +323,8 @@ pub(super) fn epilogue_to(
             _ => return Err(unsupported("this value in an epilogue", "the product and operands")),
         });
     }
+    let pointers = (0..cx.op.results.len()).map(|r| params.result(cx, r)).collect::<Result<Vec<_>>>()?;
     let mut region = Region::new(func, cx.module(), sources);
-    if let Some(tag) = to.tag {
-        region = region.tagged(tag);
-    }
     let (t, n) = (Index::var("t"), Index::var("n"));
     let mut lines = Vec::new();
     let (mut all, mut even) = (Vec::new(), Vec::new());
@@ -371,7 +340,7 @@ pub(super) fn epilogue_to(
             for sink in sinks {
                 let column = if strips.pairing == Pairing::Each { sink.column(&n) } else { n.clone() };
                 for lead in leads(rank(func, sink.value), together, &t, experts.choices)? {
-                    r.emit(sink, &to.pointers[sink.result], &lead, &column)?;
+                    r.emit(sink, &pointers[sink.result], &lead, &column)?;
                 }
             }
             Ok(())
@@ -382,6 +351,82 @@ pub(super) fn epilogue_to(
     }
     params.sizes(cx, &region)?;
     Ok(Epilogue { lines })
+}
+
+/// Where an epilogue puts its results, and what tells its names from another's.
+pub(super) struct To<'t> {
+    /// Pointers to the results, by number.
+    pub pointers: &'t [String],
+    /// See [`Region::tagged`].
+    pub tag: Option<&'static str>,
+}
+
+/// Variables of the text: the code of an epilogue at column `n` of the results of token `t`, of choice `j` or of all choices.
+pub(super) struct Place {
+    /// The token.
+    pub t: Index,
+    /// The choice; `None`: rows of a token are together.
+    pub j: Option<Index>,
+    /// The column.
+    pub n: Index,
+}
+
+/// Prints an epilogue at several places, each cut into what needs no product, where experts are known from the start, and the rest.
+///
+/// # Errors
+/// An op that scalar code cannot make, or results that need columns in different ways.
+#[expect(clippy::too_many_arguments, reason = "what a template knows when it prints it")]
+pub(super) fn split_epilogue(
+    cx: &Cx,
+    body: &Body,
+    experts: &Experts,
+    strips: &Strips,
+    found: &[Sink],
+    held: &Held,
+    to: &To,
+    params: &mut Params,
+    places: &[Place],
+) -> Result<Vec<Split>> {
+    let func = body.epilogue();
+    if strips.pairing == Pairing::Each && found.iter().any(|s| matches!(s.need, Need::Interleaved { .. })) {
+        return Err(unsupported("results of pairs of columns beside others", "one or the other; template `moe_stream`"));
+    }
+    let mut sources = Vec::new();
+    for i in 0..func.params.len() {
+        sources.push(match body.epilogue_param(i) {
+            Origin::Operand(o) if only_picks_expert(cx, func, i, o, experts) => {
+                Source::Ready(Box::new(|at: &[Index]| (held.expert)(&at[0], &at[1])))
+            }
+            Origin::Operand(o) => params.source(cx, o)?,
+            Origin::Main(v) if v == experts.product => {
+                Source::Given(Box::new(|at: &[Index]| (held.product)(&at[0], &at[1], &strips.local(&at[2]))))
+            }
+            _ => return Err(unsupported("this value in an epilogue", "the product and operands")),
+        });
+    }
+    let mut region = Region::new(func, cx.module(), sources);
+    if let Some(tag) = to.tag {
+        region = region.tagged(tag);
+    }
+    let mut out = Vec::new();
+    for place in places {
+        let (lines, ()) = region.scope(|r| {
+            for sink in found {
+                let column = if strips.pairing == Pairing::Each { sink.column(&place.n) } else { place.n.clone() };
+                let leads = match &place.j {
+                    Some(j) => vec![vec![place.t.clone(), j.clone()]],
+                    None => leads(rank(func, sink.value), true, &place.t, experts.choices)?,
+                };
+                for lead in leads {
+                    r.emit(sink, &to.pointers[sink.result], &lead, &column)?;
+                }
+            }
+            Ok(())
+        })?;
+        out.push(split(&lines));
+    }
+    params.sizes(cx, &region)?;
+    Ok(out)
 }
 
 /// Indices in front of the column at which a value of this rank is stored.

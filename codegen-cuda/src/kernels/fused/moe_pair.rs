@@ -1,65 +1,158 @@
-//! `moe_pair`: two matmuls with a row's experts in one launch. What the first makes of a row, its *middle row*, the second reads.
+//! `moe_pair`: two matmuls with a row's experts in one launch. What the first makes of a row (`h`), the second reads. For steps of few rows.
 //!
-//! Owns the part that any text needs: both problems, the cut of their columns, the code of both epilogues, operands, and memory for the middle rows. A
-//! [`Skeleton`] is the text with a way to choose geometry. Slots that every text has besides its own:
-//!
-//! - `first`, `second`: the stages' constants, each in a namespace of that name: what [`Experts::constants`] prints, and `TILES`, `HEIGHT` (columns of the
-//!   product in a strip), `ROW_TILES`, `K_TILES`, `FAST` and `tile(strip, r)`, the tile of 16 rows of w that is number r of a strip.
-//! - `finish_first`: stores the middle row of token `t`, choice `j` at column `n` (of `WIDTH`), of strip `strip`. It stands where `using namespace first` holds and
-//!   `total(choice, at)` gives the product of that choice at column `at` of the strip, `expert(choice)` its expert or `EXPERTS`. Middle rows are `bf16* h`, `[T, J, WIDTH]`.
-//! - `finish_second`: the same for the results of token `t` at column `n`, with all choices at hand: there is no `j`.
-//! - `shared_x`: true if all choices of a token read the same row of x. `early`: true if the ids are complete before the kernel in front is.
-//! - `params`: parameters after `(const bf16* x, const u8* w_first, const u8* w_second, const i32* ids, u32 tokens, bf16* h, u32* counters`.
+//! Both epilogues are printed at several places, each cut in two: what can be loaded before the product is there (biases, residual, weights of choices), and the
+//! rest. All blocks must be resident at once: they wait for each other's rows.
 
 use gossamer_ir::{DType, Kernel, Type};
 
-use super::super::region::{Index, unsupported};
-use super::super::{Cx, operand, single};
-use super::moe::{Experts, Held, Strips, TILE, To, combines, epilogue_to, results_of};
+use super::super::contraction::{PROCESSORS, pieces};
+use super::super::region::{Index, Split, unsupported};
+use super::super::{Cx, Size, blocks, operand, single};
+use super::moe::{Experts, Held, Place, RECORD, Strips, TILE, To, combines, results_of, split_epilogue};
 use super::{Body, Params};
 use crate::emit::{Piece, Text};
 use crate::lower::{Arg, LowerError, Lowered};
+use crate::resources::{SHARED_PER_BLOCK, THREADS_PER_BLOCK};
 
 type Result<T> = std::result::Result<T, LowerError>;
 
-/// The text of the kernel and what goes with it.
-pub(super) struct Skeleton {
-    /// The template.
-    pub text: &'static str,
-    /// Pieces of the prelude that it uses.
-    pub pieces: &'static [Piece],
-    /// How the work is cut. The last argument: strips of each stage hold an even number of tiles.
-    pub plan: fn(&[Experts; 2], [bool; 2]) -> Result<Plan>,
+/// Strips a block has at least, so that starting it pays.
+const LEAST_STRIPS: i64 = 4;
+/// Words between two counters.
+const COUNTER_PITCH: i64 = 8;
+/// Bytes from one row of partial sums to the next.
+const PART_PITCH: i64 = 80;
+
+/// How the work is cut. Results do not depend on it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Variant {
+    /// Rows of x that share a strip at most.
+    pub x_rows: i64,
+    /// Groups of warps that multiply.
+    pub groups: i64,
+    /// Strips in the ring, a multiple of `groups`.
+    pub slots: i64,
+    /// Copies of a strip.
+    pub split: i64,
+    /// Rows that a block holds.
+    pub held: i64,
+    /// Items whose rows it holds.
+    pub uses: i64,
+    /// Warps that finish units.
+    pub finishers: i64,
+    /// Buffers of partial sums, a multiple of `groups` and `finishers`.
+    pub buffers: i64,
+    /// Items of the first product that a block goes ahead of the second.
+    pub lag: i64,
 }
 
-/// How the work of both stages is cut, and the launch.
-pub(super) struct Plan {
-    /// Tiles of 16 rows of w in a strip of each stage.
-    pub tiles: [i64; 2],
-    /// Blocks.
-    pub blocks: i64,
-    /// Threads of a block.
-    pub threads: u32,
-    /// Bytes of dynamic shared memory of a block.
-    pub shared: u32,
-    /// Words of [`Arg::Counters`].
-    pub counters: u32,
-    /// Slots of the text.
-    pub slots: Vec<(&'static str, String)>,
+/// By the number of tokens. Not measured.
+fn variant(tokens: i64) -> Variant {
+    let of = |x_rows, slots, held, finishers| Variant {
+        x_rows,
+        groups: 2,
+        slots,
+        split: 1,
+        held,
+        uses: 4,
+        finishers,
+        buffers: 4,
+        lag: i64::from(i16::MAX),
+    };
+    match tokens {
+        ..=1 => of(1, 8, 4, 2),
+        2 => of(2, 8, 4, 2),
+        3..=4 => of(4, 6, 8, 4),
+        _ => of(8, 6, 8, 2),
+    }
 }
 
-/// The text in use. There is none yet: rule `chain/moe-pair` is off, and who enables it gets the two kernels all the same, with this template's refusal.
-const SKELETON: Option<Skeleton> = None;
+/// A variant with what follows from it.
+#[derive(Debug)]
+struct Plan {
+    v: Variant,
+    tokens: i64,
+    rows: i64,
+    pieces: [i64; 2],
+    tiles: i64,
+    strips: [i64; 2],
+    blocks: i64,
+}
+
+impl Plan {
+    /// The variant for these problems, made smaller where it does not fit a multiprocessor.
+    fn choose(shapes: &[Experts; 2]) -> Result<Plan> {
+        let [first, second] = shapes;
+        // The text depends on a class of tokens only.
+        let tokens = first.tokens.max(1).unsigned_abs().next_power_of_two() as i64;
+        let strips = [blocks(first.n, TILE), blocks(second.n, TILE)];
+        let mut plan = Plan {
+            v: variant(first.tokens),
+            tokens,
+            rows: tokens * first.choices,
+            pieces: [pieces(Size::known(first.k)), pieces(Size::known(second.k))],
+            tiles: first.k_tiles().max(second.k_tiles()),
+            strips,
+            blocks: blocks(strips[0] + strips[1], LEAST_STRIPS).clamp(1, PROCESSORS),
+        };
+        while !plan.fits() {
+            let v = &mut plan.v;
+            match *v {
+                Variant { slots, groups, .. } if slots > 2 * groups => v.slots -= groups,
+                Variant { x_rows, held, .. } if held > x_rows => v.held = x_rows,
+                Variant { groups: 2.., .. } => {
+                    (v.groups, v.slots, v.finishers, v.buffers) = (v.groups - 1, v.slots.min(4), 1, 2);
+                }
+                Variant { buffers: 2.., .. } => (v.finishers, v.buffers) = (1, 1),
+                Variant { x_rows: 2.., .. } => (v.x_rows, v.held) = (v.x_rows / 2, v.x_rows / 2),
+                Variant { slots: 2.., .. } => v.slots -= 1,
+                _ => {
+                    let what = format!("experts of {} and {} columns", first.k, second.k);
+                    return Err(unsupported(what, "strips that fit shared memory; template `moe_stream`"));
+                }
+            }
+        }
+        Ok(plan)
+    }
+
+    fn threads(&self) -> i64 {
+        32 * (2 + self.v.finishers + self.v.groups * self.longest())
+    }
+
+    fn longest(&self) -> i64 {
+        self.pieces[0].max(self.pieces[1])
+    }
+
+    /// Strips of the second product of a block at most.
+    fn own(&self) -> i64 {
+        blocks(self.strips[1], self.blocks)
+    }
+
+    /// Bytes of shared memory, as the text lays it out.
+    fn shared(&self) -> i64 {
+        let Variant { x_rows, slots, split, held, uses, buffers, .. } = self.v;
+        let part = self.longest() * x_rows * PART_PITCH;
+        let signals_at = slots * self.tiles * RECORD
+            + held * (self.tiles * 128 + 16)
+            + buffers * part
+            + self.own() * self.rows * TILE * 4;
+        let signals = slots * split + slots + 2 * buffers + 2 * uses;
+        let items_at = blocks(signals_at + 8 * signals, 16) * 16;
+        let items = blocks(6 + 13 * self.rows, 4) * 4;
+        blocks(items_at + items, 16) * 16 + 4 * uses
+    }
+
+    fn fits(&self) -> bool {
+        self.shared() <= i64::from(SHARED_PER_BLOCK) && self.threads() <= i64::from(THREADS_PER_BLOCK)
+    }
+
+    fn counters(&self) -> i64 {
+        self.rows * COUNTER_PITCH + 1
+    }
+}
 
 /// Lowers a kernel of template `moe_pair`.
 pub fn lower(cx: &Cx, kernel: &Kernel) -> Result<Lowered> {
-    let apart = "its stages as kernels of template `moe_stream` (leave rule chain/moe-pair off)";
-    let skeleton = SKELETON.ok_or_else(|| unsupported("template `moe_pair`, which has no text yet", apart))?;
-    lower_with(cx, kernel, &skeleton)
-}
-
-/// As [`lower`], with any text.
-fn lower_with(cx: &Cx, kernel: &Kernel, skeleton: &Skeleton) -> Result<Lowered> {
     let Ok([a, b]) = <[Body; 2]>::try_from(Body::stages(kernel)) else {
         return Err(unsupported(format!("{} stages", kernel.depth()), "two"));
     };
@@ -82,21 +175,48 @@ fn lower_with(cx: &Cx, kernel: &Kernel, skeleton: &Skeleton) -> Result<Lowered> 
             return Err(unsupported(format!("{} between stages", types.join(", ")), "one bf16[T, J, K]"));
         }
     };
-    let even = |i: usize| Ok(Strips::choose(&found[i], shapes[i].n, 1)?.tiles() == 2);
-    let plan = (skeleton.plan)(&shapes, [even(0)?, even(1)?])?;
-    let strips = [0, 1].map(|i| Strips::choose(&found[i], shapes[i].n, plan.tiles[i]));
-    let [first_strips, second_strips] = strips;
-    let (first_strips, second_strips) = (first_strips?, second_strips?);
+    let strips = [Strips::choose(&found[0], first.n, 1)?, Strips::choose(&found[1], second.n, 1)?];
+    if strips.iter().any(|s| s.tiles() != 1) {
+        return Err(unsupported("swiglu of halves of experts' columns", "pairs of columns; template `moe_stream`"));
+    }
+    let plan = Plan::choose(&shapes)?;
+    let v = plan.v;
 
     let mut params = Params::default();
-    let product = |_: &Index, j: &Index, local: &str| format!("total({}, {local})", j.text());
-    let expert = |_: &Index, j: &Index| format!("expert({})", j.text());
+    let rounds = [
+        blocks(v.x_rows * strips[0].outputs(), 32),
+        blocks(plan.own() * plan.tokens * strips[1].outputs(), 32 * v.finishers),
+    ];
+    let places: Vec<usize> = (0..(rounds[0] + rounds[1]) as usize).collect();
+    let (near, far) = places.split_at(rounds[0] as usize);
+    let place = |p: &usize, apart: bool| Place {
+        t: Index::var(&format!("t{p}")),
+        j: apart.then(|| Index::var(&format!("j{p}"))),
+        n: Index::var(&format!("n{p}")),
+    };
+    let product = |t: &Index, _: &Index, local: &str| format!("total({}, {local}, PIECES1)", of_place("i", t));
+    let held = Held { product: &product, expert: &|_, _| "expert".to_string() };
+    let to = To { pointers: &["h".to_string()], tag: Some("h") };
+    let at: Vec<Place> = near.iter().map(|p| place(p, true)).collect();
+    let code_first = split_epilogue(cx, &a, first, &strips[0], &found[0], &held, &to, &mut params, &at)?;
+    let row = |t: &Index, j: &Index| format!("{} * CHOICES + {}", t.operand(), j.text());
+    let product = |t: &Index, j: &Index, local: &str| {
+        let local = local.replace("strip", &of_place("strip", t));
+        format!("sums[({} * ROWS + {}) * HEIGHT + {local}]", of_place("k", t), row(t, j))
+    };
+    let expert = |t: &Index, j: &Index| format!("items.key[{}]", row(t, j));
     let held = Held { product: &product, expert: &expert };
-    let to = To { pointers: &["h".to_string()], tag: Some("m") };
-    let finish_first = epilogue_to(cx, &a, first, &first_strips, &found[0], false, &held, &to, &mut params)?;
     let results = (0..cx.op.results.len()).map(|r| params.result(cx, r)).collect::<Result<Vec<_>>>()?;
     let to = To { pointers: &results, tag: None };
-    let finish_second = epilogue_to(cx, &b, second, &second_strips, &found[1], true, &held, &to, &mut params)?;
+    let at: Vec<Place> = far.iter().map(|p| place(p, false)).collect();
+    let code_second = split_epilogue(cx, &b, second, &strips[1], &found[1], &held, &to, &mut params, &at)?;
+
+    let at_far = |p: usize| place_second(p, p - near.len());
+    // What several results of a thread read would take registers through the whole kernel.
+    let (early_second, late_second) = match far.len() {
+        1 => (early(far, &code_second, at_far), late(far, &code_second)),
+        _ => (String::new(), at_once(far, &code_second, at_far)),
+    };
 
     let (list, more) = params.finish();
     let list = if list.is_empty() { list } else { format!(", {list}") };
@@ -110,131 +230,168 @@ fn lower_with(cx: &Cx, kernel: &Kernel, skeleton: &Skeleton) -> Result<Lowered> 
         Arg::Counters,
     ];
     args.extend(more);
-    let name = format!("moe_pair_e{}_n{}_k{}_n{}_k{}", first.experts, first.n, first.k, second.n, second.k);
-    let mut text = Text::new(name, kernel.summary(), skeleton.text)
-        .set("first", namespace("first", first, &first_strips))
-        .set("second", namespace("second", second, &second_strips))
-        .set("finish_first", finish_first.lines.join("\n"))
-        .set("finish_second", finish_second.lines.join("\n"))
-        .set("shared_x", first.shared_x)
-        .set("early", cx.early(first.ids))
-        .set("params", list);
-    for piece in skeleton.pieces {
-        text = text.with(*piece);
-    }
-    for (slot, value) in &plan.slots {
-        text = text.set(slot, value);
-    }
-    let mut launch = cx.launch(text.build(), plan.blocks, plan.threads, args)?;
-    launch.shared = plan.shared;
+    let name = format!(
+        "moe_pair_e{}_n{}_k{}_n{}_k{}_t{}",
+        first.experts, first.n, first.k, second.n, second.k, plan.tokens
+    );
+    let source = Text::new(name, kernel.summary(), include_str!("../cuda/moe_pair.cu"))
+        .with(Piece::Mma)
+        .with(Piece::Async)
+        .with(Piece::Mxfp4)
+        .with(Piece::Items)
+        .set("experts", first.experts)
+        .set("choices", first.choices)
+        .set("tokens", plan.tokens)
+        .set("x_rows", v.x_rows)
+        .set("n1", first.n)
+        .set("k1", first.k)
+        .set("outputs1", strips[0].outputs())
+        .set("n2", second.n)
+        .set("k2", second.k)
+        .set("outputs2", strips[1].outputs())
+        .set("width2", strips[1].width(second.n))
+        .set("pieces1", plan.pieces[0])
+        .set("pieces2", plan.pieces[1])
+        .set("blocks", plan.blocks)
+        .set("groups", v.groups)
+        .set("slots", v.slots)
+        .set("split", v.split)
+        .set("held", v.held)
+        .set("uses", v.uses)
+        .set("finishers", v.finishers)
+        .set("buffers", v.buffers)
+        .set("lag", v.lag.min(plan.rows))
+        .set("fast1", first.fast)
+        .set("fast2", second.fast)
+        .set("shared", plan.shared())
+        .set("x_row", if first.shared_x { "row / CHOICES" } else { "row" })
+        .set("early_first", early(near, &code_first, place_first))
+        .set("late_first", late(near, &code_first))
+        .set("early_second", early_second)
+        .set("late_second", late_second)
+        .set("params", list)
+        .build();
+    let mut launch = cx.launch(source, plan.blocks, plan.threads() as u32, args)?;
+    launch.shared = plan.shared() as u32;
     launch.dependent = true;
     let bytes = 2 * cx.values(&middle)?.iter().product::<i64>().max(0) as u64;
-    Ok(Lowered { scratch: vec![bytes], counters: plan.counters, ..single(launch) })
+    Ok(Lowered { scratch: vec![bytes], counters: plan.counters() as u32, ..single(launch) })
 }
 
-/// A stage's constants.
-fn namespace(name: &str, shape: &Experts, strips: &Strips) -> String {
-    format!(
-        "namespace {name} {{
-{}
-constexpr int TILES = {};  // of 16 rows of w in a strip
-constexpr int HEIGHT = TILES * {TILE};
-constexpr int ROW_TILES = (N + 15) / 16;
-constexpr int K_TILES = (K + 63) / 64;
-constexpr bool FAST = {};  // scales are stored as scale + 126
-__device__ __forceinline__ int tile(int strip, int r) {{
-  const int tile = {};
-  return tile < ROW_TILES ? tile : ROW_TILES - 1;
-}}
-}}  // namespace {name}",
-        shape.constants(strips),
-        strips.tiles(),
-        shape.fast,
-        strips.tile(),
-    )
+/// The variable `name` of the place whose token is `t`: variables of a place end in its number.
+fn of_place(name: &str, t: &Index) -> String {
+    t.text().replacen('t', name, 1)
+}
+
+/// Where in its unit a lane is: row `i` of the item and column `n` of h.
+fn place_first(p: usize) -> Vec<String> {
+    let at = if p == 0 { "lane".to_string() } else { format!("(lane + {})", 32 * p) };
+    vec![
+        format!("const int i{p} = {at} / OUTPUTS1;"),
+        format!("const int n{p} = strip * OUTPUTS1 + {at} % OUTPUTS1;"),
+        format!("const bool there{p} = i{p} < w.held && n{p} < K2;"),
+        format!("const int row{p} = items.row[first + (there{p} ? i{p} : 0)];"),
+        format!("const int t{p} = row{p} / CHOICES;"),
+        format!("const int j{p} = row{p} % CHOICES;"),
+    ]
+}
+
+/// Which result a thread makes: token `t`, column `n`, of strip `strip`, the block's own number `k`.
+fn place_second(p: usize, round: usize) -> Vec<String> {
+    let at = if round == 0 { "member".to_string() } else { format!("(member + {round} * FINISHERS * 32)") };
+    vec![
+        format!("const int k{p} = {at} / OUTPUTS2 / (int)tokens;"),
+        format!("const int t{p} = {at} / OUTPUTS2 % (int)tokens;"),
+        format!("const int strip{p} = (int)blockIdx.x + k{p} * BLOCKS;"),
+        format!("const int n{p} = strip{p} * OUTPUTS2 + {at} % OUTPUTS2;"),
+        format!("const bool there{p} = k{p} < own && n{p} < WIDTH2;"),
+    ]
+}
+
+/// The places and what can be computed before the product is there.
+fn early(places: &[usize], code: &[Split], place: impl Fn(usize) -> Vec<String>) -> String {
+    let mut out = Vec::new();
+    for (p, split) in places.iter().zip(code) {
+        out.extend(place(*p));
+        out.extend(split.declarations.iter().cloned());
+        block(&mut out, *p, &[&split.early]);
+    }
+    out.join("\n")
+}
+
+/// The rest of it.
+fn late(places: &[usize], code: &[Split]) -> String {
+    let mut out = Vec::new();
+    for (p, split) in places.iter().zip(code) {
+        block(&mut out, *p, &[&split.late]);
+    }
+    out.join("\n")
+}
+
+/// All of it, place after place.
+fn at_once(places: &[usize], code: &[Split], place: impl Fn(usize) -> Vec<String>) -> String {
+    let mut out = Vec::new();
+    for (p, split) in places.iter().zip(code) {
+        out.extend(place(*p));
+        block(&mut out, *p, &[&split.declarations, &split.early, &split.late]);
+    }
+    out.join("\n")
+}
+
+/// Lines that run where there is something at place `p`.
+fn block(out: &mut Vec<String>, p: usize, lines: &[&[String]]) {
+    if lines.iter().all(|l| l.is_empty()) {
+        return;
+    }
+    out.push(format!("if (there{p}) {{"));
+    out.extend(lines.iter().flat_map(|l| l.iter()).map(|l| format!("  {l}")));
+    out.push("}".to_string());
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::kernels::Cx;
-    use crate::kernels::tests::cases::Case;
-    use crate::kernels::tests::{emulate, pair};
-    use crate::lower::OpInstance;
-
-    /// A text that computes one element after the other, in one block: what the slots mean.
-    const PLAIN: Skeleton = Skeleton {
-        text: include_str!("../tests/moe_pair_plain.cu"),
-        pieces: &[Piece::Dependent, Piece::Mxfp4],
-        plan: |_, even| {
-            let tiles = even.map(|even| if even { 2 } else { 3 });
-            Ok(Plan { tiles, blocks: 1, threads: 256, shared: 0, counters: 1, slots: vec![] })
-        },
-    };
-
-    fn plain(case: &Case) -> Result<Lowered> {
-        let early = vec![false; case.operands.len()];
-        let (operands, module, sizes) = (case.operands.as_slice(), &case.module, &case.sizes);
-        let cx = Cx::new(OpInstance { op: &case.op, operands, module, sizes, early: &early });
-        lower_with(&cx, case.op.attrs.kernel().unwrap(), &PLAIN)
-    }
+    use crate::kernels::tests::pair;
 
     #[test]
-    fn without_a_text_it_is_refused_in_one_line() {
-        for case in pair::cases() {
-            let error = case.lower().unwrap_err().to_string();
-            assert_eq!(error.lines().count(), 1);
-            assert!(error.contains("moe_pair") && error.contains("chain/moe-pair"), "{error}");
-        }
-    }
-
-    #[test]
-    fn operands_are_bound_once() {
-        for case in pair::cases() {
-            let lowered = plain(&case).unwrap_or_else(|e| panic!("{}: {e}", case.name));
+    fn operands_are_bound_once_and_counters_fit() {
+        for case in pair::cases().into_iter().chain(pair::full_size()) {
+            let lowered = case.lower().unwrap_or_else(|e| panic!("{}: {e}", case.name));
             let [launch] = lowered.launches.as_slice() else { panic!("{}", case.name) };
-            let rows = case.sizes["T"] as u64 * pair::CHOICES as u64;
-            assert_eq!(lowered.scratch, [rows * pair::MIDDLE as u64 * 2], "{}", case.name);
-            assert_eq!((lowered.counters, launch.dependent), (1, true));
+            assert!(lowered.counters > 0 && lowered.counters <= crate::lower::MAX_COUNTERS);
+            assert!(launch.dependent && launch.grid[0] as i64 <= PROCESSORS);
             let text = &launch.kernel.text;
             assert!(!text.contains("${"), "{text}");
             for (i, arg) in launch.args.iter().enumerate() {
                 assert!(!launch.args[..i].contains(arg) || matches!(arg, Arg::I32(_) | Arg::I64(_)), "{arg:?} twice");
             }
-            // Both epilogues pick rows of tables by the expert that is known.
-            assert!(text.contains("expert(j)") && text.contains("expert(0)") && text.contains("h["), "{text}");
+            // Loads of biases do not wait for the product: they stand in front of the wait for it.
+            let (before, after) = text.split_once("signal_wait(done, seq / BUFFERS & 1);").unwrap();
+            let bias = launch.kernel.text.matches("const bf16* x3").count();
+            assert!(bias == 1 && before.contains("x3[") && !after.contains("x3["), "{text}");
+        }
+    }
+
+    #[test]
+    fn every_problem_has_a_plan_that_fits_or_is_refused() {
+        let all = pair::full_size();
+        assert!(all.iter().all(|c| c.lower().unwrap().launches[0].grid[0] as i64 == PROCESSORS));
+        for case in pair::refused() {
+            let error = case.lower().unwrap_err().to_string();
+            assert_eq!(error.lines().count(), 1);
+            assert!(error.contains("moe_stream"), "{error}");
         }
     }
 
     #[test]
     fn choices_of_their_own_are_refused() {
         let mut case = pair::cases().remove(0);
-        let ids = case.operands.iter().rposition(|t| t.to_string().starts_with("i32")).unwrap();
-        let all: Vec<usize> = (0..case.operands.len()).filter(|i| case.operands[*i] == case.operands[ids]).collect();
-        // The ids of the second stage's main op: the third time that they are an operand.
-        case.op.operands[all[2]] = case.op.operands[0];
-        let error = plain(&case).err().unwrap().to_string();
+        let ids: Vec<usize> = (0..case.operands.len())
+            .filter(|i| case.operands[*i].as_tensor().is_some_and(|t| t.dtype == DType::I32))
+            .collect();
+        // The second stage's main op is the third that reads them.
+        case.op.operands[ids[2]] = case.op.operands[0];
+        let error = case.lower().unwrap_err().to_string();
         assert!(error.contains("choices of their own"), "{error}");
-    }
-
-    #[test]
-    fn the_slots_compile() {
-        let Some(nvrtc) = crate::nvrtc::for_tests() else { return };
-        for case in pair::cases() {
-            let launch = plain(&case).unwrap().launches.remove(0);
-            let source = crate::nvrtc::Source::new("pair", launch.kernel.text.clone());
-            nvrtc.compile(&source).unwrap_or_else(|e| panic!("{}: {e}", case.name));
-        }
-    }
-
-    /// What the printed stages compute, on the CPU against the interpreter. Needs g++: see [`emulate`].
-    #[test]
-    fn emulated_stages_agree_with_the_interpreter() {
-        if emulate::filter().is_none() {
-            return;
-        }
-        let cases = pair::cases();
-        let wrong = emulate::run_with(&cases.iter().collect::<Vec<_>>(), &plain);
-        assert!(wrong.is_empty(), "{wrong:?}");
     }
 }

@@ -14,7 +14,7 @@ use gossamer_ir::{DType, StateDecl, Type};
 
 use super::cases::{self, Case};
 use super::inputs::{Inputs, bytes, floats, inputs};
-use crate::lower::{Arg, LowerError, Lowered, Part, buffers};
+use crate::lower::{Arg, Lowered, Part, buffers};
 
 /// Statements of inline assembly and what stands for them.
 const ASSEMBLY: &[(&str, &str)] = &[
@@ -34,6 +34,17 @@ const ASSEMBLY: &[(&str, &str)] = &[
     ),
     ("(u32)__cvta_generic_to_shared(p)", "(u32)(uintptr_t)p"),
     (r#"asm volatile("ld.global.cg.s32 %0, [%1];" : "=r"(v) : "l"(p) : "memory");"#, "v = *p;"),
+    (r#"asm volatile("ld.acquire.gpu.global.u32 %0, [%1];" : "=r"(v) : "l"(p) : "memory");"#, "v = *p;"),
+    (r#"asm volatile("red.release.gpu.global.add.u32 [%0], %1;" ::"l"(p), "r"(x) : "memory");"#, "*p += x;"),
+    (
+        r#"asm volatile("atom.acq_rel.gpu.global.inc.u32 %0, [%1], %2;" : "=r"(v) : "l"(p), "r"(limit) : "memory");"#,
+        "v = *p; *p = v >= limit ? 0 : v + 1;",
+    ),
+    (
+        r#"asm volatile("cp.async.mbarrier.arrive.noinc.shared::cta.b64 [%0];" ::"r"(at) : "memory");"#,
+        "emu_signal_arrive(at);",
+    ),
+    (r#"asm("mov.u32 %0, %%nsmid;" : "=r"(n));"#, "n = 132;"),
     (r#"asm volatile("bar.sync %0, %1;" ::"r"(id), "n"(THREADS) : "memory");"#, "emu_barrier(id, THREADS);"),
     (r#"asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));"#, "y = exp2f(x);"),
     (r#"asm("lg2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));"#, "y = log2f(x);"),
@@ -284,21 +295,14 @@ fn build(folder: &Path, texts: &BTreeMap<String, (String, u32)>) {
 /// The bytes of each result buffer of a case.
 type Outputs = Vec<(usize, Part, Vec<u8>)>;
 
-/// What makes the kernels of a case.
-type Lower = dyn Fn(&Case) -> Result<Lowered, LowerError>;
-
 /// Runs the kernels of all cases in one program. The error is what the sanitizer or the emulator says.
 fn execute(cases: &[(&Case, &Inputs)]) -> Result<Vec<Outputs>, String> {
-    execute_with(cases, &Case::lower)
-}
-
-fn execute_with(cases: &[(&Case, &Inputs)], lower: &Lower) -> Result<Vec<Outputs>, String> {
     let folder = tempfile::tempdir().unwrap();
     let mut texts = BTreeMap::new();
     let mut jobs = Buffers::default();
     let mut results = vec![];
     for (case, inputs) in cases {
-        let lowered = lower(case).unwrap_or_else(|e| panic!("{}: {e}", case.name));
+        let lowered = case.lower().unwrap_or_else(|e| panic!("{}: {e}", case.name));
         for launch in &lowered.launches {
             texts.insert(launch.kernel.entry.clone(), (launch.kernel.text.clone(), launch.shared));
         }
@@ -332,14 +336,9 @@ fn execute_with(cases: &[(&Case, &Inputs)], lower: &Lower) -> Result<Vec<Outputs
 
 /// Runs cases; gives (case, problem) for each that is wrong.
 fn run(cases: &[&Case]) -> Vec<(String, String)> {
-    run_with(cases, &Case::lower)
-}
-
-/// The same with kernels that `lower` makes.
-pub fn run_with(cases: &[&Case], lower: &Lower) -> Vec<(String, String)> {
     let mut all: Vec<Inputs> = cases.iter().map(|c| inputs(c)).collect();
     let pairs: Vec<_> = cases.iter().copied().zip(&all).collect();
-    let outputs = match execute_with(&pairs, lower) {
+    let outputs = match execute(&pairs) {
         Ok(o) => o,
         Err(e) => return vec![("the emulator".into(), e)],
     };
@@ -388,7 +387,7 @@ pub fn run_with(cases: &[&Case], lower: &Lower) -> Vec<(String, String)> {
 }
 
 /// The filter of `GOSSAMER_EMULATE` (`all`, or part of a case's name); without it the emulation, which needs g++ and minutes, is skipped.
-pub fn filter() -> Option<String> {
+fn filter() -> Option<String> {
     match std::env::var("GOSSAMER_EMULATE") {
         Ok(f) => Some(if f == "all" { String::new() } else { f }),
         Err(_) => {
