@@ -49,8 +49,7 @@ pub fn lower(cx: &Cx) -> Result<Lowered, LowerError> {
         "single" | "attention" => single::lower(cx, &body),
         "cublaslt" => cublaslt::lower(cx, &body),
         other => {
-            let known =
-                "stream, tile, gemm, moe_stream, moe_pair, moe_tile, moe_gemm, router, attention, row, map, cublaslt, single";
+            let known = "stream, tile, gemm, moe_stream, moe_pair, moe_tile, moe_gemm, router, attention, row, map, cublaslt, single";
             Err(cx.unsupported(format!("template `{other}`"), known))
         }
     }
@@ -125,6 +124,11 @@ impl<'a> Body<'a> {
             Some(v) => self.main_value(v),
             None => Origin::Operand(self.kernel.operand_types().len()),
         }
+    }
+
+    /// The operand that parameter `i` of the prologue is, if no earlier stage hands it on.
+    pub fn prologue_param(&self, i: usize) -> Option<usize> {
+        self.kernel.operand_of(3 * self.stage, i)
     }
 
     /// Where a value of the main region comes from.

@@ -162,7 +162,7 @@ fn decoded(body: &Body, v: Value) -> Option<usize> {
     let op = prologue.graph.op(v.op);
     let to_bf16 = prologue.graph.ty(v).as_tensor().is_some_and(|t| t.dtype == DType::BF16);
     match op.kind == OpKind::Dequant && to_bf16 {
-        true => parameter(prologue, op.operands[0]),
+        true => parameter(prologue, op.operands[0]).and_then(|p| body.prologue_param(p)),
         false => None,
     }
 }
