@@ -215,7 +215,9 @@ impl Kernel {
     pub fn source(&self, region: usize, v: Value) -> Source {
         let (mut region, mut v) = (region, v);
         loop {
-            let Some((_, f)) = self.numbered().find(|(i, _)| *i == region) else { return Source::Made { region, value: v } };
+            let Some((_, f)) = self.numbered().find(|(i, _)| *i == region) else {
+                return Source::Made { region, value: v };
+            };
             let op = f.graph.op(v.op);
             if op.kind != OpKind::Param {
                 return Source::Made { region, value: v };

@@ -103,7 +103,9 @@ fn attribute(kind: Option<AttrKind>, value: &Attr) -> Json {
         Attr::DType(d) => json!(d.name()),
         Attr::Ints(v) => json!(v),
         Attr::Dims(v) => Json::Array(v.iter().map(dim).collect()),
-        Attr::Kernel(k) => json!({"template": &**k.template(), "regions": k.numbered().map(region).collect::<Vec<_>>()}),
+        Attr::Kernel(k) => {
+            json!({"template": &**k.template(), "regions": k.numbered().map(region).collect::<Vec<_>>()})
+        }
     }
 }
 

@@ -105,8 +105,9 @@ impl Template {
                 made.any(|(_, v)| f.graph.op(v.op).kind == OpKind::Dequant)
             });
             if self.decodes && !decoded {
-                return Err(self
-                    .no("weights that are not packed".into(), "weights behind a `dequant` in the prologue".into()));
+                return Err(
+                    self.no("weights that are not packed".into(), "weights behind a `dequant` in the prologue".into())
+                );
             }
         }
         Ok(())
@@ -225,8 +226,7 @@ impl Template {
         if ops.len() > self.ops {
             return Err(self.no(format!("{} ops in the epilogue", ops.len()), format!("at most {}", self.ops)));
         }
-        let Some(acc) =
-            heavy(main).and_then(|h| main.results.iter().position(|r| *r == h)).and_then(|i| f.param(i))
+        let Some(acc) = heavy(main).and_then(|h| main.results.iter().position(|r| *r == h)).and_then(|i| f.param(i))
         else {
             return Err(self.no(
                 "an epilogue that cannot see the main result".into(),

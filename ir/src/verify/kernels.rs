@@ -79,8 +79,7 @@ fn isolated(place: &Place<'_>, id: OpId, region: &Func, name: &str, report: &mut
     for inner in region.graph.ids() {
         let kind = region.graph.op(inner).kind;
         if matches!(kind, OpKind::Weight | OpKind::Call | OpKind::Kernel) {
-            let message =
-                format!("{name} holds a `{}`; regions are isolated: pass values as operands", kind.name());
+            let message = format!("{name} holds a `{}`; regions are isolated: pass values as operands", kind.name());
             report.op("V11", place, id, message);
         }
     }

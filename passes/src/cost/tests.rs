@@ -332,7 +332,8 @@ const PAIR: &str = "func @f(%x: bf16[T, 2880], %w.g: mxfp4[32, 5760, 2880], %ids
 }
 ";
 
-const DOWN: &str = "func @f(%h: bf16[T, 4, 2880], %ids: i32[T, 4], %w.d: mxfp4[32, 2880, 2880], %p: f32[T, 4]) -> (f32[T, 2880]) {
+const DOWN: &str =
+    "func @f(%h: bf16[T, 4, 2880], %ids: i32[T, 4], %w.d: mxfp4[32, 2880, 2880], %p: f32[T, 4]) -> (f32[T, 2880]) {
   %y = kernel %w.d, %h, %ids, %p {template = moe_stream}
     prologue(%w: mxfp4[32, 2880, 2880]) {
       %d = dequant %w {to = bf16} : bf16[32, 2880, 2880]
@@ -363,11 +364,18 @@ fn stages_cost_what_kernels_do_without_the_second_launch() {
         near(b.bytes.read, second.bytes.read - ids);
         near(b.bytes.weights, second.bytes.weights);
         near(b.bytes.written, second.bytes.written);
-        assert_eq!((b.tensor_flops, b.weight_ops, b.scalar_ops), (second.tensor_flops, second.weight_ops, second.scalar_ops));
+        assert_eq!(
+            (b.tensor_flops, b.weight_ops, b.scalar_ops),
+            (second.tensor_flops, second.weight_ops, second.scalar_ops)
+        );
         let [pair, first, second] = [pair, first, second].map(|k| cost(&k, &h100()).unwrap());
         let figures = &h100().templates["moe_pair"];
         let saved = figures.launch_us + figures.ramp_us - figures.hand_over_us;
-        assert!(saved > 0.0 && (first.total_us + second.total_us - pair.total_us - saved).abs() < 0.05, "{}", pair.text());
+        assert!(
+            saved > 0.0 && (first.total_us + second.total_us - pair.total_us - saved).abs() < 0.05,
+            "{}",
+            pair.text()
+        );
         near(pair.bytes.total(), first.bytes.total() + second.bytes.total() - ids);
         near(pair.ramp_us, figures.ramp_us + figures.hand_over_us);
         near(pair.flops, first.flops + second.flops);

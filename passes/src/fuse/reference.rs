@@ -26,9 +26,7 @@ pub fn rules() -> String {
                 "A kernel takes in an op that reads its result. What the op reads is no longer a result, unless the table says so."
             }
             Family::Absorb => "A kernel takes in the op that makes one of its operands.",
-            Family::Chain => {
-                "Two kernels, of which the second reads a result of the first, become the stages of one."
-            }
+            Family::Chain => "Two kernels, of which the second reads a result of the first, become the stages of one.",
             Family::Fold => "Work on weights and views that needs no kernel of a step.",
         };
         let _ = writeln!(out, "\n### {}\n\n{about}\n\n| rule | ops | what it does |\n|---|---|---|", family.name());

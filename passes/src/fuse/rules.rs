@@ -411,7 +411,8 @@ fn grown(
         for node in &eg[tuple].nodes {
             let Term::Kernel(k, ids) = node else { continue };
             let kernel = &eg.analysis.kernels[*k as usize];
-            let takes = template(kernel.template()).filter(|t| t.earlier.is_empty())
+            let takes = template(kernel.template())
+                .filter(|t| t.earlier.is_empty())
                 .is_some_and(|t| t.epilogue.contains(&kind) || t.main.is_empty() && t.free.contains(&kind));
             if !takes || !first(node) {
                 continue;

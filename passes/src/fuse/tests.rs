@@ -125,7 +125,8 @@ fn the_experts_are_one_kernel_when_asked_for() {
     }
     // What code generation refuses is replaced.
     let refuses = Refuse(std::sync::Arc::new(|k, _, _, _| (k.depth() > 1).then(|| "no text".to_string())));
-    let refused = Options { enabled_rules: vec!["chain/moe-pair".into()], refuses: Some(refuses), ..options(&shared, 1, 1) };
+    let refused =
+        Options { enabled_rules: vec!["chain/moe-pair".into()], refuses: Some(refuses), ..options(&shared, 1, 1) };
     let (two, report) = experts(&refused);
     assert_eq!(two.len(), 2, "{two:?}");
     assert!(report.funcs.iter().any(|f| f.refused.iter().any(|(k, why)| k.depth() == 2 && why == "no text")));

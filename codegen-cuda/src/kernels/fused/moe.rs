@@ -389,7 +389,10 @@ pub(super) fn split_epilogue(
 ) -> Result<Vec<Split>> {
     let func = body.epilogue();
     if strips.pairing == Pairing::Each && found.iter().any(|s| matches!(s.need, Need::Interleaved { .. })) {
-        return Err(unsupported("results of pairs of columns beside others", "one or the other; template `moe_stream`"));
+        return Err(unsupported(
+            "results of pairs of columns beside others",
+            "one or the other; template `moe_stream`",
+        ));
     }
     let mut sources = Vec::new();
     for i in 0..func.params.len() {

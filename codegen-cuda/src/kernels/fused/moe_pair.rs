@@ -230,10 +230,8 @@ pub fn lower(cx: &Cx, kernel: &Kernel) -> Result<Lowered> {
         Arg::Counters,
     ];
     args.extend(more);
-    let name = format!(
-        "moe_pair_e{}_n{}_k{}_n{}_k{}_t{}",
-        first.experts, first.n, first.k, second.n, second.k, plan.tokens
-    );
+    let name =
+        format!("moe_pair_e{}_n{}_k{}_n{}_k{}_t{}", first.experts, first.n, first.k, second.n, second.k, plan.tokens);
     let source = Text::new(name, kernel.summary(), include_str!("../cuda/moe_pair.cu"))
         .with(Piece::Mma)
         .with(Piece::Async)
