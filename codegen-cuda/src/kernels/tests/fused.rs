@@ -221,7 +221,6 @@ pub fn cases() -> Vec<Case> {
     out_cases.extend(rows());
     out_cases.extend(maps());
     out_cases.extend(super::moe::cases());
-    out_cases.extend(super::pair::cases());
     out_cases
 }
 
@@ -366,6 +365,5 @@ pub fn full_size() -> Vec<Case> {
     all.push(qkv("tile", 2880, 64, 8, 64, sizes));
     all.push(out("tile", 2880, 4096, sizes));
     all.extend(super::moe::full_size());
-    all.extend(super::pair::full_size());
     all
 }
