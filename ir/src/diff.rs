@@ -285,17 +285,22 @@ fn differences(m: &Matching, a: OpId, b: OpId) -> (Vec<What>, Vec<FuncDiff>) {
     (what, regions)
 }
 
-/// Regions of two kernels that differ, paired by name.
+/// Regions of two kernels that differ, paired by stage and name.
 fn region_diffs(a: &Kernel, b: &Kernel) -> Vec<FuncDiff> {
     if a.key() == b.key() {
         return vec![];
     }
-    let pairs = [(a.prologue(), b.prologue()), (Some(a.main()), Some(b.main())), (a.epilogue(), b.epilogue())];
-    let diffs = pairs.into_iter().filter_map(|pair| match pair {
-        (Some(f), Some(g)) => Some(func_diff(f, g, Form::Region)),
-        (Some(f), None) => Some(one_sided(f, Side::Before)),
-        (None, Some(g)) => Some(one_sided(g, Side::After)),
-        (None, None) => None,
+    let of = |k: &'_ Kernel, number: usize| k.numbered().find(|(n, _)| *n == number).map(|(_, f)| f.clone());
+    let diffs = (0..3 * a.depth().max(b.depth())).filter_map(|number| {
+        let diff = match (of(a, number), of(b, number)) {
+            (Some(f), Some(g)) => func_diff(&f, &g, Form::Region),
+            (Some(f), None) => one_sided(&f, Side::Before),
+            (None, Some(g)) => one_sided(&g, Side::After),
+            (None, None) => return None,
+        };
+        // The name alone tells the regions of a kernel of one stage apart.
+        let name = if number < 3 { diff.name } else { format!("{} of stage {}", diff.name, number / 3 + 1) };
+        Some(FuncDiff { name, ..diff })
     });
     diffs.filter(|d| !is_same(d)).collect()
 }

@@ -1,8 +1,11 @@
-//! The body of a `kernel`: what one launch (or a few) computes, as ops in up to three regions.
+//! The body of a `kernel`: what one launch (or a few) computes, as ops in up to three regions, or in several stages of three.
 //!
 //! A body says *what*, its [template](crate::template) says *how*. Regions hold ordinary ops, so a fused kernel means what its ops mean; they are isolated: values come
 //! in as parameters only. Operands are consumed from left to right: the prologue takes the first, `main` the prologue's yields and then the next operands, the
 //! epilogue main's yields and then the rest. The results are the yields of the last region.
+//!
+//! A kernel of several stages does one main loop after the other. Each stage has regions of its own, behind the word `then`; its first region takes the yields of the
+//! stage before, all of them and in front of its operands, as every region does. So a stage sees what the one before hands on, and operands, and nothing else.
 //!
 //! ```
 //! let text = "gir 1\nsym T in 1..=8\nfunc @f(%x: f32[T, 4], %w: f32[3, 4], %b: f32[3]) -> f32[T, 3] {
@@ -31,31 +34,79 @@ use crate::module::Func;
 use crate::op::OpKind;
 use crate::ty::Type;
 
-/// Names of the regions, in order.
+/// Names of the regions of a stage, in order.
 pub const REGIONS: [&str; 3] = ["prologue", "main", "epilogue"];
+
+/// Stands between the stages in text.
+pub const THEN: &str = "then";
+
+/// One main loop and what is around it.
+#[derive(Clone)]
+pub struct Stage {
+    /// What is done to operands as they are read.
+    pub prologue: Option<Func>,
+    /// The main loop.
+    pub main: Func,
+    /// What is done to what `main` yields before it is stored, or handed to the next stage.
+    pub epilogue: Option<Func>,
+}
+
+impl Stage {
+    /// The three regions, in order.
+    pub fn regions(&self) -> [Option<&Func>; 3] {
+        [self.prologue.as_ref(), Some(&self.main), self.epilogue.as_ref()]
+    }
+
+    /// The last region: what it yields the stage yields.
+    pub fn last(&self) -> &Func {
+        self.epilogue.as_ref().unwrap_or(&self.main)
+    }
+
+    fn map(self, f: impl Fn(&Func, &str) -> Func) -> Stage {
+        Stage {
+            prologue: self.prologue.map(|r| f(&r, REGIONS[0])),
+            main: f(&self.main, REGIONS[1]),
+            epilogue: self.epilogue.map(|r| f(&r, REGIONS[2])),
+        }
+    }
+}
 
 /// A fused kernel. Two are equal if they compute the same in the same order of parameters; names do not count.
 #[derive(Clone)]
 pub struct Kernel {
     template: Arc<str>,
-    prologue: Option<Func>,
-    main: Func,
-    epilogue: Option<Func>,
+    first: Stage,
+    then: Vec<Stage>,
     key: Arc<str>,
 }
 
+/// Where a value inside a kernel comes from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Source {
+    /// An operand of the kernel.
+    Operand(usize),
+    /// An op of a region makes it.
+    Made {
+        /// Number of the region: three to a stage.
+        region: usize,
+        /// The value there.
+        value: Value,
+    },
+}
+
 impl Kernel {
-    /// A body. Ops that no yield needs are dropped and the rest are put into one order, so that equal kernels are equal text.
+    /// A body of one stage. Ops that no yield needs are dropped and the rest are put into one order, so that equal kernels are equal text.
     pub fn new(template: &str, prologue: Option<Func>, main: Func, epilogue: Option<Func>) -> Kernel {
-        let canonical = |f: Func, name: &str| canonical(&f, name);
-        let prologue = prologue.map(|f| canonical(f, REGIONS[0]));
-        let main = canonical(main, REGIONS[1]);
-        let epilogue = epilogue.map(|f| canonical(f, REGIONS[2]));
-        let mut key = format!("{template}\n");
-        for f in [prologue.as_ref(), Some(&main), epilogue.as_ref()].into_iter().flatten() {
-            key.push_str(&crate::text::print_region(&anonymous(f), ""));
-        }
-        Kernel { template: template.into(), prologue, main, epilogue, key: key.into() }
+        Kernel::of(template, Stage { prologue, main, epilogue }, vec![])
+    }
+
+    /// A body of several stages, as [`Kernel::new`].
+    pub fn of(template: &str, first: Stage, then: Vec<Stage>) -> Kernel {
+        let first = first.map(canonical);
+        let then: Vec<Stage> = then.into_iter().map(|s| s.map(canonical)).collect();
+        let mut kernel = Kernel { template: template.into(), first, then, key: "".into() };
+        kernel.key = format!("{template}\n{}", kernel.printed("", &anonymous)).into();
+        kernel
     }
 
     /// Name of its template.
@@ -63,24 +114,54 @@ impl Kernel {
         &self.template
     }
 
-    /// What is done to operands as they are read.
+    /// The prologue of the first stage.
     pub fn prologue(&self) -> Option<&Func> {
-        self.prologue.as_ref()
+        self.first.prologue.as_ref()
     }
 
-    /// The main loop.
+    /// The main loop of the first stage.
     pub fn main(&self) -> &Func {
-        &self.main
+        &self.first.main
     }
 
-    /// What is done to what `main` yields before it is stored.
+    /// The epilogue of the first stage.
     pub fn epilogue(&self) -> Option<&Func> {
-        self.epilogue.as_ref()
+        self.first.epilogue.as_ref()
+    }
+
+    /// The stages, in order; at least one.
+    pub fn stages(&self) -> impl DoubleEndedIterator<Item = &Stage> {
+        std::iter::once(&self.first).chain(&self.then)
+    }
+
+    /// How many stages there are.
+    pub fn depth(&self) -> usize {
+        1 + self.then.len()
     }
 
     /// The regions that are there, in order.
     pub fn regions(&self) -> impl Iterator<Item = &Func> {
-        [self.prologue.as_ref(), Some(&self.main), self.epilogue.as_ref()].into_iter().flatten()
+        self.stages().flat_map(|s| s.regions().into_iter().flatten())
+    }
+
+    /// The same with their numbers: three to a stage, whether they are there or not.
+    pub fn numbered(&self) -> impl DoubleEndedIterator<Item = (usize, &Func)> {
+        let all: Vec<Option<&Func>> = self.stages().flat_map(Stage::regions).collect();
+        all.into_iter().enumerate().filter_map(|(i, f)| Some((i, f?)))
+    }
+
+    /// The region before region `region` that is there.
+    fn before(&self, region: usize) -> Option<&Func> {
+        self.numbered().filter(|(i, _)| *i < region).last().map(|(_, f)| f)
+    }
+
+    /// Region `region` for messages: `` `main` ``, or `` `main` of stage 2 ``.
+    pub fn place(&self, region: usize) -> String {
+        let name = REGIONS[region % 3];
+        match self.depth() {
+            1 => format!("`{name}`"),
+            _ => format!("`{name}` of stage {}", region / 3 + 1),
+        }
     }
 
     /// Canonical text without names: equal for equal bodies.
@@ -90,52 +171,86 @@ impl Kernel {
 
     /// The same body with canonical names: values are named after their ops, parameters `x`.
     pub fn anonymous(&self) -> Kernel {
-        let same = |f: &Func| anonymous(f);
+        let same = |s: &Stage| s.clone().map(|f, _| anonymous(f));
         Kernel {
             template: self.template.clone(),
-            prologue: self.prologue.as_ref().map(same),
-            main: anonymous(&self.main),
-            epilogue: self.epilogue.as_ref().map(same),
+            first: same(&self.first),
+            then: self.then.iter().map(same).collect(),
             key: self.key.clone(),
         }
     }
 
     /// The regions as text, each line after `indent`; no line break at the end.
     pub fn text(&self, indent: &str) -> String {
-        let regions: Vec<String> = self.regions().map(|f| crate::text::print_region(f, indent)).collect();
-        regions.concat().trim_end().to_string()
+        self.printed(indent, &Func::clone).trim_end().to_string()
     }
 
-    /// Number of operands that `region` (0: prologue) takes, besides what the region before yields.
+    fn printed(&self, indent: &str, as_: &dyn Fn(&Func) -> Func) -> String {
+        let region = |f: &Func| crate::text::print_region(&as_(f), indent);
+        let stage = |s: &Stage| s.regions().into_iter().flatten().map(region).collect::<String>();
+        let stages: Vec<String> = self.stages().map(stage).collect();
+        stages.join(&format!("{indent}{THEN}\n"))
+    }
+
+    /// Number of operands that region `region` takes, besides what the region before yields. Three regions to a stage, 0 the first prologue.
     pub fn operands_of(&self, region: usize) -> usize {
-        let yields = |f: Option<&Func>| f.map_or(0, |f| f.results.len());
-        match region {
-            0 => self.prologue.as_ref().map_or(0, |f| f.params.len()),
-            1 => self.main.params.len().saturating_sub(yields(self.prologue.as_ref())),
-            _ => self.epilogue.as_ref().map_or(0, |f| f.params.len().saturating_sub(self.main.results.len())),
-        }
+        let carried = self.before(region).map_or(0, |f| f.results.len());
+        let here = self.numbered().find(|(i, _)| *i == region);
+        here.map_or(0, |(_, f)| f.params.len().saturating_sub(carried))
     }
 
     /// Number of operands.
     pub fn operands(&self) -> usize {
-        (0..3).map(|r| self.operands_of(r)).sum()
+        (0..3 * self.depth()).map(|r| self.operands_of(r)).sum()
+    }
+
+    /// The operand that parameter `i` of region `region` is, if it is one.
+    pub fn operand_of(&self, region: usize, i: usize) -> Option<usize> {
+        let carried = self.before(region).map_or(0, |f| f.results.len());
+        let first: usize = (0..region).map(|r| self.operands_of(r)).sum();
+        i.checked_sub(carried).map(|own| first + own)
+    }
+
+    /// Follows value `v` of region `region` through regions that pass it on, back to where it comes from.
+    pub fn source(&self, region: usize, v: Value) -> Source {
+        let (mut region, mut v) = (region, v);
+        loop {
+            let Some((_, f)) = self.numbered().find(|(i, _)| *i == region) else {
+                return Source::Made { region, value: v };
+            };
+            let op = f.graph.op(v.op);
+            if op.kind != OpKind::Param {
+                return Source::Made { region, value: v };
+            }
+            let i = op.attrs.int("index") as usize;
+            if let Some(operand) = self.operand_of(region, i) {
+                return Source::Operand(operand);
+            }
+            let before = self.numbered().filter(|(r, _)| *r < region).last();
+            match before.and_then(|(r, f)| Some((r, *f.results.get(i)?))) {
+                Some(from) => (region, v) = from,
+                None => return Source::Made { region, value: v },
+            }
+        }
     }
 
     /// Types of the operands, in order.
     pub fn operand_types(&self) -> Vec<Type> {
-        let tail = |f: &Func, n: usize| f.params[f.params.len() - n..].iter().map(|p| p.ty.clone()).collect::<Vec<_>>();
-        let mut out = Vec::new();
-        for (r, f) in [self.prologue.as_ref(), Some(&self.main), self.epilogue.as_ref()].into_iter().enumerate() {
-            if let Some(f) = f {
-                out.extend(tail(f, self.operands_of(r)));
-            }
-        }
-        out
+        let own = |(r, f): (usize, &Func)| {
+            let n = self.operands_of(r);
+            f.params[f.params.len() - n..].iter().map(|p| p.ty.clone()).collect::<Vec<_>>()
+        };
+        self.numbered().flat_map(own).collect()
+    }
+
+    /// The last region, whose yields are the results.
+    pub fn last(&self) -> &Func {
+        self.then.last().unwrap_or(&self.first).last()
     }
 
     /// Types of the results.
     pub fn result_types(&self) -> Vec<Type> {
-        self.epilogue.as_ref().unwrap_or(&self.main).result_types()
+        self.last().result_types()
     }
 
     /// Every op but parameters, with the region it is in, in order.
@@ -151,17 +266,20 @@ impl Kernel {
         self.ops().any(|(_, _, op)| op.kind == kind)
     }
 
-    /// `stream[rms_norm cast | matmul | add rope]`: what is inside, in one line.
+    /// `stream[rms_norm cast | matmul | add rope]`: what is inside, in one line. Stages are apart by `then`.
     pub fn summary(&self) -> String {
-        let parts: Vec<String> = self
-            .regions()
-            .map(|f| {
-                let ops = f.graph.ids().into_iter().map(|id| f.graph.op(id));
-                let names: Vec<&str> = ops.filter(|o| o.kind != OpKind::Param).map(|o| o.kind.name()).collect();
-                names.join(" ")
-            })
-            .collect();
-        format!("{}[{}]", self.template, parts.join(" | "))
+        format!("{}[{}]", self.template, self.outline(&|_| true))
+    }
+
+    /// The ops inside that `shown` is true of: `|` between regions, `then` between stages.
+    pub fn outline(&self, shown: &dyn Fn(OpKind) -> bool) -> String {
+        let region = |f: &Func| {
+            let ops = f.graph.ids().into_iter().map(|id| f.graph.op(id).kind);
+            let names: Vec<&str> = ops.filter(|k| *k != OpKind::Param && shown(*k)).map(OpKind::name).collect();
+            names.join(" ")
+        };
+        let stage = |s: &Stage| s.regions().into_iter().flatten().map(region).collect::<Vec<_>>().join(" | ");
+        self.stages().map(stage).collect::<Vec<_>>().join(&format!(" {THEN} "))
     }
 
     /// Checks that operands of these types flow through the regions; the types of the results.
@@ -171,14 +289,11 @@ impl Kernel {
     pub fn check_flow(&self, operands: &[Type]) -> Result<Vec<Type>, String> {
         let mut rest = operands.iter();
         let mut carried: Vec<Type> = Vec::new();
-        for f in self.regions() {
+        for (r, f) in self.numbered() {
+            let name = || self.place(r);
             if f.params.len() < carried.len() {
-                return Err(format!(
-                    "`{}` takes {} values, but the region before yields {}",
-                    f.name,
-                    f.params.len(),
-                    carried.len()
-                ));
+                let (takes, yields) = (f.params.len(), carried.len());
+                return Err(format!("{} takes {takes} values, but the region before yields {yields}", name()));
             }
             for (i, p) in f.params.iter().enumerate() {
                 let (have, from) = match carried.get(i) {
@@ -188,9 +303,9 @@ impl Kernel {
                 match have {
                     Some(t) if *t == p.ty => {}
                     Some(t) => {
-                        return Err(format!("`%{}` of `{}` is declared as {}, but {from} {t}", p.name, f.name, p.ty));
+                        return Err(format!("`%{}` of {} is declared as {}, but {from} {t}", p.name, name(), p.ty));
                     }
-                    None => return Err(format!("`%{}` of `{}` has no operand", p.name, f.name)),
+                    None => return Err(format!("`%{}` of {} has no operand", p.name, name())),
                 }
             }
             carried = f.result_types();
@@ -293,3 +408,6 @@ impl fmt::Display for Kernel {
         f.write_str(&self.summary())
     }
 }
+
+#[cfg(test)]
+mod tests;

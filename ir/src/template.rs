@@ -4,13 +4,12 @@
 //! and code generation takes whatever it accepts. A new template is a row in [`TEMPLATES`] and its text in the crate that makes kernels; the rules follow.
 //! Sizes are checked by [`Template::fits`] once they are known.
 
-use crate::dim::{Bindings, Dim};
+mod check;
+
 use crate::dtype::DType;
-use crate::graph::{Graph, Op, Value};
-use crate::kernel::Kernel;
+use crate::graph::Value;
 use crate::module::Func;
-use crate::op::{Class, OpKind};
-use crate::ty::{TensorType, Type};
+use crate::op::OpKind;
 
 /// A slot before the main op: what may be done to one of its operands as it is read.
 #[derive(Clone, Copy, Debug)]
@@ -32,6 +31,17 @@ pub enum Order {
     Chain,
     /// No contraction, or an order of its own.
     Own,
+}
+
+/// A stage before the last one of a kernel of several stages. Its main op, element types and prologue are as the template's.
+#[derive(Clone, Copy, Debug)]
+pub struct Earlier {
+    /// What may be done to its main op's result before the next stage reads it.
+    pub epilogue: &'static [OpKind],
+    /// Operand of the next stage's main op that its one result is. Nothing else reads it.
+    pub feeds: usize,
+    /// Operands that its main op and the next stage's have in common: one value.
+    pub shares: &'static [usize],
 }
 
 /// A kind of kernel.
@@ -68,6 +78,8 @@ pub struct Template {
     pub ops: usize,
     /// True if what the epilogue combines the main result with must be vectors of columns or scalars: no residual.
     pub vectors: bool,
+    /// Stages before the last one, in order; a kernel has all of them. Empty: kernels of one stage.
+    pub earlier: &'static [Earlier],
     /// Launches of one kernel at most.
     pub launches: u32,
     /// How it sums. A row must get the same bits whatever else is in a step, so fusion may choose by size only among templates of one order.
@@ -125,6 +137,7 @@ pub const TEMPLATES: &[Template] = &[
         operands: 24,
         ops: 24,
         vectors: false,
+        earlier: &[],
         launches: 1,
         order: Order::Pieces,
     },
@@ -144,6 +157,7 @@ pub const TEMPLATES: &[Template] = &[
         operands: 24,
         ops: 24,
         vectors: false,
+        earlier: &[],
         launches: 1,
         order: Order::Pieces,
     },
@@ -164,6 +178,7 @@ pub const TEMPLATES: &[Template] = &[
         operands: 24,
         ops: 24,
         vectors: false,
+        earlier: &[],
         launches: 1,
     },
     Template {
@@ -201,6 +216,27 @@ pub const TEMPLATES: &[Template] = &[
         operands: 16,
         ops: 24,
         vectors: false,
+        earlier: &[],
+        launches: 1,
+        order: Order::Pieces,
+    },
+    Template {
+        name: "moe_pair",
+        summary: "two matmuls with the same experts, few rows: what the first makes of a row the second reads, in one launch",
+        main: &[K::MoeMatMul],
+        free: &[],
+        dtypes: &[DType::BF16],
+        prologue: &[Slot { operand: 1, ops: &[K::Dequant], exports: false }],
+        epilogue: CHOICES,
+        rows: (1, 32),
+        width: ANY,
+        held_rows: 32,
+        decodes: true,
+        halves: 16,
+        operands: 24,
+        ops: 24,
+        vectors: false,
+        earlier: &[Earlier { epilogue: EXPERTS, feeds: 0, shares: &[2] }],
         launches: 1,
         order: Order::Pieces,
     },
@@ -220,6 +256,7 @@ pub const TEMPLATES: &[Template] = &[
         operands: 16,
         ops: 24,
         vectors: false,
+        earlier: &[],
         launches: 2,
         order: Order::Pieces,
     },
@@ -258,6 +295,7 @@ pub const TEMPLATES: &[Template] = &[
         operands: 16,
         ops: 24,
         vectors: false,
+        earlier: &[],
         launches: 2,
         order: Order::Chain,
     },
@@ -277,6 +315,7 @@ pub const TEMPLATES: &[Template] = &[
         operands: 8,
         ops: 8,
         vectors: true,
+        earlier: &[],
         launches: 1,
         order: Order::Own,
     },
@@ -296,6 +335,7 @@ pub const TEMPLATES: &[Template] = &[
         operands: 6,
         ops: 0,
         vectors: false,
+        earlier: &[],
         launches: 2,
         order: Order::Own,
     },
@@ -315,6 +355,7 @@ pub const TEMPLATES: &[Template] = &[
         operands: 12,
         ops: 16,
         vectors: false,
+        earlier: &[],
         launches: 1,
         order: Order::Own,
     },
@@ -334,6 +375,7 @@ pub const TEMPLATES: &[Template] = &[
         operands: 16,
         ops: 24,
         vectors: false,
+        earlier: &[],
         launches: 1,
         order: Order::Own,
     },
@@ -353,6 +395,7 @@ pub const TEMPLATES: &[Template] = &[
         operands: 2,
         ops: 0,
         vectors: false,
+        earlier: &[],
         launches: 1,
         order: Order::Own,
     },
@@ -372,6 +415,7 @@ pub const TEMPLATES: &[Template] = &[
         operands: usize::MAX,
         ops: 0,
         vectors: false,
+        earlier: &[],
         launches: 8,
         order: Order::Own,
     },
@@ -382,281 +426,7 @@ pub fn template(name: &str) -> Option<&'static Template> {
     TEMPLATES.iter().find(|t| t.name == name)
 }
 
-impl Template {
-    /// Checks that code generation can make this kernel, whatever the values of symbols.
-    ///
-    /// # Errors
-    /// What it does not take, and what it would.
-    pub fn check(&self, kernel: &Kernel) -> Result<(), String> {
-        let operands = kernel.operands();
-        if operands > self.operands {
-            return Err(self.no(format!("{operands} operands"), format!("at most {}", self.operands)));
-        }
-        self.main_op(kernel.main())?;
-        if let Some(f) = kernel.prologue() {
-            self.check_prologue(f, kernel.main())?;
-        }
-        if let Some(f) = kernel.epilogue() {
-            self.check_epilogue(f, kernel)?;
-        }
-        Ok(())
-    }
-
-    /// Checks what a kernel that [`Template::check`] accepts may lack while it is being put together.
-    ///
-    /// # Errors
-    /// What is missing.
-    pub fn complete(&self, kernel: &Kernel) -> Result<(), String> {
-        let main = kernel.main();
-        let Some(weights) = heavy(main).and_then(|h| main.graph.op(h.op).operands.get(1).copied()) else {
-            return Ok(());
-        };
-        let decoded = kernel.prologue().is_some_and(|f| {
-            let mut made = f.results.iter().enumerate().filter(|(i, _)| main.param(*i) == Some(weights));
-            made.any(|(_, v)| f.graph.op(v.op).kind == OpKind::Dequant)
-        });
-        match self.decodes && !decoded {
-            true => {
-                Err(self.no("weights that are not packed".into(), "weights behind a `dequant` in the prologue".into()))
-            }
-            false => Ok(()),
-        }
-    }
-
-    /// Checks a kernel that [`Template::check`] accepts: that it is complete and its sizes.
-    ///
-    /// # Errors
-    /// What is missing, or the limit that is not kept.
-    pub fn fits(&self, kernel: &Kernel, sizes: &Bindings) -> Result<(), String> {
-        self.complete(kernel)?;
-        let Some(main) = heavy(kernel.main()) else { return Ok(()) };
-        let op = kernel.main().graph.op(main.op);
-        let Some(t) = op.results.first().and_then(|t| t.as_tensor()) else { return Ok(()) };
-        let shape = t
-            .shape(sizes)
-            .map_err(|s| self.no(format!("symbol `{s}` without a value"), "a bucket that fixes it".into()))?;
-        let (width, rows) = match shape.split_last() {
-            Some((n, rest)) => (*n, rest.iter().product::<i64>()),
-            None => (1, 1),
-        };
-        let (least, most) = self.rows;
-        if rows < least || rows > most {
-            let most = if most == ANY { "more".to_string() } else { most.to_string() };
-            return Err(self.no(format!("{rows} rows"), format!("{least} to {most}")));
-        }
-        if width > self.width {
-            return Err(self.no(format!("{width} columns"), format!("at most {}", self.width)));
-        }
-        let held = kernel.has(OpKind::MoeCombine)
-            || kernel
-                .prologue()
-                .is_some_and(|f| f.graph.ids().iter().any(|id| f.graph.op(*id).kind == OpKind::RmsNorm));
-        match held && rows > self.held_rows {
-            true => Err(self.no(format!("{rows} rows that a block must hold"), format!("at most {}", self.held_rows))),
-            false => Ok(()),
-        }
-    }
-
-    /// True if it could make the main op of `kernel` at some sizes, whatever is around it.
-    pub fn takes(&self, kernel: &Kernel) -> bool {
-        self.main_op(kernel.main()).is_ok() && self.complete(kernel).is_ok()
-    }
-
-    fn no(&self, what: String, instead: String) -> String {
-        format!("template `{}` does not take {what}; it takes {instead}", self.name)
-    }
-
-    fn main_op(&self, main: &Func) -> Result<(), String> {
-        let ops: Vec<_> = main.graph.ids().into_iter().filter(|id| main.graph.op(*id).kind != OpKind::Param).collect();
-        if self.main.is_empty() {
-            return match ops.iter().map(|id| main.graph.op(*id)).find(|op| !self.free.contains(&op.kind)) {
-                Some(op) => Err(self.no(format!("`{}` in main", op.kind.name()), names(self.free))),
-                None if ops.len() > self.ops => {
-                    Err(self.no(format!("{} ops", ops.len()), format!("at most {}", self.ops)))
-                }
-                None => one_space(main).map_err(|e| self.no(e, "results with equal dims".into())),
-            };
-        }
-        let [id] = ops[..] else {
-            return Err(self.no(format!("{} ops in main", ops.len()), "one".into()));
-        };
-        let op = main.graph.op(id);
-        if !self.main.contains(&op.kind) {
-            return Err(self.no(format!("`{}` in main", op.kind.name()), names(self.main)));
-        }
-        if self.dtypes.is_empty() {
-            return Ok(());
-        }
-        let dtype = |i: usize| op.operands.get(i).and_then(|v| main.graph.ty(*v).as_tensor()).map(|t| t.dtype);
-        match (dtype(0), dtype(1)) {
-            (Some(x), Some(w)) if x == w && self.dtypes.contains(&x) => Ok(()),
-            (x, w) => {
-                let text = |d: Option<DType>| d.map_or("nothing".to_string(), |d| d.to_string());
-                let list: Vec<String> = self.dtypes.iter().map(DType::to_string).collect();
-                Err(self
-                    .no(format!("operands of {} and {}", text(x), text(w)), format!("two of {}", list.join(" or "))))
-            }
-        }
-    }
-
-    /// Each yield of the prologue is a parameter or a chain of the slot's ops on one.
-    fn check_prologue(&self, f: &Func, main: &Func) -> Result<(), String> {
-        let heavy = heavy(main);
-        for (i, root) in f.results.iter().enumerate() {
-            let Some(param) = main.param(i) else { continue };
-            let used: Vec<usize> = heavy.map_or(vec![], |h| {
-                main.graph.op(h.op).operands.iter().enumerate().filter(|(_, v)| **v == param).map(|(n, _)| n).collect()
-            });
-            let slot = self.prologue.iter().find(|s| used == [s.operand]);
-            let mut v = *root;
-            let mut allowed = slot.map_or(&[][..], |s| s.ops);
-            // From the main op outward: the ops of a slot in reverse.
-            while f.graph.op(v.op).kind != OpKind::Param {
-                let op = f.graph.op(v.op);
-                let Some(at) = allowed.iter().rposition(|k| *k == op.kind) else {
-                    let takes = slot.map_or("nothing there".to_string(), |s| names(s.ops));
-                    return Err(self.no(format!("`{}` in the prologue of operand {used:?}", op.kind.name()), takes));
-                };
-                allowed = &allowed[..at];
-                v = op.operands[0];
-            }
-            let exported = main.results.contains(&param);
-            if exported && !slot.is_some_and(|s| s.exports) {
-                return Err(self.no("a prologue value as a result".into(), "none".into()));
-            }
-        }
-        Ok(())
-    }
-
-    fn check_epilogue(&self, f: &Func, kernel: &Kernel) -> Result<(), String> {
-        let ops: Vec<_> = f.graph.ids().into_iter().filter(|id| f.graph.op(*id).kind != OpKind::Param).collect();
-        if ops.len() > self.ops {
-            return Err(self.no(format!("{} ops in the epilogue", ops.len()), format!("at most {}", self.ops)));
-        }
-        let Some(acc) = heavy(kernel.main())
-            .and_then(|h| kernel.main().results.iter().position(|r| *r == h))
-            .and_then(|i| f.param(i))
-        else {
-            return Err(self.no(
-                "an epilogue that cannot see the main result".into(),
-                "one whose first parameters are main's yields".into(),
-            ));
-        };
-        for id in &ops {
-            let op = f.graph.op(*id);
-            if !self.epilogue.contains(&op.kind) {
-                return Err(self.no(format!("`{}` in the epilogue", op.kind.name()), names(self.epilogue)));
-            }
-            let loaded = |v: &&Value| f.graph.op(v.op).kind == OpKind::Param && **v != acc;
-            let large = |v: &Value| f.graph.ty(*v).as_tensor().is_some_and(|t| t.rank() > 1);
-            if self.vectors && op.kind.class() == Class::Elementwise && op.operands.iter().filter(loaded).any(large) {
-                return Err(self.no(
-                    format!("`{}` of a whole tensor in the epilogue", op.kind.name()),
-                    "vectors of columns".into(),
-                ));
-            }
-            self.check_halves(op)?;
-        }
-        for (i, root) in f.results.iter().enumerate() {
-            let mut coupled = Vec::new();
-            path(f, *root, acc, &mut coupled)
-                .map_err(|e| self.no(format!("result {i}: {e}"), "scalar code on the main result".into()))?;
-        }
-        Ok(())
-    }
-
-    /// A `swiglu` of halves needs columns that are far apart, in tiles that begin at the same place in both.
-    fn check_halves(&self, op: &Op) -> Result<(), String> {
-        let width = op.results.first().and_then(Type::as_tensor).and_then(|t| t.dims.last()).and_then(Dim::as_const);
-        match op.kind == OpKind::Swiglu && op.attrs.word("layout") == "halves" {
-            true if width.is_none_or(|w| w % self.halves != 0) => {
-                let width = width.map_or("an unknown number".to_string(), |w| w.to_string());
-                Err(self.no(format!("`swiglu` of halves of {width} columns"), format!("multiples of {}", self.halves)))
-            }
-            _ => Ok(()),
-        }
-    }
-}
-
 /// The one op of a main region that is not a parameter, by its first result.
 pub fn heavy(main: &Func) -> Option<Value> {
     main.graph.ids().into_iter().find(|id| main.graph.op(*id).kind != OpKind::Param).map(|op| Value { op, result: 0 })
-}
-
-/// Follows a result back to `acc`. Values that come from `acc` have its rows; what they are combined with may only be loaded. At most one op on the way may read other
-/// columns than it makes (swiglu, rope), so that one tile holds what it needs.
-fn path(f: &Func, v: Value, acc: Value, coupled: &mut Vec<OpKind>) -> Result<bool, String> {
-    if v == acc {
-        return Ok(true);
-    }
-    let op = f.graph.op(v.op);
-    if op.kind == OpKind::Param || op.kind == OpKind::Const {
-        return Ok(false);
-    }
-    let mut from_acc = Vec::new();
-    for o in &op.operands {
-        from_acc.push(path(f, *o, acc, coupled)?);
-    }
-    let first = from_acc.first().copied().unwrap_or(false);
-    let any = from_acc.iter().any(|x| *x);
-    match op.kind {
-        OpKind::Swiglu | OpKind::Rope if first => {
-            if coupled.contains(&OpKind::Swiglu) || coupled.contains(&op.kind) && op.kind == OpKind::Swiglu {
-                return Err("two ops that pair columns".into());
-            }
-            coupled.push(op.kind);
-            Ok(true)
-        }
-        OpKind::KvWrite => match from_acc[..] {
-            [false, true, true, ..] => Ok(true),
-            _ => Err("`kv_write` of other keys or values than the main result".into()),
-        },
-        OpKind::GatherRows if any => Err("`gather_rows` of the main result".into()),
-        OpKind::MoeCombine | OpKind::Split | OpKind::TileMax | OpKind::TopK if !first => {
-            Err(format!("`{}` of something else than the main result", op.kind.name()))
-        }
-        OpKind::Swiglu | OpKind::Rope => Err(format!("`{}` of something else than the main result", op.kind.name())),
-        kind if kind.class() == Class::Elementwise && any && from_acc.len() > 1 && !first => {
-            // The main result as a later operand: only with equal dims, or it would be repeated over rows.
-            let t = |v: Value| f.graph.ty(v).as_tensor().map(|t| t.dims.clone());
-            match t(op.operands[0]) == t(v)
-                && op.operands[1..].iter().zip(&from_acc[1..]).all(|(o, a)| !a || t(*o) == t(v))
-            {
-                true => Ok(true),
-                false => Err(format!("`{}` that repeats the main result", kind.name())),
-            }
-        }
-        _ => Ok(any),
-    }
-}
-
-/// True if all results have the same dims, so that one loop makes them.
-fn one_space(main: &Func) -> Result<(), String> {
-    let dims = |v: &Value| main.graph.ty(*v).as_tensor().map(|t: &TensorType| t.dims.clone());
-    let first: Option<Vec<Dim>> = main.results.first().and_then(dims);
-    match main.results.iter().all(|v| dims(v) == first && first.is_some()) {
-        true => {
-            // Rows that were computed cannot be gathered: an element depends on few others only.
-            gathers_loads(&main.graph)
-        }
-        false => Err("results of different dims".into()),
-    }
-}
-
-fn gathers_loads(g: &Graph) -> Result<(), String> {
-    for id in g.ids() {
-        let op = g.op(id);
-        if op.kind == OpKind::GatherRows && op.operands.iter().any(|v| g.op(v.op).kind != OpKind::Param) {
-            return Err("`gather_rows` of computed rows".into());
-        }
-    }
-    Ok(())
-}
-
-fn names(kinds: &[OpKind]) -> String {
-    match kinds.len() {
-        0 => "nothing".into(),
-        n if n > 30 => "any op".into(),
-        _ => kinds.iter().map(|k| k.name()).collect::<Vec<_>>().join(", "),
-    }
 }

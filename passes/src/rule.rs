@@ -13,17 +13,20 @@ pub enum Family {
     Grow,
     /// A kernel takes the op in front of it into its prologue.
     Absorb,
+    /// Two kernels become one that runs one after the other.
+    Chain,
     /// Views and work on weights that need no kernel of a step.
     Fold,
 }
 
 impl Family {
-    /// `seed`, `grow`, `absorb` or `fold`.
+    /// `seed`, `grow`, `absorb`, `chain` or `fold`.
     pub fn name(self) -> &'static str {
         match self {
             Family::Seed => "seed",
             Family::Grow => "grow",
             Family::Absorb => "absorb",
+            Family::Chain => "chain",
             Family::Fold => "fold",
         }
     }

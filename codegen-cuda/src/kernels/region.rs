@@ -29,6 +29,8 @@ pub(crate) type Give<'a> = Box<dyn Fn(&[Index]) -> String + 'a>;
 pub(crate) enum Source<'a> {
     /// The template holds them, as scalars: accumulators, or rows it staged. The expression must be free of side effects.
     Given(Give<'a>),
+    /// The same, known before the main loop: loads that it decides can be under way meanwhile (see [`split`]).
+    Ready(Give<'a>),
     /// A row-major tensor at this pointer, whose C++ element type is that of its dtype.
     Memory(String),
     /// A paged cache: pointers to keys and values.

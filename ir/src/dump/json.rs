@@ -103,6 +103,15 @@ fn attribute(kind: Option<AttrKind>, value: &Attr) -> Json {
         Attr::DType(d) => json!(d.name()),
         Attr::Ints(v) => json!(v),
         Attr::Dims(v) => Json::Array(v.iter().map(dim).collect()),
-        Attr::Kernel(k) => json!({"template": &**k.template(), "regions": k.regions().map(func).collect::<Vec<_>>()}),
+        Attr::Kernel(k) => {
+            json!({"template": &**k.template(), "regions": k.numbered().map(region).collect::<Vec<_>>()})
+        }
     }
+}
+
+/// A region of a kernel, with the stage it belongs to: 0 is the first.
+fn region((number, f): (usize, &Func)) -> Json {
+    let mut out = func(f);
+    out["stage"] = json!(number / 3);
+    out
 }

@@ -44,10 +44,14 @@ pub fn card(func: &Func, id: OpId) -> Card {
     let mut card = Card { title: op.kind.name().to_string(), share_permille: -1, ..Card::default() };
     if let Some(kernel) = op.attrs.kernel() {
         card.title = kernel.template().to_string();
-        for region in kernel.regions() {
+        for (number, region) in kernel.numbered() {
             let ops = region.graph.order().unwrap_or_default().into_iter().map(|id| region.graph.op(id));
             let names: Vec<&str> = ops.filter(|o| o.kind != OpKind::Param).map(|o| o.kind.name()).collect();
-            card.lines.push((region.name.to_string(), names.join(" \u{b7} ")));
+            let label = match number / 3 {
+                0 => region.name.to_string(),
+                stage => format!("{} {}", region.name, stage + 1),
+            };
+            card.lines.push((label, names.join(" \u{b7} ")));
         }
     } else if op.kind == OpKind::Call {
         card.title = format!("call @{}", op.attrs.word("callee"));

@@ -33,21 +33,22 @@ fn kernel(module: &Module, place: &Place<'_>, id: OpId, bad_states: &BTreeSet<Ar
     let op = place.func.graph.op(id);
     let Some(kernel) = op.attrs.kernel() else { return };
     let before = report.errors.len();
-    for region in kernel.regions() {
-        isolated(place, id, region, report);
+    for (number, region) in kernel.numbered() {
+        let name = kernel.place(number);
+        isolated(place, id, region, &name, report);
         // The region's ops by themselves, reported where they are written.
         let inner = Place::new(place.index, region);
         let mut found = Report::default();
         graph::check(module, &inner, &BTreeSet::new(), bad_states, &mut found);
         for (_, _, error) in found.errors {
-            let message = format!("in `{}`, `{}`: {} ({})", region.name, error.line, error.message, error.rule);
+            let message = format!("in {name}, `{}`: {} ({})", error.line, error.message, error.rule);
             match error.loc {
                 Some(loc) => report.push("V11", place, place.position[&id] + 1, place.line(id), Some(loc), message),
                 None => report.op("V11", place, id, message),
             }
         }
         if region.results.is_empty() {
-            report.op("V11", place, id, format!("`{}` yields nothing; what it computes is lost", region.name));
+            report.op("V11", place, id, format!("{name} yields nothing; what it computes is lost"));
         }
     }
     let operands: Vec<Type> = op.operands.iter().map(|v| place.func.graph.ty(*v).clone()).collect();
@@ -64,19 +65,21 @@ fn kernel(module: &Module, place: &Place<'_>, id: OpId, bad_states: &BTreeSet<Ar
     };
     // A broken body may not be followed.
     if report.errors.len() == before
-        && let Err(message) = t.check(kernel).and_then(|()| t.complete(kernel))
+        && let Err(message) = t
+            .check(kernel)
+            .and_then(|()| t.complete(kernel))
+            .and_then(|()| t.check_shared(kernel, &|a, b| op.operands.get(a) == op.operands.get(b)))
     {
         report.op("V12", place, id, message);
     }
 }
 
 /// Values come in as parameters only.
-fn isolated(place: &Place<'_>, id: OpId, region: &Func, report: &mut Report) {
+fn isolated(place: &Place<'_>, id: OpId, region: &Func, name: &str, report: &mut Report) {
     for inner in region.graph.ids() {
         let kind = region.graph.op(inner).kind;
         if matches!(kind, OpKind::Weight | OpKind::Call | OpKind::Kernel) {
-            let message =
-                format!("`{}` holds a `{}`; regions are isolated: pass values as operands", region.name, kind.name());
+            let message = format!("{name} holds a `{}`; regions are isolated: pass values as operands", kind.name());
             report.op("V11", place, id, message);
         }
     }

@@ -49,6 +49,9 @@ pub struct TemplateFigures {
     pub ramp_us: f64,
     /// A reduction over rows in the prologue, us.
     pub prologue_us: f64,
+    /// From one stage of a kernel to the next, us.
+    #[serde(default)]
+    pub hand_over_us: f64,
     /// Fraction of the memory rate that the main loop reaches.
     pub bandwidth_efficiency: f64,
     /// Fraction of the tensor rate that it reaches.
@@ -157,7 +160,13 @@ impl Machine {
             }
         }
         for (name, t) in &self.templates {
-            for (field, value) in [("launch_us", t.launch_us), ("ramp_us", t.ramp_us), ("prologue_us", t.prologue_us)] {
+            let times = [
+                ("launch_us", t.launch_us),
+                ("ramp_us", t.ramp_us),
+                ("prologue_us", t.prologue_us),
+                ("hand_over_us", t.hand_over_us),
+            ];
+            for (field, value) in times {
                 if !(value.is_finite() && value >= 0.0) {
                     return refuse(format!("template.{name}.{field}"), value.to_string(), "microseconds from 0");
                 }

@@ -14,6 +14,7 @@
 //! compute  = tensor flops, rows and columns rounded up to units, / (tensor rate * efficiency * fill),
 //!            or scalar operations / (scalar rate * fill), whichever is longer
 //! total    = launch + ramp + prologue + max(memory, compute)
+//!            of several stages: launch and ramp once, hand_over_us for each stage after the first, and the sum of what the stages take
 //! roofline = max(all bytes / memory rate, flops / tensor rate): no kernel can be faster
 //! ```
 //!
@@ -28,7 +29,7 @@ mod tests;
 
 use std::fmt::Write as _;
 
-pub use machine::{Machine, MachineError};
+pub use machine::{Device, Machine, MachineError, TemplateFigures};
 pub use shape::{Operand, of_op, shape};
 
 /// What a kernel moves and computes at given sizes, whatever the machine.
@@ -50,6 +51,15 @@ pub struct KernelShape {
     pub weight_ops: f64,
     /// What every block does again because it holds its rows.
     pub held: Held,
+    /// The stages after the first, which the rest is about; they launch nothing.
+    pub then: Vec<KernelShape>,
+}
+
+impl KernelShape {
+    /// The stages, in order.
+    pub fn stages(&self) -> impl Iterator<Item = &KernelShape> {
+        std::iter::once(self).chain(&self.then)
+    }
 }
 
 /// Bytes of a kernel.
@@ -69,6 +79,13 @@ impl Bytes {
     /// All of them.
     pub fn total(&self) -> f64 {
         self.weights + self.state + self.read + self.written
+    }
+
+    fn add(&mut self, more: &Bytes) {
+        self.weights += more.weights;
+        self.state += more.state;
+        self.read += more.read;
+        self.written += more.written;
     }
 }
 
@@ -184,10 +201,19 @@ pub fn cost(kernel: &KernelShape, machine: &Machine) -> Result<Terms, CostError>
         .templates
         .get(&kernel.template)
         .ok_or_else(|| CostError::Template { machine: machine.name.clone(), template: kernel.template.clone() })?;
+    let mut terms = stage(kernel, machine, figures);
+    for next in &kernel.then {
+        terms.add(&stage(next, machine, figures), figures, &machine.device);
+    }
+    Ok(terms)
+}
+
+/// The cost of a kernel's first stage.
+fn stage(kernel: &KernelShape, machine: &Machine, figures: &TemplateFigures) -> Terms {
     let (device, grid, bytes) = (&machine.device, &kernel.grid, &kernel.bytes);
     let launch_us = f64::from(kernel.launches) * figures.launch_us;
     if grid.groups * grid.rows * grid.columns <= 0.0 {
-        return Ok(Terms { template: kernel.template.clone(), ..Terms::default() });
+        return Terms { template: kernel.template.clone(), ..Terms::default() };
     }
 
     // Units and how they fill the machine.
@@ -246,7 +272,7 @@ pub fn cost(kernel: &KernelShape, machine: &Machine) -> Result<Terms, CostError>
     let compute_us = tensor_us.max(scalar_us);
 
     let roofline_us = (bytes.total() / memory_rate).max(kernel.tensor_flops / (device.tensor_tflops * 1e6));
-    Ok(Terms {
+    Terms {
         template: kernel.template.clone(),
         launches: kernel.launches,
         bytes: *bytes,
@@ -264,7 +290,7 @@ pub fn cost(kernel: &KernelShape, machine: &Machine) -> Result<Terms, CostError>
         compute_us,
         total_us: launch_us + figures.ramp_us + prologue_us + memory_us.max(compute_us),
         roofline_us,
-    })
+    }
 }
 
 /// How many of `n` things are expected to be chosen at least once by `draws` rows that choose `each` different ones at random:
@@ -277,6 +303,27 @@ pub fn expected_distinct(n: f64, each: f64, draws: f64) -> f64 {
 }
 
 impl Terms {
+    /// Adds a further stage: its work, and the hand-over in place of a launch and a ramp.
+    fn add(&mut self, next: &Terms, figures: &TemplateFigures, device: &Device) {
+        if next.units <= 0.0 {
+            return;
+        }
+        self.bytes.add(&next.bytes);
+        self.in_l2 &= next.in_l2;
+        self.flops += next.flops;
+        self.scalar_ops += next.scalar_ops;
+        self.repeated_bytes += next.repeated_bytes;
+        self.units += next.units;
+        self.rounds += next.rounds;
+        self.fill = self.units / (self.rounds * f64::from(device.sms));
+        self.ramp_us += figures.hand_over_us;
+        self.prologue_us += next.prologue_us;
+        self.memory_us += next.memory_us;
+        self.compute_us += next.compute_us;
+        self.total_us += figures.hand_over_us + next.prologue_us + next.memory_us.max(next.compute_us);
+        self.roofline_us += next.roofline_us;
+    }
+
     /// `memory` or `compute`: which of the two is longer.
     pub fn bound(&self) -> &'static str {
         if self.memory_us >= self.compute_us { "memory" } else { "compute" }

@@ -9,7 +9,7 @@
 
 use std::collections::BTreeMap;
 
-use gossamer_ir::kernel::Kernel;
+use gossamer_ir::kernel::{Kernel, Stage};
 use gossamer_ir::{Bindings, Class, DType, Func, Module, Op, OpId, OpKind, StateDecl, TensorType, Type, Value};
 
 use super::{CostError, Grid, KernelShape, expected_distinct};
@@ -28,7 +28,7 @@ const MOSTLY: f64 = 0.97;
 
 /// Templates whose blocks read all their rows before they start on the weights. In others rows and weights pass through together, and what that
 /// costs is part of their efficiency.
-const HOLDS_ROWS: [&str; 2] = ["stream", "router"];
+const HOLDS_ROWS: [&str; 3] = ["stream", "moe_pair", "router"];
 
 /// What a kernel's operand is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -94,51 +94,29 @@ pub fn shape(
         return Err(cx.malformed(what));
     }
     let flow = cx.flow(operands.len())?;
-    let (main_op, main_at) = cx.main()?;
-    let contraction = main_op.kind.class() == Class::Contraction;
-    let grid = Grid { shared_weights: contraction, ..cx.grid(main_op, main_at)? };
-    let mut out = KernelShape {
-        template: kernel.template().to_string(),
-        launches: launches(kernel, main_op),
-        grid,
-        ..KernelShape::default()
-    };
+    // Each value once, in the stage that needs it first: as much of it as its hungriest use.
+    let mut read: BTreeMap<usize, Read> = BTreeMap::new();
+    let types = kernel.operand_types();
+    for (i, (operand, ty)) in operands.iter().zip(&types).enumerate() {
+        let first = Read { bytes: 0.0, weight: operand.weight, state: ty.is_state(), stage: flow.stages[i] };
+        let slot = read.entry(operand.value).or_insert(first);
+        slot.bytes = slot.bytes.max(flow.bytes[i]);
+    }
+    let mut stages = Vec::new();
+    for (number, stage) in kernel.stages().enumerate() {
+        stages.push(cx.stage(number, stage, &flow, read.values().filter(|r| r.stage == number))?);
+    }
+    let mut stages = stages.into_iter();
+    let first = stages.next().ok_or_else(|| cx.malformed("no stage".into()))?;
+    Ok(KernelShape { then: stages.collect(), ..first })
+}
 
-    // Each value once: as much of it as its hungriest use.
-    let mut read: BTreeMap<usize, (f64, bool, bool)> = BTreeMap::new();
-    for ((operand, bytes), ty) in operands.iter().zip(&flow.bytes).zip(kernel.operand_types()) {
-        let slot = read.entry(operand.value).or_insert((0.0, operand.weight, ty.is_state()));
-        slot.0 = slot.0.max(*bytes);
-    }
-    for (bytes, weight, state) in read.into_values() {
-        *match (weight, state) {
-            (true, _) => &mut out.bytes.weights,
-            (_, true) => &mut out.bytes.state,
-            _ => &mut out.bytes.read,
-        } += bytes;
-    }
-    out.bytes.written = cx.written()?;
-    let holds = contraction && HOLDS_ROWS.contains(&out.template.as_str());
-    for (region, f) in kernel.regions().enumerate() {
-        let before_main = region == 0 && kernel.prologue().is_some();
-        for id in f.graph.ids() {
-            let op = f.graph.op(id);
-            if op.kind == OpKind::Dequant {
-                let ops = UNPACK_OPS * flow.part(region, id) * cx.elements(cx.result(op)?)?;
-                *if contraction { &mut out.weight_ops } else { &mut out.scalar_ops } += ops;
-            } else if before_main && holds {
-                out.held.ops += cx.scalar_ops(f, op)?;
-                out.held.reduces |= matches!(op.kind, OpKind::RmsNorm | OpKind::LayerNorm);
-            } else {
-                out.scalar_ops += cx.scalar_ops(f, op)?;
-            }
-        }
-    }
-    if holds {
-        out.held.bytes = flow.rows.iter().map(|i| flow.bytes[*i]).sum();
-    }
-    cx.contraction(main_op, main_at, &mut out)?;
-    Ok(out)
+/// What is read of a value.
+struct Read {
+    bytes: f64,
+    weight: bool,
+    state: bool,
+    stage: usize,
 }
 
 /// Launches of a kernel: templates that first sort rows by expert take one more.
@@ -160,9 +138,13 @@ struct Cx<'a> {
 struct Flow {
     /// Bytes of each operand of the kernel that are read.
     bytes: Vec<f64>,
+    /// The stage that takes each operand.
+    stages: Vec<usize>,
     /// Operands that lead to the rows (first operand) of a contraction.
     rows: Vec<usize>,
-    /// Fraction of each op's first result that is looked at, by region.
+    /// Bytes that each stage takes from the one before.
+    handed: Vec<f64>,
+    /// Fraction of each op's first result that is looked at, by number of the region.
     parts: Vec<BTreeMap<Value, f64>>,
 }
 
@@ -173,6 +155,55 @@ impl Flow {
 }
 
 impl Cx<'_> {
+    /// The shape of one stage, which reads `read` and what the stage before hands on.
+    fn stage<'r>(
+        &self,
+        number: usize,
+        stage: &Stage,
+        flow: &Flow,
+        read: impl Iterator<Item = &'r Read>,
+    ) -> Result<KernelShape, CostError> {
+        let (main_op, main_at) = self.main(&stage.main)?;
+        let contraction = main_op.kind.class() == Class::Contraction;
+        let grid = Grid { shared_weights: contraction, ..self.grid(main_op, main_at)? };
+        let mut out = KernelShape {
+            template: self.kernel.template().to_string(),
+            launches: if number == 0 { launches(self.kernel, main_op) } else { 0 },
+            grid,
+            ..KernelShape::default()
+        };
+        for r in read {
+            *match (r.weight, r.state) {
+                (true, _) => &mut out.bytes.weights,
+                (_, true) => &mut out.bytes.state,
+                _ => &mut out.bytes.read,
+            } += r.bytes;
+        }
+        out.bytes.read += flow.handed[number];
+        out.bytes.written = self.written(stage)?;
+        let holds = contraction && HOLDS_ROWS.contains(&out.template.as_str());
+        for (region, f) in stage.regions().into_iter().enumerate().filter_map(|(r, f)| Some((r, f?))) {
+            for id in f.graph.ids() {
+                let op = f.graph.op(id);
+                if op.kind == OpKind::Dequant {
+                    let ops = UNPACK_OPS * flow.part(3 * number + region, id) * self.elements(self.result(op)?)?;
+                    *if contraction { &mut out.weight_ops } else { &mut out.scalar_ops } += ops;
+                } else if region == 0 && holds {
+                    out.held.ops += self.scalar_ops(f, op)?;
+                    out.held.reduces |= matches!(op.kind, OpKind::RmsNorm | OpKind::LayerNorm);
+                } else {
+                    out.scalar_ops += self.scalar_ops(f, op)?;
+                }
+            }
+        }
+        if holds {
+            let rows = flow.rows.iter().filter(|i| flow.stages[**i] == number);
+            out.held.bytes = flow.handed[number] + rows.map(|i| flow.bytes[*i]).sum::<f64>();
+        }
+        self.contraction(main_op, main_at, &mut out)?;
+        Ok(out)
+    }
+
     fn malformed(&self, what: String) -> CostError {
         CostError::Malformed { op: self.kernel.summary(), what }
     }
@@ -226,8 +257,7 @@ impl Cx<'_> {
     }
 
     /// The op that gives the kernel its grid, with its region: the heavy one, else the first result's.
-    fn main(&self) -> Result<(&Op, &Func), CostError> {
-        let f = self.kernel.main();
+    fn main<'f>(&self, f: &'f Func) -> Result<(&'f Op, &'f Func), CostError> {
         let ids = f.graph.ids().into_iter().filter(|id| f.graph.op(*id).kind != OpKind::Param);
         let weight = |id: &OpId| match f.graph.op(*id).kind.class() {
             Class::Contraction => 3,
@@ -304,14 +334,18 @@ impl Cx<'_> {
 
     /// Follows demand from results to operands.
     fn flow(&self, operands: usize) -> Result<Flow, CostError> {
-        let regions: Vec<&Func> = self.kernel.regions().collect();
-        let first = usize::from(self.kernel.prologue().is_none());
-        let mut flow =
-            Flow { bytes: vec![0.0; operands], rows: Vec::new(), parts: vec![BTreeMap::new(); regions.len()] };
+        let depth = self.kernel.depth();
+        let mut flow = Flow {
+            bytes: vec![0.0; operands],
+            stages: vec![0; operands],
+            rows: Vec::new(),
+            handed: vec![0.0; depth],
+            parts: vec![BTreeMap::new(); 3 * depth],
+        };
         let mut demanded: Option<Vec<f64>> = None;
         let mut leads: Vec<bool> = Vec::new();
         let mut next = operands;
-        for (r, f) in regions.iter().enumerate().rev() {
+        for (r, f) in self.kernel.numbered().rev() {
             let mut part: BTreeMap<Value, f64> = BTreeMap::new();
             let mut rows: BTreeMap<Value, bool> = BTreeMap::new();
             let mut exact: BTreeMap<Value, f64> = BTreeMap::new();
@@ -344,7 +378,7 @@ impl Cx<'_> {
                 }
             }
             // Parameters: the last ones are the kernel's operands, the first the yields of the region before.
-            let own = self.kernel.operands_of(first + r);
+            let own = self.kernel.operands_of(r);
             let carried = f.params.len().saturating_sub(own);
             next -= own;
             let at = |i: usize, map: &BTreeMap<Value, f64>| f.param(i).and_then(|v| map.get(&v).copied());
@@ -352,6 +386,7 @@ impl Cx<'_> {
             for i in 0..own {
                 let bytes = at(carried + i, &exact);
                 let d = at(carried + i, &part).unwrap_or(0.0);
+                flow.stages[next + i] = r / 3;
                 flow.bytes[next + i] = match bytes {
                     Some(bytes) => bytes,
                     None => d * self.bytes(&f.params[carried + i].ty)?,
@@ -363,6 +398,14 @@ impl Cx<'_> {
             }
             demanded = Some((0..carried).map(|i| at(i, &part).unwrap_or(0.0)).collect());
             leads = (0..carried).map(lead).collect();
+            let begins = self.kernel.numbered().all(|(n, _)| n / 3 != r / 3 || n >= r);
+            if begins && r >= 3 {
+                // What the stage before hands on is in memory like an operand; what that was made from leads to no rows.
+                for (p, d) in f.params.iter().zip(demanded.iter().flatten()) {
+                    flow.handed[r / 3] += d * self.bytes(&p.ty)?;
+                }
+                leads.clear();
+            }
             flow.parts[r] = part;
         }
         Ok(flow)
@@ -409,17 +452,17 @@ impl Cx<'_> {
         Ok(columns * rows.iter().map(|d| *d as f64).product::<f64>())
     }
 
-    /// Bytes of distinct results; of state what is stored.
-    fn written(&self) -> Result<f64, CostError> {
+    /// Bytes of a stage's distinct results; of state what is stored.
+    fn written(&self, stage: &Stage) -> Result<f64, CostError> {
         let mut bytes = 0.0;
-        for (f, _, op) in self.kernel.ops() {
-            if op.kind == OpKind::KvWrite {
+        for f in stage.regions().into_iter().flatten() {
+            for op in f.graph.ids().into_iter().map(|id| f.graph.op(id)).filter(|op| op.kind == OpKind::KvWrite) {
                 let kv = self.kv(self.operand(f, op, 0)?)?;
                 let tokens = self.dim(f, op, 1, 0)?;
                 bytes += 2.0 * tokens * kv.heads * kv.head_dim * kv.dtype.bytes().unwrap_or(2) as f64;
             }
         }
-        let last = self.kernel.epilogue().unwrap_or(self.kernel.main());
+        let last = stage.last();
         let mut seen: Vec<Value> = Vec::new();
         for v in &last.results {
             if !seen.contains(v) {

@@ -28,6 +28,7 @@ fn round() -> Machine {
             launch_us: 1.0,
             ramp_us: 2.0,
             prologue_us: 0.5,
+            hand_over_us: 0.0,
             bandwidth_efficiency: 0.5,
             compute_efficiency: 0.5,
             unit_rows: 16,
@@ -66,6 +67,7 @@ fn terms_by_hand() {
         scalar_ops: 1e6,
         weight_ops: 6e6,
         held: Held { bytes: 0.02e6, ops: 0.1e6, reduces: true },
+        then: vec![],
     };
     let t = cost(&kernel, &round()).unwrap();
     // 150 units of 10 columns on 100 SMs: two on the busiest, fill 150 / 200.
@@ -294,6 +296,92 @@ fn experts_kernel() {
     near(k.grid.groups, hit);
     near(k.grid.rows, 32.0 / hit);
     near(k.weight_ops, 3.5 * hit * 5760.0 * 2880.0);
+}
+
+/// Gate and up and then down of the same experts, as one kernel.
+const PAIR: &str = "func @f(%x: bf16[T, 2880], %w.g: mxfp4[32, 5760, 2880], %ids: i32[T, 4], %w.b: bf16[32, 5760], %w.d: mxfp4[32, 2880, 2880], %p: f32[T, 4]) -> (f32[T, 2880]) {
+  %y = kernel %w.g, %x, %ids, %w.b, %ids, %w.d, %ids, %p {template = moe_pair}
+    prologue(%w: mxfp4[32, 5760, 2880]) {
+      %d = dequant %w {to = bf16} : bf16[32, 5760, 2880]
+      yield %d
+    }
+    main(%d: bf16[32, 5760, 2880], %x: bf16[T, 2880], %ids: i32[T, 4]) {
+      %a = moe_matmul %x, %d, %ids : f32[T, 4, 5760]
+      yield %a
+    }
+    epilogue(%a: f32[T, 4, 5760], %b: bf16[32, 5760], %ids: i32[T, 4]) {
+      %c = gather_rows %b, %ids : bf16[T, 4, 5760]
+      %z = add %a, %c : f32[T, 4, 5760]
+      %s = swiglu %z : f32[T, 4, 2880]
+      %o = cast %s {to = bf16} : bf16[T, 4, 2880]
+      yield %o
+    }
+    then
+    prologue(%h: bf16[T, 4, 2880], %w: mxfp4[32, 2880, 2880]) {
+      %d = dequant %w {to = bf16} : bf16[32, 2880, 2880]
+      yield %h, %d
+    }
+    main(%h: bf16[T, 4, 2880], %d: bf16[32, 2880, 2880], %ids: i32[T, 4]) {
+      %a = moe_matmul %h, %d, %ids : f32[T, 4, 2880]
+      yield %a
+    }
+    epilogue(%a: f32[T, 4, 2880], %p: f32[T, 4]) {
+      %z = moe_combine %a, %p : f32[T, 2880]
+      yield %z
+    } : f32[T, 2880]
+  return %y
+}
+";
+
+const DOWN: &str =
+    "func @f(%h: bf16[T, 4, 2880], %ids: i32[T, 4], %w.d: mxfp4[32, 2880, 2880], %p: f32[T, 4]) -> (f32[T, 2880]) {
+  %y = kernel %w.d, %h, %ids, %p {template = moe_stream}
+    prologue(%w: mxfp4[32, 2880, 2880]) {
+      %d = dequant %w {to = bf16} : bf16[32, 2880, 2880]
+      yield %d
+    }
+    main(%d: bf16[32, 2880, 2880], %h: bf16[T, 4, 2880], %ids: i32[T, 4]) {
+      %a = moe_matmul %h, %d, %ids : f32[T, 4, 2880]
+      yield %a
+    }
+    epilogue(%a: f32[T, 4, 2880], %p: f32[T, 4]) {
+      %z = moe_combine %a, %p : f32[T, 2880]
+      yield %z
+    } : f32[T, 2880]
+  return %y
+}
+";
+
+#[test]
+fn stages_cost_what_kernels_do_without_the_second_launch() {
+    for t in [1, 4, 8] {
+        let [pair, first, second] = [PAIR, GATE_UP, DOWN].map(|text| shape_of(text, &sizes(t, t)));
+        // The stages are the kernels, but for the ids, which are read once.
+        let ids = 4.0 * 4.0 * t as f64;
+        assert_eq!((pair.stages().count(), pair.launches), (2, 1));
+        let [a, b] = [pair.clone(), pair.then[0].clone()];
+        assert_eq!((a.grid, a.bytes, a.held), (first.grid, first.bytes, first.held));
+        assert_eq!((b.launches, b.grid, b.held), (0, second.grid, second.held));
+        near(b.bytes.read, second.bytes.read - ids);
+        near(b.bytes.weights, second.bytes.weights);
+        near(b.bytes.written, second.bytes.written);
+        assert_eq!(
+            (b.tensor_flops, b.weight_ops, b.scalar_ops),
+            (second.tensor_flops, second.weight_ops, second.scalar_ops)
+        );
+        let [pair, first, second] = [pair, first, second].map(|k| cost(&k, &h100()).unwrap());
+        let figures = &h100().templates["moe_pair"];
+        let saved = figures.launch_us + figures.ramp_us - figures.hand_over_us;
+        assert!(
+            saved > 0.0 && (first.total_us + second.total_us - pair.total_us - saved).abs() < 0.05,
+            "{}",
+            pair.text()
+        );
+        near(pair.bytes.total(), first.bytes.total() + second.bytes.total() - ids);
+        near(pair.ramp_us, figures.ramp_us + figures.hand_over_us);
+        near(pair.flops, first.flops + second.flops);
+        assert!(pair.fill > 0.0 && pair.fill <= 1.0 && pair.units == first.units + second.units);
+    }
 }
 
 #[test]

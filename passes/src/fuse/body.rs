@@ -7,6 +7,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use egg::Id;
+use gossamer_ir::kernel::{REGIONS, Stage};
 use gossamer_ir::op::{InferCx, infer};
 use gossamer_ir::template::template;
 use gossamer_ir::{Attrs, Func, Kernel, OpKind, Param, Type, Value};
@@ -48,8 +49,8 @@ pub struct Region {
 pub struct Body {
     /// Its template.
     pub template: Arc<str>,
-    /// Prologue, main, epilogue.
-    pub regions: [Option<Region>; 3],
+    /// Prologue, main, epilogue, stage by stage.
+    pub regions: Vec<Option<Region>>,
 }
 
 /// An op that a kernel takes in.
@@ -87,19 +88,13 @@ pub struct Moved {
 pub fn open(eg: &Graph, kernel: u32, operands: &[Id]) -> Body {
     let kernel = eg.analysis.kernels[kernel as usize].clone();
     let mut rest = operands.iter().copied();
-    let mut regions = [None, None, None];
-    for (r, slot) in regions.iter_mut().enumerate() {
-        let func = match r {
-            0 => kernel.prologue(),
-            1 => Some(kernel.main()),
-            _ => kernel.epilogue(),
-        };
-        let Some(func) = func else { continue };
+    let mut regions = vec![None; 3 * kernel.depth()];
+    for (r, func) in kernel.numbered() {
         let own = kernel.operands_of(r);
         let carried = func.params.len() - own;
         let params: Vec<Ref> =
             (0..carried).map(Ref::Carried).chain(rest.by_ref().take(own).map(|id| Ref::Operand(eg.find(id)))).collect();
-        *slot = Some(region(func, &params));
+        regions[r] = Some(region(func, &params));
     }
     Body { template: kernel.template().clone(), regions }
 }
@@ -140,7 +135,7 @@ impl Body {
         operands: &[Id],
         name: Arc<str>,
     ) -> Option<Body> {
-        let mut body = Body { template: template.into(), regions: [None, Some(Region::default()), None] };
+        let mut body = Body { template: template.into(), regions: vec![None, Some(Region::default()), None] };
         let args: Vec<Arg> = operands.iter().map(|id| Arg::Value(*id)).collect();
         let at = body.push(eg, 1, kind, attrs, &args, name)?;
         let main = body.regions[1].as_mut()?;
@@ -148,7 +143,8 @@ impl Body {
         Some(body)
     }
 
-    /// The last region: where results are made and ops are taken in. A template with a main op gets an epilogue.
+    /// The last region: where results are made and ops are taken in. A template with a main op gets an epilogue. Kernels of several stages take nothing in: each
+    /// stage has grown before [`Body::chain`].
     fn last(&mut self) -> usize {
         let free = template(&self.template).is_some_and(|t| t.main.is_empty());
         if free || self.regions[2].is_some() {
@@ -161,7 +157,30 @@ impl Body {
 
     /// Number of results.
     pub fn results(&self) -> usize {
-        self.regions[2].as_ref().or(self.regions[1].as_ref()).map_or(0, |r| r.results.len())
+        self.regions.iter().flatten().next_back().map_or(0, |r| r.results.len())
+    }
+
+    /// This kernel and then `next`, which reads result `result` of this one as its operand `operand`: a kernel of template `template`. `None` if the last of
+    /// this one's stages makes no such result, or `next` reads it elsewhere than in the main region of its first stage.
+    pub fn chain(mut self, result: usize, mut next: Body, operand: Id, template: &str) -> Option<Body> {
+        let last = self.regions.iter_mut().flatten().next_back()?;
+        last.results = vec![*last.results.get(result)?];
+        let read = |r: &Option<Region>| r.as_ref().is_some_and(|r| r.operands().contains(&operand));
+        if next.regions.iter().enumerate().any(|(i, r)| read(r) != (i == 1)) {
+            return None;
+        }
+        // A prologue stands between the two: what comes in passes through it.
+        let from = match next.regions[0].as_mut() {
+            Some(prologue) => {
+                prologue.results.push(Ref::Carried(0));
+                prologue.results.len() - 1
+            }
+            None => 0,
+        };
+        next.regions[1].as_mut()?.replace(Ref::Operand(operand), Ref::Carried(from), None);
+        self.regions.append(&mut next.regions);
+        self.template = template.into();
+        Some(self)
     }
 
     /// Takes in an op that reads results. Results it reads disappear unless `keep`; the op's results stand where the first of them was, or at the end.
@@ -309,11 +328,11 @@ impl Body {
     pub fn close(&self, eg: &Graph) -> Result<(Kernel, Vec<Id>), String> {
         let t = template(&self.template).ok_or_else(|| format!("there is no template `{}`", self.template))?;
         let mut operands = Vec::new();
-        let mut funcs = [None, None, None];
+        let mut funcs = vec![None; self.regions.len()];
         let mut used: Option<Vec<usize>> = None;
         // From the last region back, so that what no later region reads is not yielded.
         let mut regions = self.regions.clone();
-        for r in (0..3).rev() {
+        for r in (0..regions.len()).rev() {
             let Some(region) = regions[r].as_mut() else { continue };
             if let Some(used) = &used {
                 region.results = used.iter().map(|i| region.results[*i]).collect();
@@ -324,7 +343,7 @@ impl Body {
             region.map(|x| if let Ref::Carried(i) = x { Ref::Carried(renumber[&i]) } else { x });
             used = Some(carried);
         }
-        for r in 0..3 {
+        for r in 0..regions.len() {
             if let Some(region) = &regions[r] {
                 let before = (0..r).rev().find(|b| regions[*b].is_some());
                 let carried: Vec<(Arc<str>, Type)> = match before {
@@ -335,17 +354,25 @@ impl Body {
                     }
                     None => vec![],
                 };
-                let (func, ids) = region.func(eg, gossamer_ir::kernel::REGIONS[r], &carried);
+                let (func, ids) = region.func(eg, REGIONS[r % 3], &carried);
                 operands.extend(ids);
                 funcs[r] = Some(func);
             }
         }
-        let [prologue, main, epilogue] = funcs;
         // Regions that only pass values on are left out.
-        let prologue = prologue.filter(|f| !f.results.is_empty());
-        let epilogue = epilogue.filter(|f| f.graph.len() > f.params.len() || !passes_on(f));
-        let kernel = Kernel::new(&self.template, prologue, main.ok_or("no main region")?, epilogue);
+        let mut stages = Vec::new();
+        for stage in funcs.chunks_mut(3) {
+            let [prologue, main, epilogue] = stage else { return Err("a stage without its regions".into()) };
+            let prologue = prologue.take().filter(|f| !f.results.is_empty());
+            let main = main.take().ok_or("no main region")?;
+            let epilogue = epilogue.take().filter(|f| f.graph.len() > f.params.len() || !passes_on(f));
+            stages.push(Stage { prologue, main, epilogue });
+        }
+        let mut stages = stages.into_iter();
+        let first = stages.next().ok_or("no main region")?;
+        let kernel = Kernel::of(&self.template, first, stages.collect());
         t.check(&kernel)?;
+        t.check_shared(&kernel, &|a, b| operands.get(a) == operands.get(b))?;
         Ok((kernel, operands))
     }
 }

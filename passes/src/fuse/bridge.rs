@@ -45,7 +45,7 @@ pub fn enter(module: Arc<Module>, func: &Func) -> Bridged {
             }
             OpKind::Kernel => {
                 let Some(kernel) = op.attrs.kernel() else { continue };
-                let origin = super::facts::Origin { rule: "source", from: None, op: OpKind::Kernel };
+                let origin = super::facts::Origin { rule: "source", from: vec![], op: OpKind::Kernel };
                 let k = eg.analysis.intern_kernel(Kernel::clone(kernel), origin);
                 let tuple = eg.add(Term::Kernel(k, operands));
                 project(&mut eg, tuple, op, op_id, &mut ids);

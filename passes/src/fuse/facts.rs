@@ -69,8 +69,8 @@ pub struct Leaf {
 pub struct Origin {
     /// The rule that made it.
     pub rule: &'static str,
-    /// The kernel it was made from, by number.
-    pub from: Option<u32>,
+    /// The kernels it was made from, by number: none, one, or the stages' in order.
+    pub from: Vec<u32>,
     /// The op that it took in.
     pub op: OpKind,
 }
@@ -159,15 +159,15 @@ impl Facts {
         id
     }
 
-    /// The rules that made a kernel, first to last, with the op each took in.
+    /// The rules that made a kernel, first to last, with the op each took in; of a kernel made from several those of each in turn.
     pub fn history(&self, kernel: u32) -> Vec<Origin> {
         let mut out = vec![];
-        let mut at = Some(kernel);
-        while let Some(k) = at {
+        let mut todo = vec![kernel];
+        while let Some(k) = todo.pop() {
             let origin = &self.origins[k as usize];
             out.push(origin.clone());
-            // A kernel is made from one that was there before, so this ends.
-            at = origin.from.filter(|f| *f < k);
+            // A kernel is made from ones that were there before, so this ends.
+            todo.extend(origin.from.iter().filter(|f| **f < k));
         }
         out.reverse();
         out

@@ -215,6 +215,31 @@ fn cases(rule: &Rule, kind: OpKind, s: &Sizes) -> Vec<String> {
         ("grow/combine", _) => {
             vec![after(moe, experts, (format!(", %p: f32[T, {j}]"), format!("%b = moe_combine %a, %p : {ty}"), ty))]
         }
+        ("chain/moe-pair", _) => {
+            let n = 64 * (1 + n / 32);
+            let y = format!("f32[T, {n}]");
+            let lines = |ids: &str| {
+                vec![
+                    format!("%w = dequant %g : bf16[{e}, {n}, {k}]"),
+                    format!("%u = moe_matmul %x, %w, %ids : f32[T, {j}, {n}]"),
+                    format!("%c = gather_rows %gb, %ids : bf16[T, {j}, {n}]"),
+                    format!("%u.1 = add %u, %c : f32[T, {j}, {n}]"),
+                    format!("%s = swiglu %u.1 : f32[T, {j}, {}]", n / 2),
+                    format!("%h = cast %s {{to = bf16}} : bf16[T, {j}, {}]", n / 2),
+                    format!("%v = dequant %d : bf16[{e}, {n}, {}]", n / 2),
+                    format!("%a = moe_matmul %h, %v, {ids} : f32[T, {j}, {n}]"),
+                    format!("%m = moe_combine %a, %p : {y}"),
+                    format!("%b = add %r, %m : {y}"),
+                ]
+            };
+            let params = format!(
+                "%x: bf16[T, {k}], %g: mxfp4[{e}, {n}, {k}], %ids: i32[T, {j}], %gb: bf16[{e}, {n}], %d: mxfp4[{e}, {n}, {}], %p: f32[T, {j}], %r: {y}",
+                n / 2
+            );
+            // What stands between the two may be wanted by others too.
+            let both = format!("{y}, bf16[T, {j}, {}]", n / 2);
+            vec![func(&params, &y, &lines("%ids"), "%b"), func(&params, &both, &lines("%ids"), "%b, %h")]
+        }
         ("grow/tile-max", _) => {
             let t = format!("f32[T, {}]", n.div_ceil(16));
             one(
@@ -541,7 +566,7 @@ static SWAPPED: Rule = Rule {
         let swapped = [operands[1], operands[0]];
         let body = body::Body::seed(eg, "map", OpKind::Sub, Default::default(), &swapped, "wrong".into());
         let equal = || rules::Equal::Results(vec![(0, rules::Target::Class(class))]);
-        body.into_iter().map(|body| rules::Proposal { body, from: None, op: OpKind::Sub, equal: equal() }).collect()
+        body.into_iter().map(|body| rules::Proposal { body, from: vec![], op: OpKind::Sub, equal: equal() }).collect()
     }),
 };
 
@@ -560,9 +585,71 @@ static LOSSLESS: Rule = Rule {
         let body = body::Body::seed(eg, "map", OpKind::Cast, attrs, operands, "wrong".into());
         let source = operands[0];
         let equal = || rules::Equal::Results(vec![(0, rules::Target::Class(source))]);
-        body.into_iter().map(|body| rules::Proposal { body, from: None, op: OpKind::Cast, equal: equal() }).collect()
+        body.into_iter().map(|body| rules::Proposal { body, from: vec![], op: OpKind::Cast, equal: equal() }).collect()
     }),
 };
+
+/// Two pairs of matmuls with experts that share choices and weights.
+fn two_pairs(other: &str) -> String {
+    let lines = "%w = dequant %g : bf16[4, 32, 32]
+%u = moe_matmul %x, %w, %ids : f32[T, 2, 32]
+%h = cast %u {to = bf16} : bf16[T, 2, 32]
+%u.1 = moe_matmul %z, %w, %ids : f32[T, 2, 32]
+%h.1 = cast %u.1 {to = bf16} : bf16[T, 2, 32]
+%a = moe_matmul %h, %w, OTHER : f32[T, 2, 32]"
+        .replace("OTHER", other);
+    let lines: Vec<String> = lines.lines().map(str::to_string).collect();
+    let params = "%x: bf16[T, 32], %z: bf16[T, 32], %g: mxfp4[4, 32, 32], %ids: i32[T, 2], %more: i32[T, 2]";
+    func(params, "f32[T, 2, 32], bf16[T, 2, 32]", &lines, "%a, %h.1")
+}
+
+/// A third: it takes any rows of the right type for those that a matmul with experts reads.
+static OTHER_ROWS: Rule = Rule {
+    info: crate::rule::RuleInfo {
+        name: "test/other-rows",
+        family: crate::rule::Family::Chain,
+        meaning: "wrong on purpose",
+        off: None,
+    },
+    kinds: &[OpKind::MoeMatMul],
+    how: How::Custom(|eg, class, _| {
+        let mut out = vec![];
+        let makers = |id| {
+            let tuples = rules::makers(eg, id).into_iter();
+            let nodes = tuples.flat_map(|(r, t)| eg[t].nodes.iter().map(move |n| (r, n.clone())));
+            nodes.filter_map(|(r, n)| if let Term::Kernel(k, ids) = n { Some((r, k, ids)) } else { None })
+        };
+        for (_, k, ids) in makers(class) {
+            let next = body::open(eg, k, &ids);
+            for operand in next.operands(1) {
+                for other in eg.classes().map(|c| c.id).filter(|c| facts::ty(eg, *c) == facts::ty(eg, operand)) {
+                    for (r, k, ids) in makers(other).filter(|_| other != operand) {
+                        // The wrong rows' kernel, as if it made the right ones.
+                        let chained = body::open(eg, k, &ids).chain(r as usize, next.clone(), operand, "moe_pair");
+                        let equal = || rules::Equal::Results(vec![(0, rules::Target::Class(class))]);
+                        let op = OpKind::Kernel;
+                        out.extend(chained.map(|body| rules::Proposal { body, from: vec![], op, equal: equal() }));
+                    }
+                }
+            }
+        }
+        out
+    }),
+};
+
+#[test]
+fn stages_read_the_rows_and_choices_of_one_another() {
+    let chain = RULES.iter().find(|r| r.info.name == "chain/moe-pair").unwrap();
+    let fired = |source: &str, rules: &[&'static Rule], rule: &Rule| differ(rules, rule, source, 3, &mut Rng(4));
+    assert!(fired(&two_pairs("%ids"), &all(), chain).unwrap() > 0);
+    // Other choices: no rows to hand on.
+    assert_eq!(fired(&two_pairs("%more"), &all(), chain), Ok(0));
+    // The wrong rule is caught.
+    let mut rules = all();
+    rules.push(&OTHER_ROWS);
+    let e = fired(&two_pairs("%ids"), &rules, &OTHER_ROWS).unwrap_err();
+    assert!(e.contains("moe_pair") && e.contains("then"), "{e}");
+}
 
 #[test]
 fn wrong_rules_are_caught() {

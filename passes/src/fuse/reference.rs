@@ -19,13 +19,14 @@ pub fn rules() -> String {
          A rule proposes, the template decides. Every proposal is an equality between the results of the new kernel and values that are there already; what is chosen is decided by cost\n\
          alone. There is no commutativity, no associativity, and no rule that splits a kernel.\n",
     );
-    for family in [Family::Seed, Family::Grow, Family::Absorb, Family::Fold] {
+    for family in [Family::Seed, Family::Grow, Family::Absorb, Family::Chain, Family::Fold] {
         let about = match family {
             Family::Seed => "An op becomes the main op of a kernel.",
             Family::Grow => {
                 "A kernel takes in an op that reads its result. What the op reads is no longer a result, unless the table says so."
             }
             Family::Absorb => "A kernel takes in the op that makes one of its operands.",
+            Family::Chain => "Two kernels, of which the second reads a result of the first, become the stages of one.",
             Family::Fold => "Work on weights and views that needs no kernel of a step.",
         };
         let _ = writeln!(out, "\n### {}\n\n{about}\n\n| rule | ops | what it does |\n|---|---|---|", family.name());
@@ -47,7 +48,7 @@ pub fn rules() -> String {
             t.summary,
             if t.main.is_empty() { format!("none: {}", kinds(t.free)) } else { kinds(t.main) },
             prologue(t),
-            kinds(t.epilogue),
+            epilogue(t),
             rows(t),
             t.launches
         );
@@ -85,6 +86,12 @@ fn prologue(t: &Template) -> String {
         .map(|s| format!("{}: {}{}", s.operand, kinds(s.ops), if s.exports { " (may also be stored)" } else { "" }))
         .collect();
     slots.join("; ")
+}
+
+/// What may follow the main op, stage by stage.
+fn epilogue(t: &Template) -> String {
+    let earlier = t.earlier.iter().map(|e| format!("{}; then ", kinds(e.epilogue)));
+    format!("{}{}", earlier.collect::<String>(), kinds(t.epilogue))
 }
 
 fn rows(t: &Template) -> String {

@@ -47,6 +47,13 @@ pub enum How {
         /// What is taken in also becomes a result.
         export: bool,
     },
+    /// A kernel and the one whose result it reads, both complete kernels of template `parts`, become the stages of one.
+    Chain {
+        /// Template of both.
+        parts: &'static str,
+        /// Template of the new kernel.
+        whole: &'static str,
+    },
     /// Rewrites the function before the e-graph is made; see [`super::concat`] and [`super::tile_max`].
     Before,
     /// Anything else.
@@ -207,6 +214,18 @@ pub static RULES: &[Rule] = &[
         how: How::Absorb { region: 1, export: true },
     },
     Rule {
+        info: RuleInfo {
+            off: Some("not measured yet: its cost is an estimate, and its blocks wait for each other"),
+            ..info(
+                "chain/moe-pair",
+                Family::Chain,
+                "the two matmuls with a row's experts become one kernel: memory does not pause between them",
+            )
+        },
+        kinds: &[K::MoeMatMul],
+        how: How::Chain { parts: "moe_stream", whole: "moe_pair" },
+    },
+    Rule {
         info: info(
             super::concat::NAME,
             Family::Fold,
@@ -259,8 +278,8 @@ fn makes_both(_: &Graph, _: &[Id], args: &[Arg]) -> bool {
 pub struct Proposal {
     /// The kernel.
     pub body: Body,
-    /// The kernel it comes from.
-    pub from: Option<u32>,
+    /// The kernels it comes from.
+    pub from: Vec<u32>,
     /// The op it takes in.
     pub op: OpKind,
     /// What it equals.
@@ -288,7 +307,7 @@ impl Rule {
     /// Heads of the nodes that the rule looks for.
     pub fn heads(&self) -> Vec<Head> {
         match self.how {
-            How::Absorb { .. } => vec![Head::Kernel],
+            How::Absorb { .. } | How::Chain { .. } => vec![Head::Kernel],
             How::Before => vec![],
             _ => self.kinds.iter().map(|k| Head::Op(*k)).collect(),
         }
@@ -306,6 +325,9 @@ impl Rule {
             }
             (How::Absorb { region, export }, Term::Kernel(k, operands)) => {
                 absorbed(eg, class, (*k, operands), self.kinds, (region, export), &mut |op| first((class, node, op)))
+            }
+            (How::Chain { parts, whole }, Term::Kernel(k, operands)) => {
+                chained(eg, class, (*k, operands), parts, whole, &mut |k| first((class, node, k)))
             }
             (How::Custom(propose), _) if first((class, node, node)) => propose(eg, class, node),
             _ => vec![],
@@ -359,11 +381,11 @@ fn seeded(eg: &Graph, class: Id, kind: OpKind, children: &[Id], template: &str) 
     let (operands, attrs) = parts(eg, kind, children);
     let Some(body) = Body::seed(eg, template, kind, attrs, operands, name_of(eg, class)) else { return vec![] };
     let equal = Equal::Results(op_results(kind, class, 0, count(eg, class)));
-    vec![Proposal { body, from: None, op: kind, equal }]
+    vec![Proposal { body, from: vec![], op: kind, equal }]
 }
 
 /// Kernels whose results a class may be: (result, tuple).
-fn makers(eg: &Graph, id: Id) -> Vec<(u16, Id)> {
+pub(super) fn makers(eg: &Graph, id: Id) -> Vec<(u16, Id)> {
     let mut out: Vec<(u16, Id)> = eg[id]
         .nodes
         .iter()
@@ -400,7 +422,9 @@ fn grown(
         }
         for node in &eg[tuple].nodes {
             let Term::Kernel(k, ids) = node else { continue };
-            let takes = template(eg.analysis.kernels[*k as usize].template())
+            let kernel = &eg.analysis.kernels[*k as usize];
+            let takes = template(kernel.template())
+                .filter(|t| t.earlier.is_empty())
                 .is_some_and(|t| t.epilogue.contains(&kind) || t.main.is_empty() && t.free.contains(&kind));
             if !takes || !first(node) {
                 continue;
@@ -414,7 +438,7 @@ fn grown(
                 .filter_map(|(i, new)| new.map(|n| (n, Target::Proj(i as u16, tuple))))
                 .collect();
             equal.extend(op_results(kind, class, moved.first, count(eg, class)));
-            out.push(Proposal { body, from: Some(*k), op: kind, equal: Equal::Results(equal) });
+            out.push(Proposal { body, from: vec![*k], op: kind, equal: Equal::Results(equal) });
         }
     }
     out
@@ -429,7 +453,9 @@ fn absorbed(
     first: &mut dyn FnMut(&Term) -> bool,
 ) -> Vec<Proposal> {
     let (k, ids) = kernel;
-    let Some(t) = template(eg.analysis.kernels[k as usize].template()) else { return vec![] };
+    let Some(t) = template(eg.analysis.kernels[k as usize].template()).filter(|t| t.earlier.is_empty()) else {
+        return vec![];
+    };
     let free = t.main.is_empty();
     let takes = |kind: OpKind| match region {
         2 => t.epilogue.contains(&kind),
@@ -466,7 +492,42 @@ fn absorbed(
                     Equal::Results(old.chain([(n, Target::Class(operand))]).collect())
                 }
             };
-            out.push(Proposal { body: grown, from: Some(k), op: *kind, equal });
+            out.push(Proposal { body: grown, from: vec![k], op: *kind, equal });
+        }
+    }
+    out
+}
+
+/// Kernels that make an operand of this one, in front of it. Every way in which the two can grow is there as kernels, so only complete ones are put together.
+fn chained(
+    eg: &Graph,
+    class: Id,
+    kernel: (u32, &[Id]),
+    parts: &str,
+    whole: &str,
+    first: &mut dyn FnMut(&Term) -> bool,
+) -> Vec<Proposal> {
+    let complete = |k: u32| {
+        let kernel = &eg.analysis.kernels[k as usize];
+        &**kernel.template() == parts && template(parts).is_some_and(|t| t.complete(kernel).is_ok())
+    };
+    let (k, ids) = kernel;
+    if !complete(k) {
+        return vec![];
+    }
+    let next = open(eg, k, ids);
+    let mut out = Vec::new();
+    for operand in next.operands(1) {
+        for (result, tuple) in makers(eg, operand) {
+            for node in &eg[tuple].nodes {
+                let Term::Kernel(before, ids) = node else { continue };
+                if !complete(*before) || !first(node) {
+                    continue;
+                }
+                let body = open(eg, *before, ids).chain(result as usize, next.clone(), operand, whole);
+                let from = vec![*before, k];
+                out.extend(body.map(|body| Proposal { body, from, op: K::Kernel, equal: Equal::Tuple(class) }));
+            }
         }
     }
     out

@@ -93,6 +93,45 @@ fn the_library_is_used_when_asked_for() {
     assert_eq!(calls(&Options { sizes: options(&shared, 1, 1).sizes, ..asked }), [""; 0]);
 }
 
+/// The experts of few rows are one kernel where it is asked for, and two wherever it is not or cannot be.
+#[test]
+fn the_experts_are_one_kernel_when_asked_for() {
+    let module = program(step::Head::Greedy);
+    let shared = Spaces::default();
+    let pair = "moe_pair[dequant | moe_matmul | gather_rows add swiglu cast then dequant | moe_matmul | gather_rows add moe_combine add]";
+    let experts = |options: &Options| {
+        let (module, report) = fused(module.clone(), options);
+        gossamer_ir::verify::roundtrip(&module).unwrap_or_else(|e| panic!("{e}"));
+        let all = templates(&report, "layer_full");
+        let experts = all.into_iter().filter(|s| s.starts_with("moe_")).collect::<Vec<_>>();
+        (experts, report)
+    };
+    for (t, s, asked) in [(1, 1, true), (4, 4, true), (8, 8, true), (16, 16, false), (4, 1, false), (512, 1, false)] {
+        let plain = options(&shared, t, s);
+        let (without, _) = experts(&plain);
+        assert!(without.len() == 2 && without.iter().all(|k| !k.starts_with("moe_pair")), "{t}: {without:?}");
+        let (with, report) = experts(&Options { enabled_rules: vec!["chain/moe-pair".into()], ..plain.clone() });
+        assert_eq!(with, if asked { vec![pair.to_string()] } else { without }, "{t} {s}");
+        if !asked {
+            continue;
+        }
+        // `explain` shows how both stages grew, and then that they were put together.
+        let f = report.funcs.iter().find(|f| &*f.name == "layer_full").unwrap();
+        let kernel = f.kernels.iter().find(|k| k.kernel.depth() == 2).unwrap();
+        let rules: Vec<&str> = kernel.history.iter().map(|o| o.rule).collect();
+        assert_eq!(rules.iter().filter(|r| **r == "seed/moe-stream").count(), 2, "{rules:?}");
+        assert_eq!(rules.last(), Some(&"chain/moe-pair"));
+        assert_eq!(kernel.terms.as_ref().map(|t| t.launches), Some(1));
+    }
+    // What code generation refuses is replaced.
+    let refuses = Refuse(std::sync::Arc::new(|k, _, _, _| (k.depth() > 1).then(|| "no text".to_string())));
+    let refused =
+        Options { enabled_rules: vec!["chain/moe-pair".into()], refuses: Some(refuses), ..options(&shared, 1, 1) };
+    let (two, report) = experts(&refused);
+    assert_eq!(two.len(), 2, "{two:?}");
+    assert!(report.funcs.iter().any(|f| f.refused.iter().any(|(k, why)| k.depth() == 2 && why == "no text")));
+}
+
 /// Whatever the sizes, a row of a prompt is summed in one chain and a decoded row in pieces, and rows that get logits in pieces in both.
 #[test]
 fn prompts_and_decoded_rows_keep_their_orders() {

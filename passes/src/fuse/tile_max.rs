@@ -65,5 +65,5 @@ pub fn without(eg: &Graph, class: Id, node: &Term) -> Vec<Proposal> {
     attrs.set("tile", Attr::Int(0));
     let name = eg[class].data.name.clone().unwrap_or_else(|| "v".into());
     let Some(body) = Body::seed(eg, "single", *kind, attrs, &operands[..at], name) else { return vec![] };
-    vec![Proposal { body, from: None, op: *kind, equal: Equal::Results(vec![(0, Target::Class(class))]) }]
+    vec![Proposal { body, from: vec![], op: *kind, equal: Equal::Results(vec![(0, Target::Class(class))]) }]
 }

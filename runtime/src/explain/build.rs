@@ -183,20 +183,11 @@ impl Kernels<'_> {
     }
 }
 
-/// `rms_norm cast | matmul | add rope`: the ops of a kernel by region, or the op.
+/// `rms_norm cast | matmul | add rope`: the ops of a kernel by region and stage, or the op.
 fn summary(f: &Func, id: OpId) -> String {
     let op = f.graph.op(id);
     let Some(kernel) = op.attrs.kernel() else { return op.kind.name().to_string() };
-    let regions: Vec<String> = kernel
-        .regions()
-        .map(|r| {
-            let ops = r.graph.order().unwrap_or_default().into_iter().map(|id| r.graph.op(id));
-            let names: Vec<&str> =
-                ops.filter(|o| !matches!(o.kind, OpKind::Param | OpKind::Const)).map(|o| o.kind.name()).collect();
-            names.join(" ")
-        })
-        .collect();
-    regions.join(" | ")
+    kernel.outline(&|kind| kind != OpKind::Const)
 }
 
 /// `l3` of `l3.attn.q`: inlining puts the scope of a call in front of names.

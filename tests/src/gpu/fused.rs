@@ -74,6 +74,7 @@ pub fn all() -> Vec<Scenario> {
     out.extend(heads());
     out.extend(routers());
     out.extend(experts());
+    out.extend(pairs());
     out.extend(scalars());
     out
 }
@@ -298,6 +299,64 @@ fn experts() -> Vec<Scenario> {
             chain.options.enabled_rules = vec!["seed/moe-gemm".into()];
             out.push(of_prompts(source.scenario(&[1, 9, 33, 63, 64, 65, 150], &["moe_gemm"], chain)));
         }
+    }
+    out
+}
+
+/// Both products with experts as the stages of one kernel.
+fn pairs() -> Vec<Scenario> {
+    let mut out = Vec::new();
+    for (e, top, k, h, kind) in [
+        (4, 2, 64, 32, "any"),
+        (32, 4, 320, 96, "any"),
+        (32, 4, 2880, 160, "skewed"),
+        (6, 3, 192, 2880, "same"),
+        (32, 4, 2880, 2880, "any"),
+        (128, 4, 128, 64, "any"),
+    ] {
+        let mut rng = Rng::new(&format!("pairs {e} {top} {k} {h} {kind}"));
+        let (most, n, packed) = (8, 2 * h, "#mx64");
+        let ids = choices(kind, most, top, e, &mut rng);
+        let source = Source {
+            label: format!("both products with {e} experts, {k} to {h} to {k}, top {top}, {kind}"),
+            params: format!(
+                "%x: bf16[T, {k}], %w: mxfp4[{e}, {n}, {k}], %ids: i32[T, {top}], %b: bf16[{e}, {n}], %v: mxfp4[{e}, {k}, {h}], %g: bf16[{e}, {k}], \
+                 %p: f32[T, {top}], %r: f32[T, {k}]"
+            ),
+            results: format!("f32[T, {k}]"),
+            body: vec![
+                format!("%wp = relayout %w {{layout = {packed}}} : mxfp4[{e}, {n}, {k}] {packed}"),
+                format!("%wd = dequant %wp : bf16[{e}, {n}, {k}]"),
+                format!("%a = moe_matmul %x, %wd, %ids : f32[T, {top}, {n}]"),
+                format!("%c = gather_rows %b, %ids : bf16[T, {top}, {n}]"),
+                format!("%z = add %a, %c : f32[T, {top}, {n}]"),
+                format!("%s = swiglu %z {{limit = 7.0, alpha = 1.702}} : f32[T, {top}, {h}]"),
+                format!("%h = cast %s {{to = bf16}} : bf16[T, {top}, {h}]"),
+                format!("%vp = relayout %v {{layout = {packed}}} : mxfp4[{e}, {k}, {h}] {packed}"),
+                format!("%vd = dequant %vp : bf16[{e}, {k}, {h}]"),
+                format!("%d = moe_matmul %h, %vd, %ids : f32[T, {top}, {k}]"),
+                format!("%f = gather_rows %g, %ids : bf16[T, {top}, {k}]"),
+                format!("%u = add %d, %f : f32[T, {top}, {k}]"),
+                format!("%m = moe_combine %u, %p : f32[T, {k}]"),
+                format!("%y = add %r, %m : f32[T, {k}]"),
+                "return %y".into(),
+            ],
+            inputs: vec![
+                ("x", rng.floats(DType::BF16, &[most, k], 1.0), true),
+                ("w", rng.mxfp4(&[e, n, k], 118, 122), false),
+                ("ids", ids, true),
+                ("b", rng.floats(DType::BF16, &[e, n], 1.0), false),
+                ("v", rng.mxfp4(&[e, k, h], 118, 122), false),
+                ("g", rng.floats(DType::BF16, &[e, k], 1.0), false),
+                ("p", rng.floats(DType::F32, &[most, top], 0.5), true),
+                ("r", rng.floats(DType::F32, &[most, k], 1.0), true),
+            ],
+        };
+        let mut chain = without(&["seed/moe-tile"]);
+        chain.options.enabled_rules = vec!["chain/moe-pair".into()];
+        out.push(source.scenario(&[1, 2, 3, 4, 7, 8], &["moe_pair"], chain));
+        // The same rows as two kernels.
+        out.push(source.scenario(&[1, 8], &["moe_stream"], without(&["seed/moe-tile"])));
     }
     out
 }

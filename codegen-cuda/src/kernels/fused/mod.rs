@@ -11,6 +11,7 @@ mod map;
 mod moe;
 mod moe_counter;
 mod moe_gemm;
+mod moe_pair;
 mod moe_stream;
 mod moe_tile;
 mod moe_wide;
@@ -24,6 +25,7 @@ mod tile;
 use std::borrow::Cow;
 use std::collections::BTreeSet;
 
+use gossamer_ir::kernel::Source as From;
 use gossamer_ir::{Func, Kernel, OpKind, StateDecl, Type, Value};
 
 use super::region::{Region, Source, malformed, unsupported};
@@ -42,6 +44,7 @@ pub fn lower(cx: &Cx) -> Result<Lowered, LowerError> {
         "moe_stream" => moe_stream::lower(cx, &body),
         "moe_tile" => moe_tile::lower(cx, &body),
         "moe_wide" => moe_wide::lower(cx, &body),
+        "moe_pair" => moe_pair::lower(cx, kernel),
         "moe_gemm" => moe_gemm::lower(cx, &body),
         "router" => router::lower(cx, &body),
         "row" => row::lower(cx, &body),
@@ -49,7 +52,7 @@ pub fn lower(cx: &Cx) -> Result<Lowered, LowerError> {
         "single" | "attention" => single::lower(cx, &body),
         "cublaslt" => cublaslt::lower(cx, &body),
         other => {
-            let known = "stream, tile, gemm, gemm_pieces, moe_stream, moe_tile, moe_wide, moe_gemm, router, attention, \
+            let known = "stream, tile, gemm, gemm_pieces, moe_stream, moe_pair, moe_tile, moe_wide, moe_gemm, router, attention, \
                          row, map, cublaslt, single";
             Err(cx.unsupported(format!("template `{other}`"), known))
         }
@@ -70,12 +73,16 @@ pub(crate) enum Origin {
     Prologue(Value),
     /// The main region computes it.
     Main(Value),
+    /// An earlier stage computes it.
+    Before(Value),
 }
 
-/// The regions of a kernel and how values pass between them.
+/// The regions of a stage of a kernel and how values pass between them; most kernels have one stage.
 pub(crate) struct Body<'a> {
     /// The kernel.
     pub kernel: &'a Kernel,
+    stage: usize,
+    main: &'a Func,
     epilogue: Cow<'a, Func>,
 }
 
@@ -83,47 +90,70 @@ impl<'a> Body<'a> {
     /// The regions of `kernel`; without an epilogue, main's results are stored as they are.
     pub fn new(kernel: &'a Kernel) -> Body<'a> {
         let epilogue = kernel.epilogue().map_or_else(|| Cow::Owned(store_all(kernel.main())), Cow::Borrowed);
-        Body { kernel, epilogue }
+        Body { kernel, stage: 0, main: kernel.main(), epilogue }
     }
 
-    /// The last region, whose results are the kernel's.
+    /// The regions of each stage of `kernel`.
+    pub fn stages(kernel: &'a Kernel) -> Vec<Body<'a>> {
+        let stage = |(stage, s): (usize, &'a gossamer_ir::kernel::Stage)| {
+            let epilogue = s.epilogue.as_ref().map_or_else(|| Cow::Owned(store_all(&s.main)), Cow::Borrowed);
+            Body { kernel, stage, main: &s.main, epilogue }
+        };
+        kernel.stages().enumerate().map(stage).collect()
+    }
+
+    /// The main region.
+    pub fn main(&self) -> &'a Func {
+        self.main
+    }
+
+    /// What is done to operands as they are read.
+    pub fn prologue(&self) -> Option<&'a Func> {
+        self.kernel.stages().nth(self.stage).and_then(|s| s.prologue.as_ref())
+    }
+
+    /// The last region, whose results are the stage's.
     pub fn epilogue(&self) -> &Func {
         &self.epilogue
     }
 
     /// The op of the main region, by its first result, if it is the only one.
     pub fn heavy(&self) -> Result<Value, LowerError> {
-        gossamer_ir::template::heavy(self.kernel.main()).ok_or_else(|| malformed("a kernel whose main region is empty"))
+        gossamer_ir::template::heavy(self.main).ok_or_else(|| malformed("a kernel whose main region is empty"))
     }
 
     /// Where parameter `i` of the main region comes from.
     pub fn main_param(&self, i: usize) -> Origin {
-        let Some(prologue) = self.kernel.prologue() else { return Origin::Operand(i) };
-        match prologue.results.get(i) {
-            Some(v) => match parameter(prologue, *v) {
-                Some(p) => Origin::Operand(p),
-                None => Origin::Prologue(*v),
-            },
-            None => Origin::Operand(prologue.params.len() + i - prologue.results.len()),
+        match self.main.param(i) {
+            Some(v) => self.main_value(v),
+            None => Origin::Operand(self.kernel.operand_types().len()),
         }
+    }
+
+    /// The operand that parameter `i` of the prologue is, if no earlier stage hands it on.
+    pub fn prologue_param(&self, i: usize) -> Option<usize> {
+        self.kernel.operand_of(3 * self.stage, i)
     }
 
     /// Where a value of the main region comes from.
     pub fn main_value(&self, v: Value) -> Origin {
-        match parameter(self.kernel.main(), v) {
-            Some(p) => self.main_param(p),
-            None => Origin::Main(v),
+        match self.kernel.source(3 * self.stage + 1, v) {
+            From::Operand(i) => Origin::Operand(i),
+            From::Made { region, value } => match region.checked_sub(3 * self.stage) {
+                Some(0) => Origin::Prologue(value),
+                Some(_) => Origin::Main(value),
+                None => Origin::Before(value),
+            },
         }
     }
 
     /// Where parameter `i` of the epilogue comes from.
     pub fn epilogue_param(&self, i: usize) -> Origin {
-        let main = self.kernel.main();
-        match main.results.get(i) {
+        match self.main.results.get(i) {
             Some(v) => self.main_value(*v),
             None => {
-                let before = self.kernel.operands_of(0) + self.kernel.operands_of(1);
-                Origin::Operand(before + i - main.results.len())
+                let before = (0..=3 * self.stage + 1).map(|r| self.kernel.operands_of(r)).sum::<usize>();
+                Origin::Operand(before + i - self.main.results.len())
             }
         }
     }
@@ -147,7 +177,7 @@ impl<'a> Body<'a> {
                 Origin::Main(v) => {
                     computed(v).ok_or_else(|| unsupported("this result of main in an epilogue", "its first"))
                 }
-                Origin::Prologue(_) => {
+                Origin::Prologue(_) | Origin::Before(_) => {
                     Err(unsupported("a prologue's value in the epilogue", "main's results and operands"))
                 }
             })

@@ -3,11 +3,11 @@
 //!
 //! Both templates decode packed weights in the order of their multiplies and cut K into the same pieces, so a row has the same bits in each.
 
-use gossamer_ir::{DType, Func, OpKind, TensorType, Value};
+use gossamer_ir::{DType, Func, OpKind, TensorType, Type, Value};
 
 use super::super::contraction::MAX_K;
 use super::super::quant::{PACKED, PACKED_FAST};
-use super::super::region::{Index, Need, Region, Sink, Source, lift, malformed, text, unsupported};
+use super::super::region::{Index, Need, Region, Sink, Source, Split, lift, malformed, split, text, unsupported};
 use super::super::{Cx, rows_of};
 use super::finish::product_sinks;
 use super::{Body, Origin, Params, parameter};
@@ -41,8 +41,12 @@ pub(super) struct Experts {
     pub shared_x: bool,
     /// True if scales are stored for one multiply a pair.
     pub fast: bool,
-    /// The operands x, w and ids.
-    pub operands: [usize; 3],
+    /// The operand x; `None` if an earlier stage makes it.
+    pub x: Option<usize>,
+    /// The operand w.
+    pub w: usize,
+    /// The operand ids.
+    pub ids: usize,
     /// The product, `[T, J, N]`.
     pub product: Value,
 }
@@ -53,21 +57,31 @@ impl Experts {
     /// # Errors
     /// Weights, rows or sizes that the templates do not take.
     pub fn of(cx: &Cx, body: &Body) -> Result<Experts> {
-        let main = body.kernel.main();
+        let main = body.main();
         let product = body.heavy()?;
         let op = main.graph.op(product.op);
-        let (OpKind::MoeMatMul, &[x, w, ids]) = (op.kind, op.operands.as_slice()) else {
+        let (OpKind::MoeMatMul, &[rows, w, ids]) = (op.kind, op.operands.as_slice()) else {
             return Err(malformed("a template for experts holds a moe_matmul"));
         };
-        let (Origin::Operand(x), Origin::Operand(ids)) = (body.main_value(x), body.main_value(ids)) else {
-            return Err(unsupported("computed rows or choices", "operands in memory"));
+        let x = match body.main_value(rows) {
+            Origin::Operand(x) => Some(x),
+            Origin::Before(_) => None,
+            _ => return Err(unsupported("computed rows", "operands in memory")),
+        };
+        let Origin::Operand(ids) = body.main_value(ids) else {
+            return Err(unsupported("computed choices", "operands in memory"));
         };
         let packed = format!("mxfp4 #{PACKED} or #{PACKED_FAST} behind a dequant to bf16");
         let w = match body.main_value(w) {
             Origin::Prologue(v) => decoded(body, v).ok_or_else(|| unsupported("computed weights", packed.as_str()))?,
             _ => return Err(unsupported("experts whose weights are not packed", packed)),
         };
-        let (xt, wt, it) = (cx.plain(x)?, cx.operand(w)?, cx.plain(ids)?);
+        let xt = match (x, main.graph.ty(rows)) {
+            (Some(x), _) => cx.plain(x)?,
+            (None, Type::Tensor(t)) => t,
+            (None, _) => return Err(malformed("rows that are no tensor")),
+        };
+        let (wt, it) = (cx.operand(w)?, cx.plain(ids)?);
         let fast = match (wt.dtype, wt.layout.as_deref()) {
             (DType::Mxfp4, Some(PACKED)) => false,
             (DType::Mxfp4, Some(PACKED_FAST)) => true,
@@ -102,7 +116,16 @@ impl Experts {
             return Err(unsupported(format!("{tokens} tokens of {choices} choices"), "fewer than 2^31 rows"));
         }
         let shared_x = xt.rank() == 2;
-        Ok(Experts { tokens, choices, experts, n, k, shared_x, fast, operands: [x, w, ids], product })
+        Ok(Experts { tokens, choices, experts, n, k, shared_x, fast, x, w, ids, product })
+    }
+
+    /// The operands x, w and ids of a kernel of one stage.
+    ///
+    /// # Errors
+    /// Rows that another stage makes.
+    pub fn operands(&self) -> Result<[usize; 3]> {
+        let x = self.x.ok_or_else(|| unsupported("rows that an earlier stage makes", "operands in memory"))?;
+        Ok([x, self.w, self.ids])
     }
 
     /// Rows in all.
@@ -144,11 +167,11 @@ impl Experts {
 
 /// The operand that the prologue decodes to give `v`.
 fn decoded(body: &Body, v: Value) -> Option<usize> {
-    let prologue = body.kernel.prologue()?;
+    let prologue = body.prologue()?;
     let op = prologue.graph.op(v.op);
     let to_bf16 = prologue.graph.ty(v).as_tensor().is_some_and(|t| t.dtype == DType::BF16);
     match op.kind == OpKind::Dequant && to_bf16 {
-        true => parameter(prologue, op.operands[0]),
+        true => parameter(prologue, op.operands[0]).and_then(|p| body.prologue_param(p)),
         false => None,
     }
 }
@@ -209,7 +232,7 @@ impl Strips {
     }
 
     /// Columns of results in all.
-    fn width(&self, n: i64) -> i64 {
+    pub fn width(&self, n: i64) -> i64 {
         if self.pairing == Pairing::Each { n } else { n / 2 }
     }
 
@@ -418,6 +441,85 @@ fn printer<'s>(
     Ok((Region::new(func, cx.module(), sources), pointers))
 }
 
+/// Where an epilogue puts its results, and what tells its names from another's.
+pub(super) struct To<'t> {
+    /// Pointers to the results, by number.
+    pub pointers: &'t [String],
+    /// See [`Region::tagged`].
+    pub tag: Option<&'static str>,
+}
+
+/// Variables of the text: the code of an epilogue at column `n` of the results of token `t`, of choice `j` or of all choices.
+pub(super) struct Place {
+    /// The token.
+    pub t: Index,
+    /// The choice; `None`: rows of a token are together.
+    pub j: Option<Index>,
+    /// The column.
+    pub n: Index,
+}
+
+/// Prints an epilogue at several places, each cut into what needs no product, where experts are known from the start, and the rest.
+///
+/// # Errors
+/// An op that scalar code cannot make, or results that need columns in different ways.
+#[expect(clippy::too_many_arguments, reason = "what a template knows when it prints it")]
+pub(super) fn split_epilogue(
+    cx: &Cx,
+    body: &Body,
+    experts: &Experts,
+    strips: &Strips,
+    found: &[Sink],
+    held: &Held,
+    to: &To,
+    params: &mut Params,
+    places: &[Place],
+) -> Result<Vec<Split>> {
+    let func = body.epilogue();
+    if strips.pairing == Pairing::Each && found.iter().any(|s| matches!(s.need, Need::Interleaved { .. })) {
+        return Err(unsupported(
+            "results of pairs of columns beside others",
+            "one or the other; template `moe_stream`",
+        ));
+    }
+    let mut sources = Vec::new();
+    for i in 0..func.params.len() {
+        sources.push(match body.epilogue_param(i) {
+            Origin::Operand(o) if only_picks_expert(cx, func, i, o, experts) => {
+                Source::Ready(Box::new(|at: &[Index]| (held.expert)(&at[0], &at[1])))
+            }
+            Origin::Operand(o) => params.source(cx, o)?,
+            Origin::Main(v) if v == experts.product => {
+                Source::Given(Box::new(|at: &[Index]| (held.product)(&at[0], &at[1], &strips.local(&at[2]))))
+            }
+            _ => return Err(unsupported("this value in an epilogue", "the product and operands")),
+        });
+    }
+    let mut region = Region::new(func, cx.module(), sources);
+    if let Some(tag) = to.tag {
+        region = region.tagged(tag);
+    }
+    let mut out = Vec::new();
+    for place in places {
+        let (lines, ()) = region.scope(|r| {
+            for sink in found {
+                let column = if strips.pairing == Pairing::Each { sink.column(&place.n) } else { place.n.clone() };
+                let leads = match &place.j {
+                    Some(j) => vec![vec![place.t.clone(), j.clone()]],
+                    None => leads(rank(func, sink.value), true, &place.t, experts.choices)?,
+                };
+                for lead in leads {
+                    r.emit(sink, &to.pointers[sink.result], &lead, &column)?;
+                }
+            }
+            Ok(())
+        })?;
+        out.push(split(&lines));
+    }
+    params.sizes(cx, &region)?;
+    Ok(out)
+}
+
 /// Indices in front of the column at which a value of this rank is stored.
 fn leads(rank: usize, together: bool, t: &Index, choices: i64) -> Result<Vec<Vec<Index>>> {
     match (rank, together) {
@@ -431,8 +533,7 @@ fn leads(rank: usize, together: bool, t: &Index, choices: i64) -> Result<Vec<Vec
 /// True if parameter `i` of the epilogue is the choices that the product is made with, and is read only to pick rows of tables with at most a row an
 /// expert: then the template knows the row, and what is no expert is outside of them.
 fn only_picks_expert(cx: &Cx, func: &Func, i: usize, operand: usize, experts: &Experts) -> bool {
-    let [.., ids] = experts.operands;
-    let same = cx.op.operands.get(operand).is_some_and(|v| cx.op.operands.get(ids) == Some(v));
+    let same = cx.op.operands.get(operand).is_some_and(|v| cx.op.operands.get(experts.ids) == Some(v));
     let Some(param) = func.param(i) else { return false };
     let picks = func.graph.users(param).iter().all(|(user, position)| {
         let op = func.graph.op(*user);

@@ -171,7 +171,7 @@ pub(super) fn lower(cx: &Cx, body: &Body, shape: &Experts, found: &[Sink], rows:
     let code = epilogue(cx, body, shape, &strips, found, combine, &given, &mut params)?;
     let finish = if combine { Finish::of_tokens(&code.lines) } else { Finish::of_rows(&code.lines) };
 
-    let [x, w, ids] = shape.operands;
+    let [x, w, ids] = shape.operands()?;
     let (list, more) = params.finish();
     let mut list = if list.is_empty() { list } else { format!(", {list}") };
     let mut args = vec![operand(x), operand(w), operand(ids), Arg::I32(shape.tokens as i32), Arg::Counters];

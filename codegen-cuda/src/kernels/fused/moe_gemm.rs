@@ -123,7 +123,7 @@ pub fn lower(cx: &Cx, body: &Body) -> Result<Lowered> {
     let mut params = Params::default();
     let code = runs(cx, body, &shape, &strips, &found, &mut params)?;
 
-    let [x, w, ids] = shape.operands;
+    let [x, w, ids] = shape.operands()?;
     let (list, more) = params.finish();
     // Nothing else points to where results go, so that loads of other rows need not wait for stores.
     let list = list.replace("* y", "* __restrict__ y");

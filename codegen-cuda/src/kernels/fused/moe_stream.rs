@@ -169,7 +169,7 @@ pub fn lower(cx: &Cx, body: &Body) -> Result<Lowered> {
     let owner = combines(body, &found);
     let even = Strips::choose(&found, shape.n, 1)?.tiles() == 2;
     let mut plan = Plan::choose(&shape, owner, even)?;
-    plan.v.early = cx.early(shape.operands[2]);
+    plan.v.early = cx.early(shape.ids);
     let Variant { tiles, x_rows, chunk, ahead, groups, blocks: resident, early, .. } = plan.v;
     let strips = Strips::choose(&found, shape.n, tiles)?;
 
@@ -183,7 +183,7 @@ pub fn lower(cx: &Cx, body: &Body) -> Result<Lowered> {
     let code = epilogue(cx, body, &shape, &strips, &found, owner, &held, &mut params)?;
     let finish = if owner { keep(&code.lines) } else { store(&code.lines) };
 
-    let [x, w, ids] = shape.operands;
+    let [x, w, ids] = shape.operands()?;
     let (list, more) = params.finish();
     let list = if list.is_empty() { list } else { format!(", {list}") };
     let mut args = vec![operand(x), operand(w), operand(ids), Arg::I32(shape.tokens as i32)];
@@ -293,7 +293,9 @@ mod tests {
             k,
             shared_x: true,
             fast: true,
-            operands: [0, 1, 2],
+            x: Some(0),
+            w: 1,
+            ids: 2,
             product: product(),
         };
         for tokens in [1, 2, 3, 5, 8, 9, 16, 32, 64] {

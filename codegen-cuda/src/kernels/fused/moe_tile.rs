@@ -63,7 +63,7 @@ pub fn lower(cx: &Cx, body: &Body) -> Result<Lowered, LowerError> {
     let held = Held { product: &product, expert: &expert };
     let code = epilogue(cx, body, &shape, &strips, &found, false, &held, &mut params)?;
 
-    let [x, w, ids] = shape.operands;
+    let [x, w, ids] = shape.operands()?;
     // Every expert's last tile may be partly empty.
     let tiles = rows / v.slots + rows.min(shape.experts + 1);
     let (list, more) = params.finish();

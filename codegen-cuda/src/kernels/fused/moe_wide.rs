@@ -182,7 +182,7 @@ pub fn lower(cx: &Cx, body: &Body) -> Result<Lowered> {
     let held = Held { product: &product, expert: &expert };
     let code = epilogue(cx, body, &shape, &strips, &found, false, &held, &mut params)?;
 
-    let [x, w, ids] = shape.operands;
+    let [x, w, ids] = shape.operands()?;
     let (list, more) = params.finish();
     // Nothing else points to where results go, so that loads of other rows need not wait for stores.
     let list = list.replace("* y", "* __restrict__ y");

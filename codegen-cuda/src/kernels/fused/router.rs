@@ -237,7 +237,7 @@ fn input(cx: &Cx, body: &Body, x: Value, dtype: DType) -> Result<Input> {
     let value = match body.main_value(x) {
         Origin::Operand(x) => return Ok(Input { x, norm: None }),
         Origin::Prologue(v) => v,
-        Origin::Main(_) => return Err(malformed("a matmul of itself")),
+        Origin::Main(_) | Origin::Before(_) => return Err(malformed("a matmul of itself")),
     };
     let prologue = body.kernel.prologue().ok_or_else(|| malformed("a value of no prologue"))?;
     let other = || unsupported("this prologue", "a norm, a cast, or a cast of a norm");

@@ -97,7 +97,7 @@ pub fn lower(cx: &Cx, body: &Body) -> Result<Lowered> {
                 }
                 Ok((r.take(), element))
             }
-            Origin::Main(_) => Err(malformed("an op on its own result")),
+            Origin::Main(_) | Origin::Before(_) => Err(malformed("an op on its own result")),
         }
     };
     let (load, x) = first_of(&mut before, &mut params)?;

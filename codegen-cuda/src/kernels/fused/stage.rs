@@ -45,7 +45,7 @@ pub(super) fn stage_x(
     let (prologue, value) = match body.main_value(x) {
         Origin::Operand(i) => return copy_x(cx, i, shape, plan, params),
         Origin::Prologue(v) => (body.kernel.prologue().ok_or_else(|| malformed("a value of no prologue"))?, v),
-        Origin::Main(_) => return Err(malformed("a matmul of itself")),
+        Origin::Main(_) | Origin::Before(_) => return Err(malformed("a matmul of itself")),
     };
     let ops = || prologue.graph.ids().into_iter().map(|id| (id, prologue.graph.op(id)));
     let norm = ops().find(|(_, op)| op.kind == OpKind::RmsNorm);

@@ -50,6 +50,10 @@ impl Region<'_> {
                 let expression = rounded(dtype, give(index));
                 return self.declare(value, &expression, true);
             }
+            Some(Source::Ready(give)) => {
+                let expression = rounded(dtype, give(index));
+                return self.declare(value, &expression, false);
+            }
             Some(Source::Memory(pointer)) => pointer.clone(),
             _ => {
                 let ty = func.graph.ty(value);

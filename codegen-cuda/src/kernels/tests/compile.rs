@@ -81,6 +81,11 @@ fn kernels_of_experts_for_prompts_compile_without_spills() {
 }
 
 #[test]
+fn kernels_of_two_products_with_experts_compile_without_spills() {
+    check(&kernels(super::pair::cases().iter().chain(&super::pair::full_size())));
+}
+
+#[test]
 fn full_size_kernels_compile_without_spills() {
     check(&kernels(&cases::full_size()));
 }

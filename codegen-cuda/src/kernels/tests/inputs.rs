@@ -217,9 +217,7 @@ pub fn inputs(case: &Case) -> Inputs {
 fn role(case: &Case, i: usize) -> (OpKind, usize) {
     let Some(kernel) = case.op.attrs.kernel() else { return (case.op.kind, i) };
     let mut first = 0;
-    for (number, f) in kernel.regions().enumerate() {
-        // Without a prologue `main` is the first region that is there, but takes what region 1 takes.
-        let number = if kernel.prologue().is_none() { number + 1 } else { number };
+    for (number, f) in kernel.numbered() {
         let count = kernel.operands_of(number);
         if i < first + count {
             let param = f.param(f.params.len() - count + i - first).unwrap();

@@ -8,4 +8,5 @@ mod fused;
 mod inputs;
 mod library;
 mod moe;
+pub(super) mod pair;
 mod text;

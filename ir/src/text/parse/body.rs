@@ -7,7 +7,7 @@ use std::sync::Arc;
 use super::{Failed, Parsed, Parser};
 use crate::attr::{Attr, Attrs};
 use crate::graph::{Op, Value};
-use crate::kernel::{Kernel, REGIONS};
+use crate::kernel::{Kernel, REGIONS, Stage, THEN};
 use crate::module::{Func, Param};
 use crate::op::OpKind;
 use crate::text::lex::Kind;
@@ -116,8 +116,19 @@ impl<'a> Parser<'a> {
         Ok(body.func)
     }
 
-    /// The regions of a kernel: `prologue(%x: f32[T, 8]) { .. }` and so on, in order, of which `main` must be there.
+    /// The regions of a kernel, stage by stage: `prologue(%x: f32[T, 8]) { .. } main(..) { .. } then main(..) { .. }`.
     fn kernel(&mut self, template: &str) -> Parsed<Kernel> {
+        let first = self.kernel_stage()?;
+        let mut then = Vec::new();
+        while self.is_word(THEN) {
+            self.bump();
+            then.push(self.kernel_stage()?);
+        }
+        Ok(Kernel::of(template, first, then))
+    }
+
+    /// The regions of a stage in order, of which `main` must be there.
+    fn kernel_stage(&mut self) -> Parsed<Stage> {
         let mut regions: [Option<Func>; 3] = [None, None, None];
         for (slot, name) in regions.iter_mut().zip(REGIONS) {
             if self.is_word(name) {
@@ -128,8 +139,8 @@ impl<'a> Parser<'a> {
         }
         let [prologue, main, epilogue] = regions;
         match main {
-            Some(main) => Ok(Kernel::new(template, prologue, main, epilogue)),
-            None => Err(self.unexpected("`main(`", "a kernel has `prologue(..) {..}`, `main(..) {..}` and `epilogue(..) {..}`, in this order; only `main` is required")),
+            Some(main) => Ok(Stage { prologue, main, epilogue }),
+            None => Err(self.unexpected("`main(`", "a kernel has `prologue(..) {..}`, `main(..) {..}` and `epilogue(..) {..}`, in this order; only `main` is required; after `then` the same again")),
         }
     }
 
@@ -139,7 +150,7 @@ impl<'a> Parser<'a> {
         let mut at = from;
         let mut depth = 0usize;
         let inside =
-            |p: &Self, at: usize, depth: usize| depth > 0 || REGIONS.contains(&p.text_of(at)) || p.text_of(at) != "}";
+            |p: &Self, at: usize, depth: usize| depth > 0 || opens_region(p.text_of(at)) || p.text_of(at) != "}";
         while at + 1 < self.tokens.len() && !(self.tokens[at].first && self.is_item(at)) && inside(self, at, depth) {
             match self.text_of(at) {
                 "{" => depth += 1,
@@ -147,7 +158,7 @@ impl<'a> Parser<'a> {
                 _ => {}
             }
             at += 1;
-            if depth == 0 && at > self.at && !REGIONS.contains(&self.text_of(at)) {
+            if depth == 0 && at > self.at && !opens_region(self.text_of(at)) {
                 break;
             }
         }
@@ -448,4 +459,9 @@ fn fill(kind: OpKind, attrs: &mut Attrs) {
             attrs.set(info.name, default);
         }
     }
+}
+
+/// True if the word starts a region of a kernel, or a stage of it.
+fn opens_region(word: &str) -> bool {
+    word == THEN || REGIONS.contains(&word)
 }

@@ -2,7 +2,8 @@
 //!
 //! A fused kernel's bytes are those of the cost model, but for what a run knows better: the experts that were chosen and the context that is seen.
 
-use gossamer_ir::{OpId, OpKind, StateDecl, Type, Value};
+use gossamer_ir::kernel::Stage;
+use gossamer_ir::{Op, OpId, OpKind, StateDecl, Type, Value};
 use gossamer_passes::{Plan, cost};
 
 use crate::exec::{HostData, Inputs};
@@ -22,8 +23,21 @@ fn fused(plan: &Plan, id: OpId, inputs: &Inputs, experts: Option<f64>) -> Option
     let op = plan.func.graph.op(id);
     let kernel = op.attrs.kernel()?;
     let weight = |v: Value| plan.load.contains(&v.op) || plan.func.graph.op(v.op).kind == OpKind::Weight;
-    let mut bytes = cost::of_op(&plan.decls, &plan.func, id, &weight, &plan.sizes).ok()?.bytes;
-    for region in kernel.regions() {
+    let shape = cost::of_op(&plan.decls, &plan.func, id, &weight, &plan.sizes).ok()?;
+    let stages = shape.stages().zip(kernel.stages());
+    stages.map(|(shape, stage)| of_stage(plan, op, (shape, stage), inputs, experts)).sum()
+}
+
+/// Bytes of a stage of the kernel that `op` is.
+fn of_stage(
+    plan: &Plan,
+    op: &Op,
+    (shape, stage): (&cost::KernelShape, &Stage),
+    inputs: &Inputs,
+    experts: Option<f64>,
+) -> Option<f64> {
+    let mut bytes = shape.bytes;
+    for region in stage.regions().into_iter().flatten() {
         for inner in region.graph.ids().into_iter().map(|i| region.graph.op(i)) {
             match inner.kind {
                 OpKind::MoeMatMul => {
