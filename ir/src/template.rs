@@ -198,6 +198,7 @@ pub const TEMPLATES: &[Template] = &[
         ops: 24,
         vectors: false,
         launches: 1,
+        earlier: &[],
         order: Order::Pieces,
     },
     Template {
@@ -277,6 +278,7 @@ pub const TEMPLATES: &[Template] = &[
         ops: 24,
         vectors: false,
         launches: 1,
+        earlier: &[],
         order: Order::Pieces,
     },
     Template {

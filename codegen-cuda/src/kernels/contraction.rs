@@ -339,7 +339,12 @@ fn launch(
                 return Err(cx.unsupported(format!("{elements} elements of x"), "fewer than 2^32"));
             }
             let (stages, warps_n, shared) = tile_geometry(height);
-            source = source.with(Piece::Mma).with(Piece::Async).set("stages", stages).set("warps_n", warps_n).set("blocks", 2);
+            source = source
+                .with(Piece::Mma)
+                .with(Piece::Async)
+                .set("stages", stages)
+                .set("warps_n", warps_n)
+                .set("blocks", 2);
             (256, shared)
         }
         Family::Ffma => (256, 0),

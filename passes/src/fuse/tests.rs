@@ -87,7 +87,10 @@ fn the_library_is_used_when_asked_for() {
     assert_eq!(calls(&prompt), [""; 0]);
     let asked = Options { enabled_rules: vec!["seed/cublaslt".into()], ..prompt };
     // Where nothing else would take a matmul of many rows, the library does, and only there.
-    let alone = Options { disabled_rules: vec!["seed/tile".into(), "seed/gemm".into(), "seed/gemm-pieces".into()], ..asked.clone() };
+    let alone = Options {
+        disabled_rules: vec!["seed/tile".into(), "seed/gemm".into(), "seed/gemm-pieces".into()],
+        ..asked.clone()
+    };
     assert!(calls(&alone).iter().all(|s| s == "cublaslt[matmul]"));
     assert!(calls(&alone).len() >= 4, "{:?}", calls(&alone));
     assert_eq!(calls(&Options { sizes: options(&shared, 1, 1).sizes, ..asked }), [""; 0]);

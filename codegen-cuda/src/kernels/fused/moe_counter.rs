@@ -290,7 +290,7 @@ mod tests {
         let param = gossamer_ir::Param { name: "p".into(), ty, weight: false };
         let product = gossamer_ir::Func::new("f", vec![param]).param(0).unwrap();
         let (choices, n) = (4, 64);
-        Experts { tokens, choices, experts, n, k, shared_x: true, fast: true, operands: [0, 1, 2], product }
+        Experts { tokens, choices, experts, n, k, shared_x: true, fast: true, x: Some(0), w: 1, ids: 2, product }
     }
 
     #[test]

@@ -247,7 +247,9 @@ mod tests {
             k,
             shared_x: true,
             fast: true,
-            operands: [0, 1, 2],
+            x: Some(0),
+            w: 1,
+            ids: 2,
             product: product(),
         }
     }

@@ -130,7 +130,14 @@ pub fn lower(cx: &Cx, body: &Body) -> Result<Lowered> {
         .set("cluster", if cluster > 1 { format!("__cluster_dims__({cluster}, 1, 1) ") } else { String::new() })
         .set("params", params)
         .set("weights", w)
-        .set("load_w", if whole { "halves16(load8_now(row + k + 4 * c), load8_now(row + k + 16 + 4 * c))".into() } else { format!("load_share<{aligned}>(row, k, c, K)") })
+        .set(
+            "load_w",
+            if whole {
+                "halves16(load8_now(row + k + 4 * c), load8_now(row + k + 16 + 4 * c))".into()
+            } else {
+                format!("load_share<{aligned}>(row, k, c, K)")
+            },
+        )
         .set(
             "norm_shared",
             if norm.is_some() {

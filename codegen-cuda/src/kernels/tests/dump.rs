@@ -23,7 +23,17 @@ fn line(case: &Case, tag: &str, folder: &str, all: &mut String) {
     for launch in &lowered.launches {
         std::fs::write(format!("{folder}/{}.cu", launch.kernel.entry), &launch.kernel.text).unwrap();
         let (l, g) = (launch, launch.grid);
-        write!(all, "{tag} {} {} {} {} {} {}", l.kernel.entry, g[0], l.block, l.shared, u8::from(l.dependent), l.args.len()).unwrap();
+        write!(
+            all,
+            "{tag} {} {} {} {} {} {}",
+            l.kernel.entry,
+            g[0],
+            l.block,
+            l.shared,
+            u8::from(l.dependent),
+            l.args.len()
+        )
+        .unwrap();
         for arg in &l.args {
             match arg {
                 Arg::Operand { index, part } => write!(all, " o {index} {}", u8::from(*part == Part::Values)),
