@@ -137,10 +137,10 @@ fn text_and_json() {
     assert_eq!(json["bytes"]["total"], 10.1e6);
     assert_eq!(json["us"]["memory"], t.memory_us);
     assert_eq!(json["bound"], "memory");
-    let missing = KernelShape { template: "warp".into(), ..kernel };
+    let missing = KernelShape { template: "absent".into(), ..kernel };
     assert_eq!(
         cost(&missing, &round()).unwrap_err().to_string(),
-        "cost: machine sm90-h100 has no figures for template `warp`; add a table [template.warp]"
+        "cost: machine sm90-h100 has no figures for template `absent`; add a table [template.absent]"
     );
 }
 
