@@ -28,7 +28,7 @@ const MOSTLY: f64 = 0.97;
 
 /// Templates whose blocks read all their rows before they start on the weights. In others rows and weights pass through together, and what that
 /// costs is part of their efficiency.
-const HOLDS_ROWS: [&str; 3] = ["stream", "moe_pair", "router"];
+const HOLDS_ROWS: [&str; 2] = ["stream", "router"];
 
 /// What a kernel's operand is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
