@@ -7,8 +7,8 @@ template <int ROWS> struct Items {
   u16 first[ROWS + 1];  // of an item in `row`; first[count] is the number of rows
   u16 row[ROWS];
   alignas(16) u32 order[ROWS];  // expert, then row: what rows are sorted by
-  u32 experts[ROWS / 32];       // bits of places in the order where an expert starts
-  u32 heads[ROWS / 32];         // where an item starts
+  u32 experts[(ROWS + 31) / 32];  // bits of places in the order where an expert starts
+  u32 heads[(ROWS + 31) / 32];    // where an item starts
 };
 template <int ROWS, int PER, int THREADS, int EXPERTS>
 __device__ __forceinline__ void find_items(Items<ROWS>& items, const i32* ids, int rows) {
@@ -45,7 +45,7 @@ __device__ __forceinline__ void find_items(Items<ROWS>& items, const i32* ids, i
     __syncthreads();
     return;
   }
-  static_assert(ROWS % 32 == 0 && THREADS % 32 == 0, "whole warps take part in votes");
+  static_assert(ROWS <= 32 || (ROWS % 32 == 0 && THREADS % 32 == 0), "whole warps take part in votes");
   for (int i = threadIdx.x; i < ROWS; i += THREADS) {
     u32 order = 0xffffffffu;  // behind all rows
     if (i < rows) {

@@ -17,6 +17,7 @@ constexpr int EXPERTS = ${experts};
 constexpr int CHOICES = ${choices};
 constexpr int TOKENS = ${tokens};   // at most
 constexpr int ROWS = TOKENS * CHOICES;  // rows (token, choice) in all at most
+constexpr int TABLE = ROWS <= 32 ? ROWS : (ROWS + 31) / 32 * 32;  // rows of the tables of items
 constexpr int XROWS = ${x_rows};    // rows of an item at most
 constexpr int N1 = ${n1};           // the first product: rows of w of an expert
 constexpr int K1 = ${k1};
@@ -79,7 +80,7 @@ constexpr int ROWS_FULL = FREE + BUFFERS;                           // rows of a
 constexpr int ROWS_DONE = ROWS_FULL + USES;                         // are no longer needed
 constexpr int SIGNALS = ROWS_DONE + USES;
 constexpr int ITEMS_AT = (SIGNALS_AT + SIGNALS * 8 + 15) / 16 * 16;
-constexpr int HELD_COUNTS_AT = (ITEMS_AT + (int)sizeof(Items<ROWS>) + 15) / 16 * 16;  // i32[USES]: rows of a use
+constexpr int HELD_COUNTS_AT = (ITEMS_AT + (int)sizeof(Items<TABLE>) + 15) / 16 * 16;  // i32[USES]: rows of a use
 constexpr int SHARED = HELD_COUNTS_AT + USES * 4;
 static_assert(SIGNALS_AT % 8 == 0 && ROW_PITCH % 16 == 0, "aligned");
 static_assert(SLOTS % GROUPS == 0, "a slot belongs to a group");
@@ -189,7 +190,7 @@ __device__ __forceinline__ void deal(Walk& w, int items) {
     return;
   }
 }
-__device__ __forceinline__ void step(Walk& w, const Items<ROWS>& items) {
+__device__ __forceinline__ void step(Walk& w, const Items<TABLE>& items) {
   const int count = items.count;
   const int item = w.item;
   const bool second = w.second;
@@ -220,7 +221,7 @@ __device__ __forceinline__ void step(Walk& w, const Items<ROWS>& items) {
     w.held = items.first[w.item + 1] - items.first[w.item];
   }
 }
-__device__ __forceinline__ Walk start_walk(const Items<ROWS>& items) {
+__device__ __forceinline__ Walk start_walk(const Items<TABLE>& items) {
   Walk w;
   w.second = false;
   w.item = -1;
@@ -243,7 +244,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1)
 ${entry}(const bf16* x, const u8* w1, const u8* w2, const i32* ids, u32 tokens, bf16* h, u32* counters${params}) {
   extern __shared__ uint4 shared[];
   u8* const base = (u8*)shared;
-  Items<ROWS>& items = *(Items<ROWS>*)(base + ITEMS_AT);
+  Items<TABLE>& items = *(Items<TABLE>*)(base + ITEMS_AT);
   f32* const parts = (f32*)(base + PARTS_AT);
   f32* const sums = (f32*)(base + SUMS_AT);
   const u32 shared_at = shared_address(shared);
@@ -287,10 +288,10 @@ ${entry}(const bf16* x, const u8* w1, const u8* w2, const i32* ids, u32 tokens, 
   Walk w;
   int seq = 0;
   if (ROWS > 32) {
-    find_items<ROWS, XROWS, THREADS, EXPERTS>(items, ids, (int)tokens * CHOICES);
+    find_items<TABLE, XROWS, THREADS, EXPERTS>(items, ids, (int)tokens * CHOICES);
     w = start_walk(items);
   } else if (warp == 0) {
-    find_items_of_warp<ROWS, XROWS, EXPERTS>(items, ids, (int)tokens * CHOICES);
+    find_items_of_warp<TABLE, XROWS, EXPERTS>(items, ids, (int)tokens * CHOICES);
     w = start_walk(items);
     // The first weights are under way before the other warps know the items.
     if (lane == 0) {

@@ -138,7 +138,9 @@ impl Plan {
             + self.own() * self.rows * TILE * 4;
         let signals = slots * split + slots + 2 * buffers + 2 * uses;
         let items_at = blocks(signals_at + 8 * signals, 16) * 16;
-        let items = blocks(6 + 13 * self.rows, 4) * 4;
+        // Tables of items: one warp's votes, or those of whole warps.
+        let table = if self.rows <= 32 { self.rows } else { blocks(self.rows, 32) * 32 };
+        let items = blocks(blocks(6 + 12 * table, 16) * 16 + 4 * table + 8 * blocks(table, 32), 16) * 16;
         blocks(items_at + items, 16) * 16 + 4 * uses
     }
 
