@@ -10,7 +10,6 @@
 use std::collections::BTreeMap;
 
 use gossamer_ir::kernel::Kernel;
-use gossamer_ir::template::template;
 use gossamer_ir::{Bindings, Class, DType, Func, Module, Op, OpId, OpKind, StateDecl, TensorType, Type, Value};
 
 use super::{CostError, Grid, KernelShape, expected_distinct};
@@ -142,11 +141,11 @@ pub fn shape(
     Ok(out)
 }
 
-/// Launches of a kernel: what its template says. By itself an op has one, but rows must first be sorted by expert.
+/// Launches of a kernel: templates that first sort rows by expert take one more.
 fn launches(kernel: &Kernel, main: &Op) -> u32 {
-    match template(kernel.template()) {
-        Some(t) if t.name != "single" => t.launches,
-        _ if main.kind == OpKind::MoeMatMul => 2,
+    match kernel.template().as_ref() {
+        "moe_tile" | "moe_gemm" => 2,
+        "single" if main.kind == OpKind::MoeMatMul => 2,
         _ => 1,
     }
 }

