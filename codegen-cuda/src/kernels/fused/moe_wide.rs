@@ -54,8 +54,8 @@ pub(super) fn variant(rows: i64, experts: i64, even: bool) -> Variant {
     };
     match blocks(rows, experts) {
         ..=4 => of(16, &[8], 90),
-        5..=16 => of(32, &[16], 100),
-        _ => of(64, &[32], 90),
+        5..=16 => of(32, &[16, 24], 100),
+        _ => of(64, &[32, 40, 48], 90),
     }
 }
 
