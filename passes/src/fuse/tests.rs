@@ -101,7 +101,7 @@ fn the_library_is_used_when_asked_for() {
 fn the_experts_are_one_kernel_when_asked_for() {
     let module = program(step::Head::Greedy);
     let shared = Spaces::default();
-    let pair = "moe_pair[dequant | moe_matmul | gather_rows add swiglu cast then dequant | moe_matmul | gather_rows add moe_combine add]";
+    let pair = "moe_pair[dequant | moe_matmul | gather_rows add swiglu cast then dequant | moe_matmul | gather_rows add cast cast moe_combine add]";
     let experts = |options: &Options| {
         let (module, report) = fused(module.clone(), options);
         gossamer_ir::verify::roundtrip(&module).unwrap_or_else(|e| panic!("{e}"));
