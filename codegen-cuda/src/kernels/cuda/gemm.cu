@@ -21,11 +21,12 @@ constexpr int W_BOXES = WIDTH / W_BOX;
 // an epilogue may need them together. A lane's rows are computed before any is stored, so that their loads are under way together.
 constexpr int APART = ${apart};
 constexpr int PITCH = WIDTH + 8;  // of the tile of sums that strips are taken from
-constexpr int LANES = WIDTH < 64 ? WIDTH / 4 : 16;  // that have a row of a strip
-constexpr int DOWN = 32 / LANES;                   // rows that a warp has at a time
+constexpr int COLUMNS = WIDTH % 64 == 0 ? 64 : WIDTH % 32 == 0 ? 32 : 16;  // of a strip
+constexpr int LANES = COLUMNS / 4;                                         // that have a row of it
+constexpr int DOWN = 32 / LANES;                                           // rows that a warp has at a time
 constexpr int STEPS = 4;
 constexpr int ROWS = STEPS * DOWN;  // of a strip
-constexpr int PARTS = WIDTH / (4 * LANES);
+constexpr int PARTS = WIDTH / COLUMNS;
 constexpr int STRIPS = HEIGHT / ROWS * PARTS;
 ${run}
 

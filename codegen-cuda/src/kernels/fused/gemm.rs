@@ -23,7 +23,7 @@ type Result<T> = std::result::Result<T, LowerError>;
 
 /// Elements of K in a stage of the ring, and in a unit of pieces.
 const UNIT: i64 = 64;
-/// Elements of a strip of results, and its columns where a tile has as many.
+/// Elements of a strip of results, and its columns where they divide those of a tile.
 const STRIP_ELEMENTS: i64 = 512;
 const STRIP_COLUMNS: i64 = 64;
 /// Stages at most.
@@ -49,17 +49,23 @@ struct Plan {
 /// Cuts of one chain, from the smallest tile.
 const CHAIN: &[Plan] = &[
     Plan { groups: 1, width: 32, blocks: 1 },
+    Plan { groups: 1, width: 48, blocks: 1 },
     Plan { groups: 1, width: 64, blocks: 1 },
+    Plan { groups: 1, width: 96, blocks: 1 },
     Plan { groups: 2, width: 64, blocks: 1 },
+    Plan { groups: 2, width: 96, blocks: 1 },
     Plan { groups: 2, width: 128, blocks: 1 },
     Plan { groups: 2, width: 192, blocks: 1 },
 ];
 /// Cuts of pieces: registers hold two sets of sums, so tiles are narrower.
 const PIECES: &[Plan] = &[
     Plan { groups: 1, width: 32, blocks: 1 },
+    Plan { groups: 1, width: 48, blocks: 1 },
     Plan { groups: 1, width: 64, blocks: 1 },
+    Plan { groups: 1, width: 96, blocks: 1 },
     Plan { groups: 1, width: 128, blocks: 1 },
     Plan { groups: 2, width: 64, blocks: 1 },
+    Plan { groups: 2, width: 96, blocks: 1 },
     Plan { groups: 2, width: 128, blocks: 1 },
 ];
 
@@ -157,7 +163,7 @@ impl Pairs {
             (_, Some(dim)) => Err(unsupported(format!("rope of heads of {dim}"), "heads of a multiple of 4")),
             // As far apart as fits the columns: neighbouring lanes then store what lies side by side.
             _ => {
-                let apart = if n % 64 == 0 { 32.min(width / 2) } else { 8 };
+                let apart = [32, 16].into_iter().find(|a| n % 64 == 0 && width % (2 * a) == 0).unwrap_or(8);
                 Ok(Pairs { columns, apart, far: apart, dim: None })
             }
         }
