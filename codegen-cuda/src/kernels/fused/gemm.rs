@@ -136,9 +136,8 @@ impl Plan {
                 Err(e) => refused = Some(e),
             }
         }
-        let wide = || {
-            unsupported(format!("tile_max over {} columns", run.unwrap_or(1) * STRIP_COLUMNS), "64 or 128 columns")
-        };
+        let wide =
+            || unsupported(format!("tile_max over {} columns", run.unwrap_or(1) * STRIP_COLUMNS), "64 or 128 columns");
         best.map(|(_, plan, pairs)| (plan, pairs)).ok_or_else(|| refused.unwrap_or_else(wide))
     }
 }
