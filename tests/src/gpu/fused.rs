@@ -90,7 +90,7 @@ pub fn all() -> Vec<Scenario> {
 fn dense() -> Vec<Scenario> {
     let mut out = Vec::new();
     // The last is wide and short, so that many rows take the largest tiles.
-    for (n, k) in [(64, 64), (200, 96), (72, 1088), (208, 1000), (384, 2880), (2560, 64)] {
+    for (n, k) in [(64, 64), (200, 96), (72, 1088), (208, 1000), (384, 2880), (3392, 64)] {
         let mut rng = Rng::new(&format!("dense {n} {k}"));
         let most = 520;
         let source = Source {
