@@ -371,11 +371,14 @@ fn pairs() -> Vec<Scenario> {
             ],
             weights: vec![("w", rng.mxfp4(&[e, n, k], 118, 122)), ("v", rng.mxfp4(&[e, k, h], 118, 122))],
         };
-        let mut chain = without(&["seed/moe-tile"]);
+        let mut chain = without(&["seed/moe-tile", "seed/moe-wide"]);
         chain.options.enabled_rules = vec!["chain/moe-pair".into()];
+        // Its parts are those of two kernels, so only its price can be what decides.
+        let price = chain.options.machine.templates.get_mut("moe_pair").expect("every machine has a price of it");
+        (price.launch_us, price.hand_over_us, price.bandwidth_efficiency) = (0.0, 0.0, 1.0);
         out.push(source.scenario(&[1, 2, 3, 4, 7, 8], &["moe_pair"], chain));
         // The same rows as two kernels.
-        out.push(source.scenario(&[1, 8], &["moe_stream"], without(&["seed/moe-tile"])));
+        out.push(source.scenario(&[1, 8], &["moe_stream"], without(&["seed/moe-tile", "seed/moe-wide"])));
     }
     out
 }
