@@ -42,7 +42,7 @@ fn decode_is_six_kernels_a_layer() {
                 "stream[matmul | add add]",
                 "router[rms_norm cast | matmul | add topk softmax]",
                 "moe_stream[dequant | moe_matmul | gather_rows add swiglu cast]",
-                "moe_stream[dequant | moe_matmul | gather_rows add moe_combine add]",
+                "moe_stream[dequant | moe_matmul | gather_rows add cast cast moe_combine add]",
             ]
         );
     }

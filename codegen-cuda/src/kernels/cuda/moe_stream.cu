@@ -48,7 +48,7 @@ struct Cursor {
 
 extern "C" __global__ void __launch_bounds__(THREADS, ${blocks})
 ${entry}(const bf16* x, const u8* w, const i32* ids, u32 tokens${params}) {
-  extern __shared__ uint4 shared[];
+  alignas(128) extern __shared__ uint4 shared[];  // bulk copies to places 16 bytes off a sector of 32 take longer
   __shared__ Items<ROWS> items;
   __shared__ u64 signals[GROUPS * PIECES * AHEAD];
   __shared__ u64 complete[GROUPS];  // all partial sums of a unit are there

@@ -25,9 +25,9 @@ fn class(shape: &Experts) -> Result<i64> {
     })
 }
 
-/// Bytes of a block's tables of rows by expert, at most.
+/// Bytes of a block's tables of rows by expert, at most, and those in front of the rings, which begin at multiples of 128.
 pub(super) fn table_bytes(rows: i64) -> i64 {
-    17 * rows + 48
+    17 * rows + 48 + 112
 }
 
 /// How the work is cut. Results do not depend on it.
