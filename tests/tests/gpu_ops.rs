@@ -127,7 +127,8 @@ fn scenarios_evaluate_on_the_cpu() {
     assert_eq!(twice, None, "two scenarios of one name");
     let mut evaluated = 0;
     for s in &all {
-        let elements: usize = s.steps.iter().flat_map(|s| s.inputs.values()).map(|t| t.elements()).sum();
+        let inputs = s.steps.iter().flat_map(|s| s.inputs.values());
+        let elements: usize = inputs.chain(s.weights.values()).map(|t| t.elements()).sum();
         if elements < 20_000 {
             evaluated += 1;
             if let Err(e) = s.reference() {
