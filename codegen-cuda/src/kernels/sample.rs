@@ -17,8 +17,9 @@ const CLUSTER: i64 = 8;
 const HELD: i64 = 48 * 1024;
 /// Warps of a block: two blocks of them have all the registers of a multiprocessor that they can use.
 const WARPS: i64 = 12;
-/// Blocks for all rows without filters: two for most multiprocessors, so that one's loads hide the other's arithmetic.
-const SPREAD: i64 = 256;
+/// Blocks for all rows without filters. A multiprocessor runs two at a time, so that one's loads hide the other's arithmetic; twice as many make up
+/// for clusters that do not fit all of them.
+const SPREAD: i64 = 512;
 /// Tokens of a block in one go.
 const STRIDE: i64 = WARPS * 32 * 16;
 

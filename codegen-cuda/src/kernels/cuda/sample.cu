@@ -7,8 +7,8 @@
 // greatest, as integers, so no order of summation matters.
 constexpr int WARPS = ${warps};
 constexpr int THREADS = 32 * WARPS;
-constexpr int BLOCKS = ${blocks};       // of a cluster
-constexpr int TILE = ${tile};         // logits for each of the given maxima; 0: none are given
+constexpr int BLOCKS = ${blocks};  // of a cluster
+constexpr int TILE = ${tile};  // logits for each of the given maxima; 0: none are given
 constexpr bool ALIGNED = ${aligned};  // rows are a whole number of 16 bytes
 
 struct Row {
@@ -229,6 +229,8 @@ __device__ __forceinline__ u64 draw_quads(const f32* logits, i32 n, const Draw& 
     for (int i = 0; i < AT_ONCE; i++) x[i] = load_quad(logits, n, from + i * THREADS + (i32)threadIdx.x);
 #pragma unroll
     for (int i = 0; i < AT_ONCE; i++) {
+      bound[i] = -INF;
+      if (from + i * THREADS >= last) continue;
       const uint4 random = words_of((u32)(from + i * THREADS + (i32)threadIdx.x));
       // The greatest logit and the least word, which has the most noise, bound all four.
       const f32 greatest = fmaxf(fmaxf(x[i].at[0], x[i].at[1]), fmaxf(x[i].at[2], x[i].at[3]));
@@ -247,6 +249,7 @@ __device__ __forceinline__ u64 draw_quads(const f32* logits, i32 n, const Draw& 
     u32 may = 0;
 #pragma unroll
     for (int i = 0; i < AT_ONCE; i++) {
+      // A bound that is no number says nothing.
       if (!(bound[i] < least) && from + i * THREADS + (i32)threadIdx.x < last) may |= 1u << i;
     }
     for (; may != 0; may &= may - 1) {
