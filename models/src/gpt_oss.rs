@@ -2,7 +2,7 @@
 //!
 //! Precision: the residual stream and every chain between two `cast`s are f32; operands of projections, keys, values and attention are bf16.
 
-use gossamer_ir::DType::{BF16, Mxfp4};
+use gossamer_ir::DType::{BF16, F32, Mxfp4};
 
 use crate::config::{AttentionKind, GptOssConfig};
 use crate::decoder::{self, Decoder, LayerInputs, LayerKind, LayerResults, norm};
@@ -69,6 +69,9 @@ fn layer(f: &mut FuncBuilder, c: &GptOssConfig, kind: &LayerKind, inputs: &Layer
     let act = f.swiglu(gate_up, c.swiglu_alpha, c.swiglu_limit)?;
     let act = f.cast(act, BF16)?;
     let down = experts(f, act, ids, "mlp.down", &[e, h, i])?;
+    // A prompt's rows pass through memory before they are added: rounded, as the reference kernels do, they are half as many bytes. The sum is f32.
+    let down = f.cast(down, BF16)?;
+    let down = f.cast(down, F32)?;
     let y = f.moe_combine(down, weights)?;
     let x = f.add(x, y)?;
     Ok(LayerResults { x, kv, routing: Some(ids) })

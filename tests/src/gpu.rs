@@ -11,20 +11,21 @@ pub mod fused;
 pub mod library;
 mod scenario;
 pub mod stateful;
+mod weights;
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use gossamer_models::config::ModelConfig;
-use gossamer_models::presets;
-use gossamer_runtime::checkpoint::{RandomWeights, WeightSource};
+use gossamer_ir::interp::Tensor;
 use gossamer_runtime::cuda::Device;
 use gossamer_runtime::exec::StateSpec;
 use gossamer_runtime::exec::cuda::{CudaExecutor, CudaOptions};
 
 pub use compare::{Difference, Rows, compare, relative_error, row_errors};
 pub use data::Rng;
-pub use scenario::{ENTRY, Fused, Scenario, Step};
+pub use scenario::{ENTRY, Fused, Scenario, Step, name};
+use weights::Weights;
 
 /// The repository: `GOSSAMER_ROOT`, else where this crate was built if that is here, else the current folder.
 pub fn root() -> PathBuf {
@@ -54,7 +55,7 @@ pub fn device() -> Option<Device> {
     }
 }
 
-/// Makes executors for scenarios, which read no weights.
+/// Makes executors for scenarios.
 pub struct Bench {
     device: Device,
     shared: CudaExecutor,
@@ -67,7 +68,7 @@ impl Bench {
     /// If the GPU does not give an executor.
     pub fn open() -> Option<Bench> {
         let device = device()?;
-        let shared = executor(&device, &[]);
+        let shared = executor(&device, &[], &BTreeMap::new());
         Some(Bench { device, shared })
     }
 
@@ -80,9 +81,9 @@ impl Bench {
     /// If the GPU does not give an executor.
     pub fn run(&mut self, s: &Scenario) -> Result<f32, String> {
         let mut own = None;
-        let executor = match s.states.is_empty() {
+        let executor = match s.states.is_empty() && s.weights.is_empty() {
             true => &mut self.shared,
-            false => own.insert(executor(&self.device, &s.states)),
+            false => own.insert(executor(&self.device, &s.states, &s.weights)),
         };
         let result = s.check(executor);
         match self.device.poisoned() {
@@ -114,11 +115,10 @@ impl Bench {
     }
 }
 
-/// An executor with poisoned memory for modules without weights.
-fn executor(device: &Device, states: &[StateSpec]) -> CudaExecutor {
+/// An executor with poisoned memory for modules with this state and these weights.
+fn executor(device: &Device, states: &[StateSpec], weights: &BTreeMap<String, Tensor>) -> CudaExecutor {
     let options = CudaOptions { poison: true, ..CudaOptions::from_env() };
-    let source: Arc<dyn WeightSource> = Arc::new(RandomWeights::new(ModelConfig::GptOss(presets::gpt_oss_20b()), 0));
-    match CudaExecutor::new(device.clone(), source, states, options) {
+    match CudaExecutor::new(device.clone(), Arc::new(Weights::new(weights)), states, options) {
         Ok(executor) => executor,
         Err(e) => panic!("{e}"),
     }

@@ -12,6 +12,12 @@ fn folder() -> std::path::PathBuf {
     }
 }
 
+/// Writes a file in one step: other tests may read it at the same time.
+fn replace(path: &Path, text: &str) {
+    let new = path.with_extension("new");
+    std::fs::write(&new, text).and_then(|()| std::fs::rename(new, path)).expect("a blessed file can be written");
+}
+
 #[test]
 fn filetests() {
     let filter = std::env::var("FILETEST").unwrap_or_default();
@@ -27,7 +33,7 @@ fn filetests() {
         let text = std::fs::read_to_string(&path).expect("a filetest is readable text");
         match filetest::run(&name, &text, bless) {
             Ok(None) => {}
-            Ok(Some(new)) => std::fs::write(&path, new).expect("a blessed file can be written"),
+            Ok(Some(new)) => replace(&path, &new),
             Err(failures) => {
                 failed += 1;
                 for f in failures {
@@ -106,7 +112,7 @@ fn llama_is_its_file() {
     let built = format!("; test: roundtrip\n{}", text::print(&program.module));
     let path = folder().join("roundtrip/llama.gir");
     if std::env::var("BLESS").is_ok_and(|v| v == "1") {
-        std::fs::write(&path, &built).expect("the file can be written");
+        replace(&path, &built);
     }
     let file = std::fs::read_to_string(&path).unwrap_or_default();
     assert!(file == built, "{} is not what the model builds; BLESS=1 accepts it\n{built}", path.display());

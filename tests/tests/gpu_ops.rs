@@ -6,9 +6,10 @@ use std::collections::BTreeSet;
 
 use gossamer_codegen_cuda::cache::KernelCache;
 use gossamer_codegen_cuda::nvrtc::{self, Source};
+use gossamer_ir::template::TEMPLATES;
 use gossamer_ir::{Class, OpKind};
 use gossamer_runtime::paths;
-use gossamer_tests::gpu::{Bench, Scenario, cases, fused, library, stateful};
+use gossamer_tests::gpu::{Bench, Scenario, cases, fused, library, name, stateful};
 
 fn scenarios(classes: &[Class]) -> Vec<Scenario> {
     OpKind::ALL.iter().filter(|k| classes.contains(&k.class())).flat_map(|k| cases::of(*k)).collect()
@@ -91,6 +92,16 @@ fn scenarios_have_kernels() {
         }
     }
     println!("{} kernels", kernels.len());
+    let names: BTreeSet<&str> = kernels.iter().map(|k| name(k)).collect();
+    if std::env::var_os("GOSSAMER_LIST_KERNELS").is_some_and(|v| v == "1") {
+        names.iter().for_each(|n| println!("{n}"));
+    }
+    // A call of a library has no text, and what runs by itself has that of its op.
+    let templates = || TEMPLATES.iter().map(|t| t.name).filter(|t| !matches!(*t, "cublaslt" | "single"));
+    let of = |name: &str| templates().filter(|t| name[3..].starts_with(t)).max_by_key(|t| t.len());
+    let made: BTreeSet<&str> = names.iter().filter_map(|n| of(n)).collect();
+    let missing = templates().filter(|t| !made.contains(t));
+    failures.extend(missing.map(|t| format!("template `{t}`: no scenario makes a kernel of it")));
     assert!(failures.is_empty(), "{} scenarios without kernels:\n  {}", failures.len(), failures.join("\n  "));
     if std::env::var_os("GOSSAMER_COMPILE_SCENARIOS").is_none_or(|v| v != "1") {
         return;
@@ -116,7 +127,8 @@ fn scenarios_evaluate_on_the_cpu() {
     assert_eq!(twice, None, "two scenarios of one name");
     let mut evaluated = 0;
     for s in &all {
-        let elements: usize = s.steps.iter().flat_map(|s| s.inputs.values()).map(|t| t.elements()).sum();
+        let inputs = s.steps.iter().flat_map(|s| s.inputs.values());
+        let elements: usize = inputs.chain(s.weights.values()).map(|t| t.elements()).sum();
         if elements < 20_000 {
             evaluated += 1;
             if let Err(e) = s.reference() {

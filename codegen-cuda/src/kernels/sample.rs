@@ -99,12 +99,8 @@ fn filtering(cx: &Cx, shape: &Shape) -> Result<Launch, LowerError> {
 fn plain(cx: &Cx, shape: &Shape) -> Result<(Launch, i64), LowerError> {
     let &Shape { rows, n, known, tile, early } = shape;
     let aligned = known.is_some_and(|n| n % 4 == 0);
-    let name = format!(
-        "sample{}{}{}",
-        flag(tile > 0, &format!("_t{tile}")),
-        flag(aligned, "_aligned"),
-        flag(early, "_early")
-    );
+    let name =
+        format!("sample{}{}{}", flag(tile > 0, &format!("_t{tile}")), flag(aligned, "_aligned"), flag(early, "_early"));
     let of_row = match tile {
         0 => "const f32* const of_tiles = nullptr;".to_string(),
         _ => format!("const f32* const of_tiles = maxima + (i64)r * ((n + {last}) / {tile});", last = tile - 1),

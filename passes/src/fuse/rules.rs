@@ -215,7 +215,9 @@ pub static RULES: &[Rule] = &[
     },
     Rule {
         info: RuleInfo {
-            off: Some("not measured yet: its cost is an estimate, and its blocks wait for each other"),
+            off: Some(
+                "measured, it does not pay: the kernel behind it cannot ask for weights early, and two kernels, units from a counter, are faster",
+            ),
             ..info(
                 "chain/moe-pair",
                 Family::Chain,

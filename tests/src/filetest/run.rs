@@ -4,6 +4,8 @@
 //! is run must not read weights (`@w`) of the module, but may have them as parameters. Results agree if they are within the tolerance of the op table; memory is
 //! poisoned before, and a second run must give the same bits.
 
+use std::collections::BTreeMap;
+
 use gossamer_ir::interp::Tensor;
 use gossamer_ir::{Func, Module, OpKind, Type};
 use gossamer_runtime::exec::StateSpec;
@@ -68,7 +70,16 @@ fn scenario(module: &Module, settings: &Settings, text: &str, label: &str) -> Re
     }
     let module = alone(module, func)?;
     let tolerance = tolerance(&module);
-    Ok(Scenario { label: label.to_string(), module, states, steps: vec![step], alone: None, tolerance, fused: None })
+    Ok(Scenario {
+        label: label.to_string(),
+        module,
+        states,
+        weights: BTreeMap::new(),
+        steps: vec![step],
+        alone: None,
+        tolerance,
+        fused: None,
+    })
 }
 
 /// The module with `func` as the function that scenarios run.

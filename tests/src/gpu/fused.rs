@@ -2,7 +2,7 @@
 //!
 //! Each group of ops that fusion makes a kernel of, over a grid of rows and sizes: one row, ragged edges of every tile, columns that fill no tile, experts with no
 //! rows, one row, and all rows. Where several templates can make a kernel, each is forced by disabling the rules that start the others. A row by itself must have
-//! the bits that it has among others, whatever template that takes.
+//! the bits that it has among others, whatever template that takes. MXFP4 is in weights, packed when they are loaded, as models have it.
 
 use std::collections::BTreeMap;
 
@@ -19,12 +19,13 @@ const TOLERANCE: f32 = 4e-3;
 /// Source text with inputs.
 struct Source {
     label: String,
-    /// Declarations of symbols but T, and of weights.
     params: String,
     results: String,
     body: Vec<String>,
     /// Inputs by name; `true`: one row for each row of the step.
     inputs: Vec<(&'static str, Tensor, bool)>,
+    /// MXFP4 weights by name, which the body reads as `@name`.
+    weights: Vec<(&'static str, Tensor)>,
 }
 
 impl Source {
@@ -33,8 +34,13 @@ impl Source {
         let without = fused.options.disabled_rules.join(" ");
         let label = format!("{}, rows {rows:?}, as {expected:?}, without [{without}]", self.label);
         let lines: String = self.body.iter().map(|l| format!("  {l}\n")).collect();
-        let source =
-            format!("gir 1\n\nsym T in 1..=4096\n\nfunc @f({}) -> ({}) {{\n{lines}}}\n", self.params, self.results);
+        let weights: String = self
+            .weights
+            .iter()
+            .map(|(name, t)| format!("weight @{name} : mxfp4{:?} = \"{name}\"\n", t.shape))
+            .collect();
+        let func = format!("func @f({}) -> ({}) {{\n{lines}}}\n", self.params, self.results);
+        let source = format!("gir 1\n\nsym T in 1..=4096\n{weights}\n{func}");
         let module = match text::parse(&label, &source) {
             Ok(module) => module,
             Err(errors) => panic!("{label}: {}", errors.render()),
@@ -48,15 +54,16 @@ impl Source {
                 .collect::<BTreeMap<_, _>>(),
         };
         let steps = rows.iter().map(|n| step(*n)).collect();
+        let weights = self.weights.iter().map(|(name, t)| (name.to_string(), t.clone())).collect();
         let fused = Some(Fused { expected, ..fused });
-        Scenario { label, module, states: vec![], steps, alone: Some(step(1)), tolerance: TOLERANCE, fused }
+        Scenario { label, module, states: vec![], weights, steps, alone: Some(step(1)), tolerance: TOLERANCE, fused }
     }
 }
 
 /// Fusion without some rules.
 fn without(rules: &[&str]) -> Fused {
     let disabled_rules = rules.iter().map(ToString::to_string).collect();
-    Fused { options: Options { disabled_rules, ..Options::default() }, expected: &[] }
+    Fused { options: Options { disabled_rules, ..Options::default() }, ..Fused::default() }
 }
 
 /// The same in steps that feed prompts, whose rows are summed in the order of prompts.
@@ -82,9 +89,10 @@ pub fn all() -> Vec<Scenario> {
 /// Projections: bias and residual behind, or a norm in front and swiglu behind.
 fn dense() -> Vec<Scenario> {
     let mut out = Vec::new();
-    for (n, k) in [(64, 64), (200, 96), (72, 1088), (384, 2880)] {
+    // The last is wide and short, so that many rows take the largest tiles.
+    for (n, k) in [(64, 64), (200, 96), (72, 1088), (208, 1000), (384, 2880), (3392, 64)] {
         let mut rng = Rng::new(&format!("dense {n} {k}"));
-        let most = 130;
+        let most = 520;
         let source = Source {
             label: format!("projection {n}x{k}"),
             params: format!("%x: bf16[T, {k}], %w: bf16[{n}, {k}], %b: bf16[{n}], %r: f32[T, {n}]"),
@@ -101,14 +109,18 @@ fn dense() -> Vec<Scenario> {
                 ("b", rng.floats(DType::BF16, &[n], 1.0), false),
                 ("r", rng.floats(DType::F32, &[most, n], 1.0), true),
             ],
+            weights: vec![],
         };
-        let wide = ["seed/tile", "seed/gemm-pieces"];
-        out.push(source.scenario(&[1, 2, 3, 5, 8, 9, 16, 31, 32], &["stream"], without(&wide)));
+        // Few columns are also a router's.
+        let others = ["seed/tile", "seed/gemm-pieces", "seed/router", "seed/single"];
+        out.push(source.scenario(&[1, 2, 3, 5, 8, 9, 16, 31, 32], &["stream"], without(&others)));
         let others = ["seed/stream", "seed/router", "seed/single", "seed/gemm-pieces"];
         out.push(source.scenario(&[9, 33, 63, 64, 65, 130], &["tile"], without(&others)));
         if n % 16 == 0 {
+            let most = if n * k < 1 << 18 { 520 } else { 130 };
             let others = ["seed/stream", "seed/router", "seed/single", "seed/tile"];
-            out.push(source.scenario(&[9, 33, 63, 64, 65, 130], &["gemm_pieces"], without(&others)));
+            out.push(source.scenario(&[9, 33, 63, 64, 65, most], &["gemm_pieces"], without(&others)));
+            out.push(of_prompts(source.scenario(&[1, 9, 63, 64, 65, most], &["gemm"], without(&[]))));
         }
     }
     for (n, k, layout) in [(128, 160, "interleaved"), (256, 512, "halves")] {
@@ -134,12 +146,14 @@ fn dense() -> Vec<Scenario> {
                 ("w", rng.floats(DType::BF16, &[n, k], (k as f32).sqrt().recip()), false),
                 ("b", rng.floats(DType::BF16, &[n], 1.0), false),
             ],
+            weights: vec![],
         };
         out.push(source.scenario(&[1, 2, 7, 8, 17, 32], &["stream"], without(&["seed/tile", "seed/gemm-pieces"])));
         let others = ["seed/stream", "seed/router", "seed/single", "seed/gemm-pieces"];
         out.push(source.scenario(&[9, 64, 70], &["row", "tile"], without(&others)));
         let others = ["seed/stream", "seed/router", "seed/single", "seed/tile"];
         out.push(source.scenario(&[9, 64, 70], &["row", "gemm_pieces"], without(&others)));
+        out.push(of_prompts(source.scenario(&[1, 64, 70], &["row", "gemm"], without(&[]))));
     }
     out
 }
@@ -166,6 +180,7 @@ fn heads() -> Vec<Scenario> {
                 ("g", rng.floats(DType::BF16, &[k], 1.0), false),
                 ("w", rng.floats(DType::BF16, &[n, k], 1.0), false),
             ],
+            weights: vec![],
         };
         out.push(source.scenario(&[1, 3, 8, 20], &["stream", "single"], without(&["seed/tile", "seed/gemm-pieces"])));
         out.push(source.scenario(&[64, 100], &["single"], without(&["seed/stream", "seed/gemm-pieces"])));
@@ -202,6 +217,7 @@ fn routers() -> Vec<Scenario> {
                 ("w", rng.floats(DType::BF16, &[n, k], 8.0 * (k as f32).sqrt().recip()), false),
                 ("b", rng.floats(DType::BF16, &[n], 1.0), false),
             ],
+            weights: vec![],
         };
         let others = ["seed/stream", "seed/tile", "seed/gemm-pieces"];
         out.push(source.scenario(&[1, 2, 3, 8, 17, 64, 255, 300], &["router"], without(&others)));
@@ -231,25 +247,25 @@ fn choices(kind: &str, rows: usize, top: usize, experts: usize, rng: &mut Rng) -
 /// Experts' gate and up, and down with the weighted sum and residual.
 fn experts() -> Vec<Scenario> {
     let mut out = Vec::new();
-    for (e, top, n, k, kind) in [
-        (4, 2, 64, 64, "any"),
-        (32, 4, 192, 320, "any"),
-        (32, 4, 320, 2880, "skewed"),
-        (6, 3, 320, 192, "same"),
-        (128, 4, 64, 128, "any"),
+    for (e, top, n, k, kind, packed) in [
+        (4, 2, 64, 64, "any", "#mx64"),
+        (5, 3, 72, 96, "any", "#mx64.fast"),
+        (32, 4, 192, 320, "any", "#mx64.fast"),
+        (32, 4, 320, 2880, "skewed", "#mx64.fast"),
+        (6, 3, 320, 192, "same", "#mx64"),
+        (128, 4, 64, 160, "any", "#mx64.fast"),
     ] {
         let mut rng = Rng::new(&format!("experts {e} {top} {n} {k} {kind}"));
-        let most = 150;
-        let (h, packed) = (n / 2, "#mx64");
+        let (most, h) = (150, n / 2);
         let ids = choices(kind, most, top, e, &mut rng);
         let weights = rng.mxfp4(&[e, n, k], 118, 122);
         let bias = rng.floats(DType::BF16, &[e, n], 1.0);
         let gate_up = Source {
             label: format!("gate and up of {e} experts {n}x{k}, top {top}, {kind}"),
-            params: format!("%x: bf16[T, {k}], %w: mxfp4[{e}, {n}, {k}], %ids: i32[T, {top}], %b: bf16[{e}, {n}]"),
+            params: format!("%x: bf16[T, {k}], %ids: i32[T, {top}], %b: bf16[{e}, {n}]"),
             results: format!("bf16[T, {top}, {h}]"),
             body: vec![
-                format!("%p = relayout %w {{layout = {packed}}} : mxfp4[{e}, {n}, {k}] {packed}"),
+                format!("%p = relayout @w {{layout = {packed}}} : mxfp4[{e}, {n}, {k}] {packed}"),
                 format!("%d = dequant %p : bf16[{e}, {n}, {k}]"),
                 format!("%a = moe_matmul %x, %d, %ids : f32[T, {top}, {n}]"),
                 format!("%c = gather_rows %b, %ids : bf16[T, {top}, {n}]"),
@@ -260,19 +276,19 @@ fn experts() -> Vec<Scenario> {
             ],
             inputs: vec![
                 ("x", rng.floats(DType::BF16, &[most, k], 1.0), true),
-                ("w", weights.clone(), false),
                 ("ids", ids.clone(), true),
                 ("b", bias.clone(), false),
             ],
+            weights: vec![("w", weights.clone())],
         };
         let down = Source {
             label: format!("down of {e} experts {n}x{k}, top {top}, {kind}"),
             params: format!(
-                "%x: bf16[T, {top}, {k}], %w: mxfp4[{e}, {n}, {k}], %ids: i32[T, {top}], %b: bf16[{e}, {n}], %p: f32[T, {top}], %r: f32[T, {n}]"
+                "%x: bf16[T, {top}, {k}], %ids: i32[T, {top}], %b: bf16[{e}, {n}], %p: f32[T, {top}], %r: f32[T, {n}]"
             ),
             results: format!("f32[T, {n}]"),
             body: vec![
-                format!("%q = relayout %w {{layout = {packed}}} : mxfp4[{e}, {n}, {k}] {packed}"),
+                format!("%q = relayout @w {{layout = {packed}}} : mxfp4[{e}, {n}, {k}] {packed}"),
                 format!("%d = dequant %q : bf16[{e}, {n}, {k}]"),
                 format!("%a = moe_matmul %x, %d, %ids : f32[T, {top}, {n}]"),
                 format!("%c = gather_rows %b, %ids : bf16[T, {top}, {n}]"),
@@ -283,16 +299,20 @@ fn experts() -> Vec<Scenario> {
             ],
             inputs: vec![
                 ("x", rng.floats(DType::BF16, &[most, top, k], 1.0), true),
-                ("w", weights, false),
                 ("ids", ids, true),
                 ("b", bias, false),
                 ("p", rng.floats(DType::F32, &[most, top], 0.5), true),
                 ("r", rng.floats(DType::F32, &[most, n], 1.0), true),
             ],
+            weights: vec![("w", weights)],
         };
-        for source in [gate_up, down] {
+        for (source, few_rows) in [(gate_up, 64), (down, 4)] {
             let (few, tiled, wide) = ("seed/moe-stream", "seed/moe-tile", "seed/moe-wide");
-            out.push(source.scenario(&[1, 2, 4, 7, 9, 16, 31, 64], &["moe_stream"], without(&[tiled, wide])));
+            out.push(source.scenario(&[1, 2, 3, 4, 7, 9, 16, 31, 64], &["moe_stream"], without(&[tiled, wide])));
+            // So many that units are taken from a counter.
+            let shared: Vec<usize> = [2, 3, 5, 8, 12, 24, 31, 48, 64].into_iter().filter(|t| t * top > few_rows).collect();
+            let counter = Fused { named: &["moe_stream", "_c"], ..without(&[tiled, wide]) };
+            out.push(source.scenario(&shared, &["moe_stream"], counter));
             out.push(source.scenario(&[9, 33, 64, 65, 150], &["moe_tile"], without(&[few, wide])));
             out.push(source.scenario(&[9, 33, 64, 65, 150], &["moe_wide"], without(&[few, tiled])));
             let mut chain = without(&[]);
@@ -306,33 +326,33 @@ fn experts() -> Vec<Scenario> {
 /// Both products with experts as the stages of one kernel.
 fn pairs() -> Vec<Scenario> {
     let mut out = Vec::new();
-    for (e, top, k, h, kind) in [
-        (4, 2, 64, 32, "any"),
-        (32, 4, 320, 96, "any"),
-        (32, 4, 2880, 160, "skewed"),
-        (6, 3, 192, 2880, "same"),
-        (32, 4, 2880, 2880, "any"),
-        (128, 4, 128, 64, "any"),
+    for (e, top, k, h, kind, packed) in [
+        (4, 2, 64, 32, "any", "#mx64"),
+        (32, 4, 320, 96, "any", "#mx64.fast"),
+        (32, 4, 2880, 160, "skewed", "#mx64.fast"),
+        (6, 3, 192, 2880, "same", "#mx64"),
+        (8, 4, 2880, 2880, "any", "#mx64.fast"),
+        (128, 4, 128, 64, "any", "#mx64.fast"),
     ] {
         let mut rng = Rng::new(&format!("pairs {e} {top} {k} {h} {kind}"));
-        let (most, n, packed) = (8, 2 * h, "#mx64");
+        let (most, n) = (8, 2 * h);
         let ids = choices(kind, most, top, e, &mut rng);
         let source = Source {
             label: format!("both products with {e} experts, {k} to {h} to {k}, top {top}, {kind}"),
             params: format!(
-                "%x: bf16[T, {k}], %w: mxfp4[{e}, {n}, {k}], %ids: i32[T, {top}], %b: bf16[{e}, {n}], %v: mxfp4[{e}, {k}, {h}], %g: bf16[{e}, {k}], \
-                 %p: f32[T, {top}], %r: f32[T, {k}]"
+                "%x: bf16[T, {k}], %ids: i32[T, {top}], %b: bf16[{e}, {n}], %g: bf16[{e}, {k}], %p: f32[T, {top}], \
+                 %r: f32[T, {k}]"
             ),
             results: format!("f32[T, {k}]"),
             body: vec![
-                format!("%wp = relayout %w {{layout = {packed}}} : mxfp4[{e}, {n}, {k}] {packed}"),
+                format!("%wp = relayout @w {{layout = {packed}}} : mxfp4[{e}, {n}, {k}] {packed}"),
                 format!("%wd = dequant %wp : bf16[{e}, {n}, {k}]"),
                 format!("%a = moe_matmul %x, %wd, %ids : f32[T, {top}, {n}]"),
                 format!("%c = gather_rows %b, %ids : bf16[T, {top}, {n}]"),
                 format!("%z = add %a, %c : f32[T, {top}, {n}]"),
                 format!("%s = swiglu %z {{limit = 7.0, alpha = 1.702}} : f32[T, {top}, {h}]"),
                 format!("%h = cast %s {{to = bf16}} : bf16[T, {top}, {h}]"),
-                format!("%vp = relayout %v {{layout = {packed}}} : mxfp4[{e}, {k}, {h}] {packed}"),
+                format!("%vp = relayout @v {{layout = {packed}}} : mxfp4[{e}, {k}, {h}] {packed}"),
                 format!("%vd = dequant %vp : bf16[{e}, {k}, {h}]"),
                 format!("%d = moe_matmul %h, %vd, %ids : f32[T, {top}, {k}]"),
                 format!("%f = gather_rows %g, %ids : bf16[T, {top}, {k}]"),
@@ -343,20 +363,22 @@ fn pairs() -> Vec<Scenario> {
             ],
             inputs: vec![
                 ("x", rng.floats(DType::BF16, &[most, k], 1.0), true),
-                ("w", rng.mxfp4(&[e, n, k], 118, 122), false),
                 ("ids", ids, true),
                 ("b", rng.floats(DType::BF16, &[e, n], 1.0), false),
-                ("v", rng.mxfp4(&[e, k, h], 118, 122), false),
                 ("g", rng.floats(DType::BF16, &[e, k], 1.0), false),
                 ("p", rng.floats(DType::F32, &[most, top], 0.5), true),
                 ("r", rng.floats(DType::F32, &[most, k], 1.0), true),
             ],
+            weights: vec![("w", rng.mxfp4(&[e, n, k], 118, 122)), ("v", rng.mxfp4(&[e, k, h], 118, 122))],
         };
-        let mut chain = without(&["seed/moe-tile"]);
+        let mut chain = without(&["seed/moe-tile", "seed/moe-wide"]);
         chain.options.enabled_rules = vec!["chain/moe-pair".into()];
+        // Its parts are those of two kernels, so only its price can be what decides.
+        let price = chain.options.machine.templates.get_mut("moe_pair").expect("every machine has a price of it");
+        (price.launch_us, price.hand_over_us, price.bandwidth_efficiency) = (0.0, 0.0, 1.0);
         out.push(source.scenario(&[1, 2, 3, 4, 7, 8], &["moe_pair"], chain));
         // The same rows as two kernels.
-        out.push(source.scenario(&[1, 8], &["moe_stream"], without(&["seed/moe-tile"])));
+        out.push(source.scenario(&[1, 8], &["moe_stream"], without(&["seed/moe-tile", "seed/moe-wide"])));
     }
     out
 }
@@ -383,6 +405,7 @@ fn scalars() -> Vec<Scenario> {
             ("ids", ids, true),
             ("g", rng.floats(DType::BF16, &[k], 1.0), false),
         ],
+        weights: vec![],
     };
     vec![source.scenario(&[1, 2, 33, 200], &["map", "row"], without(&[]))]
 }

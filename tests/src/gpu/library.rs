@@ -1,5 +1,7 @@
 //! Scenarios of library calls. A row's bits may depend on the number of rows there, so no row is run alone.
 
+use std::collections::BTreeMap;
+
 use gossamer_ir::interp::Tensor;
 use gossamer_ir::{Bindings, DType, OpKind, text};
 use gossamer_runtime::cuda::CublasLt;
@@ -81,6 +83,7 @@ func @f(%x: {input}[T, {k}], %w: {input}[{n}, {k}]) -> ({output}[T, {n}]) {{
         label,
         module,
         states: vec![],
+        weights: BTreeMap::new(),
         steps,
         alone: None,
         tolerance: OpKind::MatMul.info().tolerance,

@@ -27,6 +27,8 @@ pub struct Scenario {
     pub module: Module,
     /// State by parameter name.
     pub states: Vec<StateSpec>,
+    /// MXFP4 weights by their name in the module, which is also that in the checkpoint.
+    pub weights: BTreeMap<String, Tensor>,
     /// Steps, run in order.
     pub steps: Vec<Step>,
     /// The first row of the last step by itself, if its results must not depend on the others.
@@ -44,6 +46,8 @@ pub struct Fused {
     pub options: Options,
     /// Templates that must be among the kernels of every step.
     pub expected: &'static [&'static str],
+    /// Parts, in order, of the name of a kernel that must be among those of every step: for a template with several texts.
+    pub named: &'static [&'static str],
 }
 
 /// Sizes and inputs of one step.
@@ -126,7 +130,8 @@ impl Scenario {
         };
         let alone = invariant.then(|| step(1, true));
         let tolerance = kind.info().tolerance;
-        Scenario { label, module, states: vec![], steps: vec![step(rows, false)], alone, tolerance, fused: None }
+        let steps = vec![step(rows, false)];
+        Scenario { label, module, states: vec![], weights: BTreeMap::new(), steps, alone, tolerance, fused: None }
     }
 
     /// For results whose rows do depend on each other.
@@ -152,9 +157,15 @@ impl Scenario {
         let mut out = Vec::new();
         for (i, step) in self.steps.iter().chain(&self.alone).enumerate() {
             let plan = self.plan(step, i == self.steps.len())?;
+            let first = out.len();
             for id in &plan.steps {
                 let lowered = lower_step(&plan, *id, &BTreeMap::new()).map_err(|e| e.to_string())?;
                 out.extend(lowered.launches.into_iter().map(|l| l.kernel));
+            }
+            let named = self.fused.as_ref().map_or(&[][..], |f| f.named);
+            let made: Vec<&str> = out[first..].iter().map(|k| name(k)).collect();
+            if i < self.steps.len() && !named.is_empty() && !made.iter().any(|name| fits(name, named)) {
+                return Err(format!("no kernel {} at {:?}: {}", named.join(".."), step.sizes, made.join(", ")));
             }
         }
         Ok(out)
@@ -198,8 +209,11 @@ impl Scenario {
                 }
             });
         }
-        let no_weights = |name: &str| Err(EvalError::Weight { name: name.into(), message: "not here".into() });
-        let results = run_func(&self.module, ENTRY, args, &no_weights, stores, &step.sizes, Rounding::Typed)
+        let weight = |name: &str| {
+            let missing = || EvalError::Weight { name: name.into(), message: "the scenario has no such weight".into() };
+            self.weights.get(name).cloned().ok_or_else(missing)
+        };
+        let results = run_func(&self.module, ENTRY, args, &weight, stores, &step.sizes, Rounding::Typed)
             .map_err(|e| e.to_string())?;
         let types = self.func().result_types();
         let tensors = results.iter().zip(&types).filter_map(|(d, ty)| Some((d.as_tensor()?, ty.as_tensor()?)));
@@ -213,7 +227,7 @@ impl Scenario {
     pub fn check(&self, executor: &mut CudaExecutor) -> Result<f32, String> {
         let expected = self.reference()?;
         let mut worst = 0.0f32;
-        let mut last = Vec::new();
+        let mut steps: Vec<Vec<Vec<u8>>> = Vec::new();
         for (i, (step, expected)) in self.steps.iter().zip(&expected).enumerate() {
             let id = self.prepare(step, false, executor)?;
             let found = run(executor, id, step)?;
@@ -226,18 +240,30 @@ impl Scenario {
             if self.states.is_empty() && run(executor, id, step)? != found {
                 return Err(format!("step {i} gives other bits the second time"));
             }
-            last = found;
+            steps.push(found);
         }
         if let Some(step) = &self.alone {
             let id = self.prepare(step, true, executor)?;
-            let types = self.tensors();
-            for (r, (one, all)) in run(executor, id, step)?.iter().zip(&last).enumerate() {
-                if !starts_with(all, one, &types[r]) {
-                    return Err(format!("result {r}: the first row alone has other bits than among others"));
+            let one = run(executor, id, step)?;
+            let last = steps.last().ok_or("a scenario has steps")?;
+            self.same_rows(&one, last)
+                .map_err(|r| format!("{r}: the first row alone has other bits than among others"))?;
+            // Steps of fused kernels have the first rows of the same inputs.
+            if let (Some(_), Some(longest)) = (&self.fused, steps.iter().max_by_key(|s| s[0].len())) {
+                for (i, step) in steps.iter().enumerate() {
+                    let differs = |r| format!("step {i}, {r}: rows have other bits than among more");
+                    self.same_rows(step, longest).map_err(differs)?;
                 }
             }
         }
         Ok(worst)
+    }
+
+    /// Results of fewer rows must be the first of those of more; else which is not.
+    fn same_rows(&self, few: &[Vec<u8>], more: &[Vec<u8>]) -> Result<(), String> {
+        let types = self.tensors();
+        let differs = |r: &usize| !starts_with(&more[*r], &few[*r], &types[*r]);
+        (0..few.len()).find(differs).map_or(Ok(()), |r| Err(format!("result {r}")))
     }
 
     fn prepare(&self, step: &Step, alone: bool, executor: &mut CudaExecutor) -> Result<PlanId, String> {
@@ -281,6 +307,16 @@ fn device_form(t: &Tensor, ty: &TensorType) -> Result<Vec<u8>, String> {
     let mut out = vec![0; layout.bytes()];
     layout.pack(codes, scales, &mut out).map_err(|e| e.to_string())?;
     Ok(out)
+}
+
+/// The name of a kernel without the hash of its text: template, types and sizes.
+pub fn name(kernel: &KernelSource) -> &str {
+    kernel.entry.rsplit_once('_').map_or(&*kernel.entry, |(name, _)| name)
+}
+
+/// True if `parts` are in `name`, one behind the other.
+fn fits(name: &str, parts: &[&str]) -> bool {
+    parts.iter().try_fold(name, |rest, part| Some(rest.split_once(part)?.1)).is_some()
 }
 
 /// The first `n` rows of a tensor.

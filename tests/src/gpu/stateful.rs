@@ -168,7 +168,16 @@ impl Layer {
         let alone = first_rows(&steps[2], &["q", "k", "v", "pos", "seq"], "T", 1);
         let states = vec![StateSpec { name: "kv".into(), decl: self.decl(), units }];
         let tolerance = OpKind::Attention.info().tolerance;
-        Scenario { label, module: self.module(), states, steps, alone: Some(alone), tolerance, fused: None }
+        Scenario {
+            label,
+            module: self.module(),
+            states,
+            weights: BTreeMap::new(),
+            steps,
+            alone: Some(alone),
+            tolerance,
+            fused: None,
+        }
     }
 
     /// A prompt of one sequence after the other in chunks, several to a step, one of them split by another; then the first few tokens of a step by
@@ -216,7 +225,16 @@ impl Layer {
         let alone = first_rows(&steps[1], &["q", "k", "v", "pos", "seq"], "T", sequences + 4);
         let states = vec![StateSpec { name: "kv".into(), decl: self.decl(), units }];
         let tolerance = OpKind::Attention.info().tolerance;
-        Scenario { label, module: self.module(), states, steps, alone: Some(alone), tolerance, fused: None }
+        Scenario {
+            label,
+            module: self.module(),
+            states,
+            weights: BTreeMap::new(),
+            steps,
+            alone: Some(alone),
+            tolerance,
+            fused: None,
+        }
     }
 }
 
@@ -330,5 +348,14 @@ fn counted(vocab: usize) -> Scenario {
     };
     let steps = vec![step(0, 9), step(9, 1), step(10, 40)];
     let states = vec![StateSpec { name: "seen".into(), decl, units: 4 }];
-    Scenario { label, module, states, steps, alone: None, tolerance: OpKind::Penalize.info().tolerance, fused: None }
+    Scenario {
+        label,
+        module,
+        states,
+        weights: BTreeMap::new(),
+        steps,
+        alone: None,
+        tolerance: OpKind::Penalize.info().tolerance,
+        fused: None,
+    }
 }

@@ -1,14 +1,12 @@
 // ${ir}
 // Many rows of x on warpgroup multiplies. One warp copies boxes of x (rows of the product) and w (its columns) into a ring in shared memory, 64 of K
 // at a time; ${groups} warpgroups multiply, each 64 rows by ${width} columns, and keep the sums in registers: ${order}, so that
-// a row has the same bits whatever the tile. Blocks stay for several tiles: a warpgroup makes results of one while the others multiply the next, and
-// the warps beside the one that copies ask for what the results of the next will need.
+// a row has the same bits whatever the tile. Blocks stay for several tiles: a warpgroup makes results of one while the others multiply the next.
 typedef ${in_type} In;
 constexpr i32 N = ${n};  // rows of w
 constexpr i32 K = ${k};  // columns
 constexpr int UNITS = ${units};  // of 64 along K; what is beyond K is copied as zeros
-constexpr bool FOLDS = ${folds};  // K is summed in pieces, which are added up in order
-constexpr int PIECES = ${pieces};
+${pieces}
 constexpr int GROUPS = ${groups};
 constexpr int WIDTH = ${width};
 constexpr int HEIGHT = GROUPS * 64;
@@ -19,16 +17,18 @@ constexpr int W_BYTES = WIDTH * 128;
 constexpr int STAGE = X_BYTES + W_BYTES;
 constexpr int W_BOX = ${w_box};  // rows of w that are neighbours in memory and in the tile
 constexpr int W_BOXES = WIDTH / W_BOX;
-// Results are made from strips of 8 rows and 64 columns: half a warp has a row, a lane two columns and two more that are APART columns further on, as an
-// epilogue may need them together. A lane's rows are computed before any is stored, so that their loads are under way together.
+// Results are made from strips of 512 elements, up to 64 columns wide: a lane has two columns of a row and two more that are APART columns further on, as
+// an epilogue may need them together. A lane's rows are computed before any is stored, so that their loads are under way together.
 constexpr int APART = ${apart};
 constexpr int PITCH = WIDTH + 8;  // of the tile of sums that strips are taken from
-constexpr int PARTS = WIDTH / 64;
-constexpr int STRIPS = HEIGHT / 8 * PARTS;
-constexpr int RUN = ${run};  // strips side by side that one warp makes
+constexpr int COLUMNS = WIDTH % 64 == 0 ? 64 : WIDTH % 32 == 0 ? 32 : 16;  // of a strip
+constexpr int LANES = COLUMNS / 4;                                         // that have a row of it
+constexpr int DOWN = 32 / LANES;                                           // rows that a warp has at a time
 constexpr int STEPS = 4;
-constexpr bool AHEAD = ${looks_ahead};  // results need more than sums
-constexpr int WATCHERS = AHEAD ? 3 : 0;  // warps that ask for it
+constexpr int ROWS = STEPS * DOWN;  // of a strip
+constexpr int PARTS = WIDTH / COLUMNS;
+constexpr int STRIPS = HEIGHT / ROWS * PARTS;
+${run}
 
 ${multiply}
 
@@ -46,20 +46,6 @@ template <class T> struct LaterIn {
   }
 };
 template <class T> __device__ __forceinline__ LaterIn<T> later(T* base, Later<T>& element) { return {base, element}; }
-// An operand of results that will be needed soon. Reading an element only asks for its line; indices are read, as other addresses depend on them.
-template <class T> struct Ahead {
-  const T* base;
-  __device__ __forceinline__ T operator[](i64 i) const {
-    prefetch_l2(base + i);
-    return T{};
-  }
-};
-template <> __device__ __forceinline__ i32 Ahead<i32>::operator[](i64 i) const {
-  prefetch_l2(base + i);
-  return base[i];
-}
-template <class T> __device__ __forceinline__ Ahead<T> ahead(const T* base) { return {base}; }
-
 // Stores COUNT elements; WHOLE: they are neighbours, aligned, and go somewhere together or not at all.
 template <int COUNT, bool WHOLE, class T> __device__ __forceinline__ void store_now(const Later<T>* e) {
   if (WHOLE) {
@@ -95,7 +81,7 @@ ${entry}(${params}) {
       signal_init(empty + 8 * s, GROUPS * 4);
     }
     signal_init(summed, GROUPS * 128);
-    signal_init(finished, 128 + WATCHERS);
+    signal_init(finished, 128);
     signal_publish();
   }
   __syncthreads();
@@ -112,54 +98,34 @@ ${entry}(${params}) {
     column0 = inside / high * WIDTH;
   };
 
-  // Makes the results of a tile whose sums are complete: every workers-th run of strips of it.
+  // Makes the results of a tile whose sums are complete: every workers-th ${strips} of it.
   auto finish = [&](int tile, int worker, int workers) __attribute__((always_inline)) {
     i32 row0;
     int column0;
     place(tile, row0, column0);
+    ${maxima}
 #pragma unroll 1
-    for (int first = worker * RUN; first < STRIPS; first += workers * RUN) {
-      if (row0 + first / PARTS * 8 >= rows) break;
-      ${maxima}
-#pragma unroll 1
-      for (int strip = first; strip < first + RUN; strip++) {
-        const int pair = strip % PARTS * 16 + (lane & 15);
-        const int local = 2 * pair / APART * (2 * APART) + 2 * pair % APART;
-        const i32 column = ${column};
-        const int top = strip / PARTS * 8 + (lane >> 4);
-        f32 held[STEPS][4];
-#pragma unroll
-        for (int j = 0; j < STEPS; j++) {
-          const float2 near = *(const float2*)(tile_sums + (top + 2 * j) * PITCH + local);
-          const float2 far = *(const float2*)(tile_sums + (top + 2 * j) * PITCH + local + APART);
-          held[j][0] = near.x;
-          held[j][1] = near.y;
-          held[j][2] = far.x;
-          held[j][3] = far.y;
-        }
-        // What is computed beyond the ends is not stored.
-        const i32 n = column < N ? column : 0;
-        auto row_of = [&](int j) -> i32 { return row0 + top + 2 * j; };
-        ${finish}
-      }
-      ${store_maxima}
-    }
-  };
-  // Asks for what the results of a tile need besides sums.
-  auto look_ahead = [&](int tile, int worker, int workers) __attribute__((always_inline)) {
-    i32 row0;
-    int column0;
-    place(tile, row0, column0);
-#pragma unroll 1
-    for (int strip = worker; strip < STRIPS; strip += workers) {
-      const int pair = strip % PARTS * 16 + (lane & 15);
+    for (int strip = ${first_strip}; strip < STRIPS; strip += ${next_strip}) {
+      const int pair = strip % PARTS * LANES + lane % LANES;
       const int local = 2 * pair / APART * (2 * APART) + 2 * pair % APART;
       const i32 column = ${column};
-      const int top = strip / PARTS * 8 + (lane >> 4);
-      if (row0 + strip / PARTS * 8 >= rows) break;
+      const int top = strip / PARTS * ROWS + lane / LANES;
+      if (row0 + strip / PARTS * ROWS >= rows) break;
+      f32 held[STEPS][4];
+#pragma unroll
+      for (int j = 0; j < STEPS; j++) {
+        const float2 near = *(const float2*)(tile_sums + (top + DOWN * j) * PITCH + local);
+        const float2 far = *(const float2*)(tile_sums + (top + DOWN * j) * PITCH + local + APART);
+        held[j][0] = near.x;
+        held[j][1] = near.y;
+        held[j][2] = far.x;
+        held[j][3] = far.y;
+      }
+      // What is computed beyond the ends is not stored.
       const i32 n = column < N ? column : 0;
-      auto row_of = [&](int j) -> i32 { return row0 + top + 2 * j; };
-      ${look_ahead}
+      auto row_of = [&](int j) -> i32 { return row0 + top + DOWN * j; };
+      ${finish}
+      ${store_maxima}
     }
   };
 
@@ -184,8 +150,10 @@ ${entry}(${params}) {
         if (elected()) fetch_box(ring + s * STAGE, &x_map, unit * 64, row, full + 8 * s);
         __syncwarp();
       };
+      // A box of x has no more rows than there are; what a stage holds beyond them makes sums that nobody reads.
+      const u32 copied = (rows < HEIGHT ? (rows + 7) / 8 * 8 : HEIGHT) * 128 + W_BYTES;
       auto expect = [&](int s) {
-        if (elected()) signal_expect(full + 8 * s, STAGE);
+        if (elected()) signal_expect(full + 8 * s, copied);
         __syncwarp();
       };
       // The first of the rows of w that this lane copies.
@@ -223,23 +191,9 @@ ${entry}(${params}) {
       }
     } else {
       wait_for_predecessors();
-      // A tile ahead of those that make results; they wait for this with the sums' next turn, so that no turn is missed.
-      if (AHEAD) {
-        int tile = (int)blockIdx.x;
-        look_ahead(tile, (warp & 3) - 1, WATCHERS);
-        u32 parity = 0;
-#pragma unroll 1
-        for (tile += (int)gridDim.x; tile < tiles; tile += (int)gridDim.x) {
-          signal_wait(summed, parity);
-          look_ahead(tile, (warp & 3) - 1, WATCHERS);
-          __syncwarp();
-          if (lane == 0) signal_arrive(finished);
-          parity ^= 1;
-        }
-      }
     }
   } else if (group == GROUPS) {
-    ${finishing}
+    ${more}
     wait_for_predecessors();
     u32 parity = 0;
 #pragma unroll 1
@@ -253,7 +207,7 @@ ${entry}(${params}) {
     ${more}
     wait_for_predecessors();
     f32 sums[WIDTH / 2];
-    f32 total[FOLDS ? WIDTH / 2 : 1];  // of the pieces so far
+    ${total}
     int s = 0;
     u32 parity = 0;
     u32 turn = 0;
@@ -263,51 +217,13 @@ ${entry}(${params}) {
     };
 #pragma unroll 1
     while (true) {
-      if (FOLDS) {
-#pragma unroll
-        for (int i = 0; i < WIDTH / 2; i++) total[FOLDS ? i : 0] = 0.0f;
-      }
-      int unit = 0;
-#pragma unroll 1
-      for (int piece = 0; piece < PIECES; piece++) {
-        const int first = unit;
-        const int end = UNITS * (piece + 1) / PIECES;
-        int last = 0;
-#pragma unroll 1
-        for (; unit < end; unit++) {
-          signal_wait(full + 8 * s, parity);
-          const u64 x = operand_at(ring + s * STAGE + group * 64 * 128);
-          const u64 w = operand_at(ring + s * STAGE + X_BYTES);
-          multiply_begin();
-#pragma unroll
-          for (int k = 0; k < 4; k++) multiply(sums, x + k * 2, w + k * 2, unit - first + k > 0);
-          multiply_commit();
-          // One batch stays under way; the stage of the one before it is free.
-          if (unit > first) {
-            multiply_wait<1>();
-            release(last);
-          }
-          last = s;
-          if (++s == STAGES) {
-            s = 0;
-            parity ^= 1;
-          }
-        }
-        multiply_wait<0>();
-        release(last);
-        if (FOLDS) {
-          hold(sums);
-#pragma unroll
-          for (int i = 0; i < WIDTH / 2; i++) total[FOLDS ? i : 0] += sums[i];
-        }
-      }
-      auto result = [&](int i) -> f32 { return FOLDS ? total[FOLDS ? i : 0] : sums[i]; };
+      ${sum}
       signal_wait(finished, turn ^ 1);
       f32* const to = tile_sums + (warp * 16 + (lane >> 2)) * PITCH + 2 * (lane & 3);
 #pragma unroll
       for (int j = 0; j < WIDTH / 8; j++) {
-        *(float2*)(to + 8 * j) = make_float2(result(4 * j), result(4 * j + 1));
-        *(float2*)(to + 8 * PITCH + 8 * j) = make_float2(result(4 * j + 2), result(4 * j + 3));
+        *(float2*)(to + 8 * j) = make_float2(${result}[4 * j], ${result}[4 * j + 1]);
+        *(float2*)(to + 8 * PITCH + 8 * j) = make_float2(${result}[4 * j + 2], ${result}[4 * j + 3]);
       }
       signal_arrive(summed);
       if (tile + (int)gridDim.x >= tiles) break;

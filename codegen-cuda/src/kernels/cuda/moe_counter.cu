@@ -55,7 +55,7 @@ __device__ __forceinline__ bool warp_is_last(u32* counter, u32 n) {
 
 extern "C" __global__ void __launch_bounds__(THREADS, 1)
 ${entry}(const bf16* x, const u8* w, const i32* ids, u32 tokens, u32* counters${params}) {
-  extern __shared__ uint4 shared[];
+  alignas(128) extern __shared__ uint4 shared[];  // bulk copies to places 16 bytes off a sector of 32 take longer
   __shared__ Items<ROWS> items;
   __shared__ u64 full[WARPS * AHEAD];   // weights of a slot are there
   __shared__ u64 empty[WARPS * AHEAD];  // they were used

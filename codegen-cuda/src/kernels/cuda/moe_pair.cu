@@ -242,7 +242,7 @@ __device__ __forceinline__ Walk start_walk(const Items<TABLE>& items) {
 
 extern "C" __global__ void __launch_bounds__(THREADS, 1)
 ${entry}(const bf16* x, const u8* w1, const u8* w2, const i32* ids, u32 tokens, bf16* h, u32* counters${params}) {
-  extern __shared__ uint4 shared[];
+  alignas(128) extern __shared__ uint4 shared[];
   u8* const base = (u8*)shared;
   Items<TABLE>& items = *(Items<TABLE>*)(base + ITEMS_AT);
   f32* const parts = (f32*)(base + PARTS_AT);

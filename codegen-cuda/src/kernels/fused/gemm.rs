@@ -11,9 +11,7 @@ use gossamer_ir::template::{Order, template};
 use gossamer_ir::{DType, OpKind};
 
 use super::super::contraction::{MAX_K, PROCESSORS, pieces};
-use super::super::region::{
-    Columns, Index, Line, Need, Region, Sink, Source, Target, malformed, split, text, unsupported,
-};
+use super::super::region::{Columns, Index, Need, Region, Sink, Source, Target, malformed, text, unsupported};
 use super::super::{Cx, Size, blocks, kv, scalar, single, wgmma};
 use super::finish::{branch, product_sinks, range};
 use super::{Body, Origin, Params, parameter};
@@ -25,10 +23,11 @@ type Result<T> = std::result::Result<T, LowerError>;
 
 /// Elements of K in a stage of the ring, and in a unit of pieces.
 const UNIT: i64 = 64;
-/// Columns of a strip of results.
+/// Elements of a strip of results, and its columns where they divide those of a tile.
+const STRIP_ELEMENTS: i64 = 512;
 const STRIP_COLUMNS: i64 = 64;
 /// Stages at most.
-const STAGES: i64 = 12;
+const STAGES: i64 = 16;
 /// Rows of tiles in a band: their share of x and the columns of w that go past it fit the L2 cache.
 const BAND: i64 = 16;
 /// As measured on an H100 (docs/performance.md): bytes that a multiprocessor copies in a clock, clocks before a block's first multiply, and clocks of a strip
@@ -49,16 +48,24 @@ struct Plan {
 
 /// Cuts of one chain, from the smallest tile.
 const CHAIN: &[Plan] = &[
+    Plan { groups: 1, width: 32, blocks: 1 },
+    Plan { groups: 1, width: 48, blocks: 1 },
     Plan { groups: 1, width: 64, blocks: 1 },
+    Plan { groups: 1, width: 96, blocks: 1 },
     Plan { groups: 2, width: 64, blocks: 1 },
+    Plan { groups: 2, width: 96, blocks: 1 },
     Plan { groups: 2, width: 128, blocks: 1 },
     Plan { groups: 2, width: 192, blocks: 1 },
 ];
 /// Cuts of pieces: registers hold two sets of sums, so tiles are narrower.
 const PIECES: &[Plan] = &[
+    Plan { groups: 1, width: 32, blocks: 1 },
+    Plan { groups: 1, width: 48, blocks: 1 },
     Plan { groups: 1, width: 64, blocks: 1 },
+    Plan { groups: 1, width: 96, blocks: 1 },
     Plan { groups: 1, width: 128, blocks: 1 },
     Plan { groups: 2, width: 64, blocks: 1 },
+    Plan { groups: 2, width: 96, blocks: 1 },
     Plan { groups: 2, width: 128, blocks: 1 },
 ];
 
@@ -66,6 +73,11 @@ impl Plan {
     /// Rows of a tile.
     fn height(self) -> i64 {
         self.groups * 64
+    }
+
+    /// Rows of a box of x, of so many in all.
+    fn x_box(self, rows: i64) -> i64 {
+        self.height().min(blocks(rows, 8) * 8)
     }
 
     /// Bytes of a stage.
@@ -97,17 +109,23 @@ impl Plan {
         let rounds = blocks(down * across, PROCESSORS);
         let units = blocks(k, UNIT);
         let multiplies = units * self.height() / 64 * 2 * self.width;
-        let main = multiplies.max(units * self.stage() / COPIED);
-        let strips = self.height() / 8 * (self.width / 64);
+        let copied = units * (self.x_box(rows) + self.width) * 2 * UNIT;
+        let main = multiplies.max(copied / COPIED);
+        let strips = self.height() * self.width / STRIP_ELEMENTS;
         let results = blocks(strips, 4) * STRIP;
         (rounds - 1) * main.max(results) + main + TILE + blocks(strips, 4 + 4 * self.groups) * STRIP
     }
 
     /// The cut for so many rows of a product of `n` columns, and how its tiles hold together what `sinks` need together.
-    fn choose(plans: &[Plan], sinks: &[Sink], run: i64, (rows, n, k): (i64, i64, i64)) -> Result<(Plan, Pairs)> {
+    fn choose(
+        plans: &[Plan],
+        sinks: &[Sink],
+        run: Option<i64>,
+        (rows, n, k): (i64, i64, i64),
+    ) -> Result<(Plan, Pairs)> {
         let mut best: Option<(i64, Plan, Pairs)> = None;
         let mut refused = None;
-        for plan in plans.iter().filter(|p| p.width % (run * STRIP_COLUMNS) == 0) {
+        for plan in plans.iter().filter(|p| run.is_none_or(|r| p.width % (r * STRIP_COLUMNS) == 0)) {
             match Pairs::choose(sinks, n, plan.width) {
                 Ok(pairs) => {
                     let cost = plan.cost(rows, n, k);
@@ -118,7 +136,8 @@ impl Plan {
                 Err(e) => refused = Some(e),
             }
         }
-        let wide = || unsupported(format!("tile_max over {} columns", run * STRIP_COLUMNS), "64 or 128 columns");
+        let wide =
+            || unsupported(format!("tile_max over {} columns", run.unwrap_or(1) * STRIP_COLUMNS), "64 or 128 columns");
         best.map(|(_, plan, pairs)| (plan, pairs)).ok_or_else(|| refused.unwrap_or_else(wide))
     }
 }
@@ -143,7 +162,7 @@ impl Pairs {
             (_, Some(dim)) => Err(unsupported(format!("rope of heads of {dim}"), "heads of a multiple of 4")),
             // As far apart as fits the columns: neighbouring lanes then store what lies side by side.
             _ => {
-                let apart = if n % 64 == 0 { 32 } else { 8 };
+                let apart = [32, 16].into_iter().find(|a| n % 64 == 0 && width % (2 * a) == 0).unwrap_or(8);
                 Ok(Pairs { columns, apart, far: apart, dim: None })
             }
         }
@@ -225,7 +244,7 @@ pub fn lower(cx: &Cx, body: &Body) -> Result<Lowered> {
         columns: k as u64,
         box_rows: box_rows as u32,
     };
-    params.tensor_map("x_map", x, matrix(rows, plan.height()));
+    params.tensor_map("x_map", x, matrix(rows, plan.x_box(rows)));
     params.tensor_map("w_map", w, matrix(n, w_box));
     let code = results(cx, body, &found, pairs, n, &mut params)?;
     let (down, across) = plan.tiles(rows, n);
@@ -234,15 +253,23 @@ pub fn lower(cx: &Cx, body: &Body) -> Result<Lowered> {
     let (list, args) = params.finish();
 
     // A whole multiprocessor's registers: the copying group gives most of its share to those that multiply.
-    let (fewer, finishing, more) = match (plan.groups, plan.width, folds) {
-        (2, 128, true) => ("fewer_registers<56>();", "more_registers<136>();", "more_registers<160>();"),
-        (2, ..) => ("fewer_registers<56>();", "more_registers<152>();", "more_registers<152>();"),
-        _ => ("", "", ""),
+    let (fewer, more) = match plan.blocks == 1 && plan.groups == 2 {
+        true => ("fewer_registers<40>();", "more_registers<152>();"),
+        false => ("", ""),
     };
-    let pieces = if folds { pieces(Size::known(k)) } else { 1 };
-    let order = match folds {
-        true => "K in pieces, which are added up in order",
-        false => "one chain over K in order",
+    let (order, count, sum) = match folds {
+        true => ("K in pieces, which are added up in order", pieces(Size::known(k)), SUM_PIECES),
+        false => ("one chain over K in order", 1, SUM_CHAIN),
+    };
+    let pieces = if folds { format!("constexpr int PIECES = {count};") } else { String::new() };
+    let total = if folds { "f32 total[WIDTH / 2];  // of the pieces so far" } else { "" };
+    let (strips, first_strip, next_strip) = match run {
+        None => ("strip", "worker", "workers"),
+        Some(_) => ("run of strips", "worker * RUN", "(strip + 1) % RUN > 0 ? 1 : workers * RUN - RUN + 1"),
+    };
+    let run = match run {
+        None => String::new(),
+        Some(run) => format!("constexpr int RUN = {run};  // strips side by side that one warp makes"),
     };
     let source = Text::new(
         format!("{}_{}_n{n}_k{k}_t{}x{}", body.kernel.template(), xt.dtype, plan.height(), plan.width),
@@ -257,10 +284,11 @@ pub fn lower(cx: &Cx, body: &Body) -> Result<Lowered> {
     .set("k", k)
     .set("units", blocks(k, UNIT))
     .set("order", order)
-    .set("folds", folds)
     .set("pieces", pieces)
     .set("run", run)
-    .set("looks_ahead", !code.ahead.is_empty())
+    .set("strips", strips)
+    .set("first_strip", first_strip)
+    .set("next_strip", next_strip)
     .set("groups", plan.groups)
     .set("width", plan.width)
     .set("stages", plan.stages())
@@ -271,13 +299,14 @@ pub fn lower(cx: &Cx, body: &Body) -> Result<Lowered> {
     .set("multiply", wgmma::multiply(plan.width, xt.dtype))
     .set("params", list)
     .set("fewer", fewer)
-    .set("finishing", finishing)
     .set("more", more)
+    .set("total", total)
+    .set("sum", sum)
+    .set("result", if folds { "total" } else { "sums" })
     .set("first", if cx.early(w) { FIRST_EARLY } else { FIRST })
     .set("w_row", &column)
     .set("column", &column)
     .set("finish", code.finish.join("\n"))
-    .set("look_ahead", code.ahead.join("\n"))
     .set("maxima", code.maxima.join("\n"))
     .set("store_maxima", code.store_maxima.join("\n"))
     .build();
@@ -309,6 +338,69 @@ for (int i = 0; i < FIRST; i++) {
   fetch_x(i, i, row0);
 }";
 
+/// Sums a tile in one chain.
+const SUM_CHAIN: &str = "\
+int last = 0;
+#pragma unroll 1
+for (int unit = 0; unit < UNITS; unit++) {
+  signal_wait(full + 8 * s, parity);
+  const u64 x = operand_at(ring + s * STAGE + group * 64 * 128);
+  const u64 w = operand_at(ring + s * STAGE + X_BYTES);
+  multiply_begin();
+#pragma unroll
+  for (int k = 0; k < 4; k++) multiply(sums, x + k * 2, w + k * 2, unit + k > 0);
+  multiply_commit();
+  // One batch stays under way; the stage of the one before it is free.
+  if (unit > 0) {
+    multiply_wait<1>();
+    release(last);
+  }
+  last = s;
+  if (++s == STAGES) {
+    s = 0;
+    parity ^= 1;
+  }
+}
+multiply_wait<0>();
+release(last);";
+
+/// Sums it in pieces.
+const SUM_PIECES: &str = "\
+#pragma unroll
+for (int i = 0; i < WIDTH / 2; i++) total[i] = 0.0f;
+int unit = 0;
+#pragma unroll 1
+for (int piece = 0; piece < PIECES; piece++) {
+  const int first = unit;
+  const int end = UNITS * (piece + 1) / PIECES;
+  int last = 0;
+#pragma unroll 1
+  for (; unit < end; unit++) {
+    signal_wait(full + 8 * s, parity);
+    const u64 x = operand_at(ring + s * STAGE + group * 64 * 128);
+    const u64 w = operand_at(ring + s * STAGE + X_BYTES);
+    multiply_begin();
+#pragma unroll
+    for (int k = 0; k < 4; k++) multiply(sums, x + k * 2, w + k * 2, unit - first + k > 0);
+    multiply_commit();
+    // One batch stays under way; the stage of the one before it is free.
+    if (unit > first) {
+      multiply_wait<1>();
+      release(last);
+    }
+    last = s;
+    if (++s == STAGES) {
+      s = 0;
+      parity ^= 1;
+    }
+  }
+  multiply_wait<0>();
+  release(last);
+  hold(sums);
+#pragma unroll
+  for (int i = 0; i < WIDTH / 2; i++) total[i] += sums[i];
+}";
+
 /// A value that is stored, and the columns of it that a lane makes, relative to its first: runs of neighbours.
 struct Job<'a> {
     sink: &'a Sink,
@@ -320,9 +412,8 @@ struct Job<'a> {
     whole: bool,
 }
 
-/// Strips whose maximum goes together: those of a tile of `tile_max`.
-fn run(found: &[Sink]) -> Result<i64> {
-    let mut run = 1;
+/// Strips whose maximum goes together, if any is wanted: those of a tile of `tile_max`.
+fn run(found: &[Sink]) -> Result<Option<i64>> {
     let mut all = None;
     for sink in found {
         match (sink.target, sink.need) {
@@ -330,7 +421,6 @@ fn run(found: &[Sink]) -> Result<i64> {
                 if tile % STRIP_COLUMNS == 0 && all.is_none_or(|t| t == tile) =>
             {
                 all = Some(tile);
-                run = tile / STRIP_COLUMNS;
             }
             (Target::TileMax { tile }, _) => {
                 return Err(unsupported(
@@ -342,25 +432,23 @@ fn run(found: &[Sink]) -> Result<i64> {
             _ => {}
         }
     }
-    Ok(run)
+    Ok(all.map(|tile| tile / STRIP_COLUMNS))
 }
 
 /// Code that makes results.
 struct Code {
     /// Computes and stores a lane's elements of a strip.
     finish: Vec<String>,
-    /// Asks for what that will read; empty if it reads nothing.
-    ahead: Vec<String>,
     /// Declares running maxima of a run of strips.
     maxima: Vec<String>,
-    /// Stores them.
+    /// Stores them at the end of a run.
     store_maxima: Vec<String>,
 }
 
 /// Code that makes results of a product of `n` columns.
 fn results(cx: &Cx, body: &Body, found: &[Sink], pairs: Pairs, n: i64, params: &mut Params) -> Result<Code> {
     let astray = Cell::new(false);
-    let product = |_| {
+    let mut sources = body.epilogue_sources(cx, params, |_| {
         let astray = &astray;
         let give = move |at: &[Index]| {
             let known = at[1].without_offset().is_some_and(|v| v == "n" || v == "half_n * 2");
@@ -369,124 +457,87 @@ fn results(cx: &Cx, body: &Body, found: &[Sink], pairs: Pairs, n: i64, params: &
             format!("held[j][{}]", place.unwrap_or(0))
         };
         Some(Source::Given(Box::new(give)))
-    };
-    let mut sources = body.epilogue_sources(cx, params, product)?;
-    let mut sources_ahead = body.epilogue_sources(cx, params, product)?;
-    for source in sources.iter_mut().chain(&mut sources_ahead) {
+    })?;
+    for source in &mut sources {
         if let Source::Cache { keys, values } = source {
             (*keys, *values) = (later(keys), later(values));
         }
     }
-    let mut reads = false;
-    for source in &mut sources_ahead {
-        if let Source::Memory(pointer) = source {
-            *pointer = format!("ahead({pointer})");
-            reads = true;
-        }
-    }
     let pointers = (0..cx.op.results.len()).map(|r| params.result(cx, r)).collect::<Result<Vec<_>>>()?;
+    let mut region = Region::new(body.epilogue(), cx.module(), sources);
+    if let Some(dim) = pairs.dim {
+        region.know_half("n", dim, 2);
+    }
     let mut ranges: Vec<(i64, i64)> = found.iter().map(|s| (range(s).0, range(s).1)).collect();
     ranges.sort_unstable();
     ranges.dedup();
-    let print = |sources: Vec<Source>, ahead: bool, params: &mut Params| -> Result<Vec<String>> {
-        let mut region = Region::new(body.epilogue(), cx.module(), sources);
-        if let Some(dim) = pairs.dim {
-            region.know_half("n", dim, 2);
-        }
-        let mut out = Vec::new();
-        for (first, end) in &ranges {
-            let here = || found.iter().filter(|s| (range(s).0, range(s).1) == (*first, *end));
-            let stored = here().filter(|s| !matches!(s.target, Target::TileMax { .. }));
-            let jobs = stored.map(|s| job(cx, body, s, pairs, &pointers)).collect::<Result<Vec<_>>>()?;
-            let (lines, maxima) = region.scope(|region| {
-                for job in &jobs {
-                    for offset in job.runs.concat() {
-                        let column = match job.sink.need {
-                            Need::Interleaved { offset: start } => Index::var("half_n").plus((offset - start) / 2),
-                            _ => job.sink.column(&Index::var("n").plus(offset)),
-                        };
-                        region.emit(job.sink, &later(&job.name), &[Index::var("t")], &column)?;
-                    }
+    let mut finish = Vec::new();
+    for (first, end) in ranges {
+        let here = || found.iter().filter(|s| (range(s).0, range(s).1) == (first, end));
+        let stored = here().filter(|s| !matches!(s.target, Target::TileMax { .. }));
+        let jobs = stored.map(|s| job(cx, body, s, pairs, &pointers)).collect::<Result<Vec<_>>>()?;
+        let (lines, maxima) = region.scope(|region| {
+            for job in &jobs {
+                for offset in job.runs.concat() {
+                    let column = match job.sink.need {
+                        Need::Interleaved { offset: start } => Index::var("half_n").plus((offset - start) / 2),
+                        _ => job.sink.column(&Index::var("n").plus(offset)),
+                    };
+                    region.emit(job.sink, &later(&job.name), &[Index::var("t")], &column)?;
                 }
-                let mut maxima = Vec::new();
-                for sink in here().filter(|s| matches!(s.target, Target::TileMax { .. })) {
-                    for offset in pairs.runs(sink.need).concat() {
-                        let column = sink.column(&Index::var("n").plus(offset));
-                        let element = region.element(sink.value, &[Index::var("t"), column])?;
-                        maxima.push(format!("most{0}[j] = fmaxf(most{0}[j], {element});", sink.result));
-                    }
+            }
+            let mut maxima = Vec::new();
+            for sink in here().filter(|s| matches!(s.target, Target::TileMax { .. })) {
+                for offset in pairs.runs(sink.need).concat() {
+                    let column = sink.column(&Index::var("n").plus(offset));
+                    let element = region.element(sink.value, &[Index::var("t"), column])?;
+                    maxima.push(format!("most{0}[j] = fmaxf(most{0}[j], {element});", sink.result));
                 }
-                Ok(maxima)
-            })?;
-            let part = match ahead {
-                true => asked(&lines, &jobs),
-                false => part(text(&lines), maxima, &jobs),
-            };
-            branch(&mut out, (*first, *end, false), n, part);
-        }
-        // Both printings name the same sizes in the same order.
-        if !ahead {
-            params.sizes(cx, &region)?;
-        }
-        Ok(out)
-    };
-    let finish = print(sources, false, params)?;
-    let ahead = if reads { print(sources_ahead, true, params)? } else { Vec::new() };
+            }
+            Ok(maxima)
+        })?;
+        branch(&mut finish, (first, end, false), n, part(text(&lines), maxima, &jobs));
+    }
     if astray.get() {
         return Err(unsupported("columns of a product at several distances", "one distance for all pairs"));
     }
+    params.sizes(cx, &region)?;
     let (mut maxima, mut store_maxima) = (Vec::new(), Vec::new());
     for sink in found {
         if let Target::TileMax { tile } = sink.target {
             let ty = body.epilogue().graph.ty(sink.value).as_tensor().map_or(DType::F32, |t| t.dtype);
-            maxima.extend(lines(&format!(
-                "f32 most{0}[STEPS];\n#pragma unroll\nfor (int j = 0; j < STEPS; j++) most{0}[j] = __uint_as_float(0xff800000u);",
-                sink.result
-            )));
+            maxima.push(format!("f32 most{}[STEPS];", sink.result));
+            maxima.push("#pragma unroll".to_string());
+            maxima.push(format!("for (int j = 0; j < STEPS; j++) most{}[j] = {LEAST};", sink.result));
             let columns = sink.range().1;
             store_maxima.extend(tile_max(sink, ty, &pointers[sink.result], tile, columns));
         }
     }
-    Ok(Code { finish, ahead, maxima, store_maxima })
+    Ok(Code { finish, maxima, store_maxima })
 }
 
-fn lines(s: &str) -> Vec<String> {
-    s.lines().map(str::to_string).collect()
-}
+/// Less than any element.
+const LEAST: &str = "__uint_as_float(0xff800000u)";
 
-/// The maximum of a run of strips, over the 16 lanes of each row.
+/// The maximum of a run of strips, over the 16 lanes of each row, at the end of the run.
 fn tile_max(sink: &Sink, dtype: DType, pointer: &str, tile: i64, columns: i64) -> Vec<String> {
     let r = sink.result;
-    let stored = scalar::store(dtype, &format!("fmaxf(most{r}[j], __uint_as_float(0xff800000u))"));
-    lines(&format!(
-        "#pragma unroll
-for (int j = 0; j < STEPS; j++) {{
+    let stored = scalar::store(dtype, &format!("fmaxf(most{r}[j], {LEAST})"));
+    let lines = format!(
+        "if ((strip + 1) % RUN == 0) {{
+  const i32 start = column0 + (strip % PARTS + 1 - RUN) * {STRIP_COLUMNS};
 #pragma unroll
-  for (int m = 8; m > 0; m >>= 1) most{r}[j] = fmaxf(most{r}[j], __shfl_xor_sync(0xffffffffu, most{r}[j], m));
-  const i32 t = row0 + first / PARTS * 8 + (lane >> 4) + 2 * j;
-  const i32 column = column0 + first % PARTS * {STRIP_COLUMNS};
-  if ((lane & 15) == 0 && t < rows && column < {columns}) {pointer}[(i64)t * {} + column / {tile}] = {stored};
+  for (int j = 0; j < STEPS; j++) {{
+#pragma unroll
+    for (int m = 8; m > 0; m >>= 1) most{r}[j] = fmaxf(most{r}[j], __shfl_xor_sync(0xffffffffu, most{r}[j], m));
+    const i32 t = row_of(j);
+    if ((lane & 15) == 0 && t < rows && start < {columns}) {pointer}[(i64)t * {} + start / {tile}] = {stored};
+    most{r}[j] = {LEAST};
+  }}
 }}",
         blocks(columns, tile)
-    ))
-}
-
-/// Reads of what a lane's elements of a strip need besides sums, of which nothing else is made.
-fn asked(printed: &[Line], jobs: &[Job]) -> Vec<String> {
-    let early = split(printed);
-    if early.early.is_empty() {
-        return Vec::new();
-    }
-    let mut out = Vec::new();
-    if jobs.iter().any(|j| matches!(j.sink.need, Need::Interleaved { .. })) {
-        out.push("const i32 half_n = n / 2;".to_string());
-    }
-    out.push("#pragma unroll".to_string());
-    out.push("for (int j = 0; j < STEPS; j++) {".to_string());
-    out.push("  const i32 t = row_of(j) < rows ? row_of(j) : rows - 1;".to_string());
-    out.extend([early.declarations, early.early].concat().into_iter().map(|l| format!("  {l}")));
-    out.push("}".to_string());
-    out
+    );
+    lines.lines().map(str::to_string).collect()
 }
 
 /// Where a store goes instead of to memory: `@` becomes the number of the element among the lane's.

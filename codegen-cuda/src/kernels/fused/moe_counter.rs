@@ -62,15 +62,15 @@ const ANY: i64 = i64::MAX;
 const STATIC_SHARED: i64 = 48 << 10;
 
 /// The first that fits is taken; what none fits is left to the text for few rows. Measured on an H100 with GPT-OSS's sizes (2880 columns, 4 choices of 32
-/// experts) at 16, 32 and 64 tokens: 2, 4 and 8 rows an expert. Without a combine the text for few rows is as fast up to 16 tokens, as its blocks can
-/// hold all rows then.
+/// experts) at 2 to 64 tokens (performance.md 14): up to 8 rows an expert. Without a combine the text for few rows is as fast up to 16 tokens, as its
+/// blocks can hold all rows then; with one, asking for units pays as soon as two tokens share the launch.
 const CHOICES: [Choice; 6] = [
     Choice { combine: false, above: 64, mean: 2, variant: of([8, 2], [16, 1], [2, 5], [75, 1]) },
     Choice { combine: false, above: 64, mean: 5, variant: of([8, 2], [24, 4], [1, 6], [75, 2]) },
     Choice { combine: false, above: 64, mean: ANY, variant: of([16, 1], [24, 4], [1, 5], [85, 4]) },
-    Choice { combine: true, above: 32, mean: 3, variant: of([8, 2], [16, 4], [2, 5], [90, 1]) },
-    Choice { combine: true, above: 32, mean: 5, variant: of([8, 2], [16, 3], [2, 5], [75, 1]) },
-    Choice { combine: true, above: 32, mean: ANY, variant: of([16, 1], [16, 4], [2, 4], [90, 4]) },
+    Choice { combine: true, above: 4, mean: 3, variant: of([8, 2], [16, 4], [2, 5], [90, 1]) },
+    Choice { combine: true, above: 4, mean: 5, variant: of([8, 2], [16, 3], [2, 5], [75, 1]) },
+    Choice { combine: true, above: 4, mean: ANY, variant: of([16, 1], [16, 4], [2, 4], [90, 4]) },
 ];
 
 /// The variant for `rows` rows of `experts` experts, if this text is the faster one.
@@ -320,8 +320,8 @@ mod tests {
     #[test]
     fn variants_follow_the_rows_an_expert_has() {
         let x_rows = |tokens: i64, experts, combine| variant(4 * tokens, experts, combine).map(|v| v.x_rows);
-        assert_eq!([8, 9, 32, 64].map(|t| x_rows(t, 32, true)), [None, Some(8), Some(8), Some(16)]);
+        assert_eq!([1, 2, 32, 64].map(|t| x_rows(t, 32, true)), [None, Some(8), Some(8), Some(16)]);
         assert_eq!([16, 17, 32, 64].map(|t| x_rows(t, 32, false)), [None, Some(8), Some(8), Some(16)]);
-        assert_eq!([8, 9, 64].map(|t| x_rows(t, 128, true)), [None, Some(8), Some(8)]);
+        assert_eq!([1, 2, 64].map(|t| x_rows(t, 128, true)), [None, Some(8), Some(8)]);
     }
 }

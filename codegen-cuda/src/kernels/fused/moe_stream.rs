@@ -25,9 +25,9 @@ fn class(shape: &Experts) -> Result<i64> {
     })
 }
 
-/// Bytes of a block's tables of rows by expert, at most.
+/// Bytes of a block's tables of rows by expert, at most, and those in front of the rings, which begin at multiples of 128.
 pub(super) fn table_bytes(rows: i64) -> i64 {
-    17 * rows + 48
+    17 * rows + 48 + 112
 }
 
 /// How the work is cut. Results do not depend on it.
@@ -136,7 +136,10 @@ impl Plan {
     /// Rings, rows of x, partial sums, and the results of a strip by row where a group keeps them.
     fn dynamic(&self) -> i64 {
         let Variant { tiles, x_rows, chunk, ahead, groups, .. } = self.v;
-        let slot = tiles * chunk * RECORD;
+        let slot = match tiles {
+            1 => blocks(chunk * RECORD + 96, 128) * 128,
+            _ => tiles * chunk * RECORD,
+        };
         let pitch = 4 * (TILE * tiles + 4);
         let kept = if self.owner { self.rows * pitch } else { 0 };
         self.held * self.x_pitch

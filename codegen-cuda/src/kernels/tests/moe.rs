@@ -259,8 +259,8 @@ fn rows_choose_the_text() {
     // Two tiles of w leave room for fewer rows.
     assert_eq!(entry(Kind::Halves, 64, 32, 5760), ("c8x32".into(), 1, 0));
     assert_eq!(entry(Kind::Interleaved, 64, 128, 5760), ("c8x16".into(), 1, 0));
-    assert_eq!(entry(Kind::Combine, 8, 32, 2880), few("r8x16"));
-    assert_eq!(entry(Kind::Combine, 9, 32, 2880), ("c8x16".into(), 181, 1));
+    assert_eq!(entry(Kind::Combine, 1, 32, 2880), few("r1x16"));
+    assert_eq!(entry(Kind::Combine, 2, 32, 2880), ("c8x16".into(), 181, 1));
     assert_eq!(entry(Kind::Combine, 64, 32, 2880), ("c16x16".into(), 181, 1));
     // More strips than a block's list may have, or than there are counters.
     assert_eq!(entry(Kind::Combine, 9, 2, 16 * 30_000), few("r8x16"));

@@ -74,7 +74,7 @@ fn host_text(text: &str, shared: u32) -> String {
     let mut lines = text.lines().peekable();
     while let Some(line) = lines.next() {
         let trimmed = line.trim();
-        if trimmed.starts_with("extern __shared__") {
+        if trimmed.contains("extern __shared__") {
             let array = format!("[{}]", shared / 16);
             out.push_str(&line.replace("extern __shared__", "static").replace("[]", &array));
         } else if trimmed.starts_with("asm(\"mma.sync") {
