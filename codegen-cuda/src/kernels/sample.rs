@@ -20,21 +20,18 @@ const SHORT: i64 = 16384;
 const CLUSTER: i64 = 8;
 /// Logits that a block of a cluster can hold in shared memory.
 const HELD: i64 = 48 * 1024;
-/// Blocks for rows with filters: most multiprocessors have one.
-const FILTERING: i64 = 128;
+/// Blocks for rows with filters. Each has a multiprocessor, and where some are switched off not all clusters that would fit their number fit:
+/// one that has to wait doubles the time.
+const FILTERING: i64 = 96;
 
 /// Warps of a block for rows without filters.
 const WARPS: i64 = 8;
-/// Logits for which a warp draws noise at a time.
-const UNIT: i64 = 128;
-/// Warps for all rows together: these run at once. With more, fewer tiles of each are looked into for nothing.
-const SPREAD: i64 = 2112;
-/// Tiles of a warp: a lane keeps the bound of one, and blocks take longer to agree than two tiles to draw.
-const TILES: [i64; 2] = [2, 32];
-/// Logits that a block without maxima loads at once.
-const STRIDE: i64 = 4096;
-/// Blocks for all rows together, without maxima.
-const STRIDING: i64 = 512;
+/// Logits that a block loads at once.
+const STRIDE: i64 = WARPS * 32 * 16;
+/// Blocks for all rows without filters, of one stride if these are enough: two for each multiprocessor.
+const SPREAD: i64 = 280;
+/// Strides of a block at most: the first, which finds a bound, is a small part of so many.
+const STRIDES: i64 = 8;
 
 /// What both kernels depend on.
 struct Shape {
@@ -61,8 +58,6 @@ pub fn lower(cx: &Cx) -> Result<Lowered, LowerError> {
         return Err(cx.unsupported(format!("rows of {n} logits"), format!("1 to {MOST} logits a row")));
     }
     let tile = if cx.operand_count() > 7 { cx.op.attrs.int("tile") } else { 0 };
-    // Other tiles are not of whole warps.
-    let tile = if tile > 0 && tile % UNIT == 0 { tile } else { 0 };
     let early = (1..7).all(|i| cx.early(i));
     let shape = Shape { rows, n, known: columns.as_const(), tile, early };
     let (plain, blocks) = plain(cx, &shape)?;
@@ -104,12 +99,8 @@ fn filtering(cx: &Cx, shape: &Shape) -> Result<Launch, LowerError> {
 fn plain(cx: &Cx, shape: &Shape) -> Result<(Launch, i64), LowerError> {
     let &Shape { rows, n, known, tile, early } = shape;
     let aligned = known.is_some_and(|n| n % 4 == 0);
-    let name = format!(
-        "sample{}{}{}",
-        flag(tile > 0, &format!("_t{tile}")),
-        flag(aligned, "_aligned"),
-        flag(early, "_early")
-    );
+    let name =
+        format!("sample{}{}{}", flag(tile > 0, &format!("_t{tile}")), flag(aligned, "_aligned"), flag(early, "_early"));
     let of_row = match tile {
         0 => "const f32* const of_tiles = nullptr;".to_string(),
         _ => format!("const f32* const of_tiles = maxima + (i64)r * ((n + {last}) / {tile});", last = tile - 1),
@@ -131,18 +122,12 @@ fn plain(cx: &Cx, shape: &Shape) -> Result<(Launch, i64), LowerError> {
 
 /// Blocks of a row without filters.
 fn share(shape: &Shape) -> i64 {
-    let &Shape { rows, n, tile, .. } = shape;
+    let &Shape { rows, n, .. } = shape;
     if rows > i64::from(MAX_COUNTERS) {
         return 1;
     }
-    match tile {
-        0 => blocks(n, STRIDE).min(STRIDING / rows).max(1),
-        _ => {
-            let tiles = blocks(n, tile);
-            let per = blocks(tiles * rows, SPREAD).clamp(TILES[0], TILES[1]);
-            blocks(tiles, per * WARPS)
-        }
-    }
+    let strides = blocks(n, STRIDE);
+    blocks(strides, blocks(strides * rows, SPREAD).min(STRIDES))
 }
 
 /// What the texts of both kernels share.

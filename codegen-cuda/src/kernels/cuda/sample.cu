@@ -1,13 +1,11 @@
 // ${ir}
 // Rows that keep all tokens: the greatest logit, or the greatest z + Gumbel noise with z = logit / temperature. The blocks of a row share it out,
 // and the last to finish compares their winners. Rows with filters are left to the launch in front.
-// Noise depends on seed and position only. So with maxima a warp draws the random words of its tiles first, while the logits may still be in the
-// making. A tile's least word, which has the most noise, and its greatest logit bound what is in it: only the few tiles that may win are read.
 constexpr int WARPS = ${warps};
 constexpr int THREADS = 32 * WARPS;
-constexpr int TILE = ${tile};         // logits of each of the given maxima; 0: none are given
+constexpr int AT_ONCE = 4;  // loads of 16 bytes that a thread has under way
+constexpr int TILE = ${tile};  // logits of each of the given maxima; 0: none are given
 constexpr bool ALIGNED = ${aligned};  // rows are a whole number of 16 bytes
-constexpr u32 ALL = 0xffffffffu;
 
 struct Row {
   const f32* logits;
@@ -54,74 +52,8 @@ __device__ __forceinline__ u32 greatest_logit(const Row& row, const f32* maxima)
   return key_index(block_max<WARPS>(best));
 }
 
-// The lane's part of the greatest key of a tile; raises the floor of all lanes.
-__device__ __forceinline__ u64 draw_tile(const Row& row, i32 tile, f32& floor) {
-  u64 best = 0;
-  for (int part = 0; part < TILE / 128; part++) {
-    const i32 q = tile * (TILE / 4) + part * 32 + (threadIdx.x & 31);
-    const Quad x = load_quad(row, q);
-    const uint4 random = words_of(row, (u32)q);
-    f32 z[4];
-#pragma unroll
-    for (int e = 0; e < 4; e++) z[e] = scale(x.at[e], row.temperature);
-    floor = fmaxf(floor, warp_max(sure(z, random)));
-    const u64 key = draw(z, random, (u32)q, floor, [&](int e) { return 4 * q + e < row.n; });
-    best = best > key ? best : key;
-    floor = warp_max(floor);
-  }
-  return best;
-}
-
-// Tiles first .. last - 1 by a warp: the lane's part of the greatest key.
-__device__ __forceinline__ u64 draw_tiles(const Row& row, const f32* maxima, i32 first, i32 last) {
-  const int lane = threadIdx.x & 31;
-  // Of the least words of up to 32 tiles each lane keeps one.
-  auto least_words = [&](i32 from) {
-    const int count = last - from < 32 ? last - from : 32;
-    u32 mine = ALL;
-    for (int i = 0; i < count; i += 2) {
-      u32 least[2] = {ALL, ALL};
-#pragma unroll
-      for (int j = 0; j < 2; j++) {
-#pragma unroll
-        for (int part = 0; part < TILE / 128; part++) {
-          const u32 q = (u32)((from + i + j) * (TILE / 4) + part * 32 + lane);
-          least[j] = min(least[j], least_of(words_of(row, q)));
-        }
-      }
-#pragma unroll
-      for (int j = 0; j < 2; j++) {
-        const u32 of_tile = __reduce_min_sync(ALL, least[j]);
-        if (lane == i + j) mine = of_tile;
-      }
-    }
-    return mine;
-  };
-  u32 least = least_words(first);
-  ${wait_later}
-  u64 best = 0;
-  f32 floor = -INF;
-  for (i32 from = first; from < last; from += 32) {
-    if (from > first) least = least_words(from);
-    f32 bound = -INF;
-    if (from + lane < last) bound = about(row, maxima[from + lane]) + most_noise(least);
-    while (true) {
-      // The greatest bound first, as that raises the floor most.
-      const u32 key = bound > -INF && bound >= below(floor) ? order_key(bound) : 0u;
-      const u32 greatest = __reduce_max_sync(ALL, key);
-      if (greatest == 0) break;
-      const int at = __ffs((int)__ballot_sync(ALL, key == greatest)) - 1;
-      const u64 found = draw_tile(row, from + at, floor);
-      best = best > found ? best : found;
-      if (lane == at) bound = -INF;
-    }
-  }
-  return best;
-}
-
 // Quads first .. last - 1 by a block: the thread's part of the greatest key.
 __device__ __forceinline__ u64 draw_quads(const Row& row, i32 first, i32 last) {
-  constexpr int AT_ONCE = 4;
   ${wait_later}
   u64 best = 0;
   f32 floor = -INF;
@@ -147,6 +79,7 @@ __device__ __forceinline__ u64 draw_quads(const Row& row, i32 first, i32 last) {
 #pragma unroll
     for (int i = 0; i < AT_ONCE; i++) {
       const i32 q = from + i * THREADS + (i32)threadIdx.x;
+      // The greatest logit and the least word, which has the most noise, bound all four.
       const f32 greatest = fmaxf(fmaxf(x[i].at[0], x[i].at[1]), fmaxf(x[i].at[2], x[i].at[3]));
       const f32 bound = about(row, greatest) + most_noise(least_of(random[i]));
       if (q >= last || !(bound > -INF && bound >= below(floor))) continue;
@@ -195,15 +128,9 @@ ${entry}(const f32* logits, const f32* temperature, const i32* top_k, const f32*
       const u64 key = order_key(row.logits[i], (u32)i);
       best = best > key ? best : key;
     }
-  } else if (TILE > 0) {
-    const i32 tiles = (n - 1) / (TILE > 0 ? TILE : 1) + 1;
-    const i32 per = (tiles - 1) / (share * WARPS) + 1;
-    i32 first = (b * WARPS + (i32)(threadIdx.x >> 5)) * per;
-    first = first < tiles ? first : tiles;
-    best = draw_tiles(row, of_tiles, first, first + per < tiles ? first + per : tiles);
   } else {
     const i32 quads = (n - 1) / 4 + 1;
-    const i32 per = (quads - 1) / share + 1;
+    const i32 per = ((quads - 1) / (share * AT_ONCE * THREADS) + 1) * (AT_ONCE * THREADS);
     const i32 first = b * per;
     best = draw_quads(row, first, first + per < quads ? first + per : quads);
   }
