@@ -310,7 +310,8 @@ fn experts() -> Vec<Scenario> {
             let (few, tiled, wide) = ("seed/moe-stream", "seed/moe-tile", "seed/moe-wide");
             out.push(source.scenario(&[1, 2, 3, 4, 7, 9, 16, 31, 64], &["moe_stream"], without(&[tiled, wide])));
             // So many that units are taken from a counter.
-            let shared: Vec<usize> = [2, 3, 5, 8, 12, 24, 31, 48, 64].into_iter().filter(|t| t * top > few_rows).collect();
+            let shared: Vec<usize> =
+                [2, 3, 5, 8, 12, 24, 31, 48, 64].into_iter().filter(|t| t * top > few_rows).collect();
             let counter = Fused { named: &["moe_stream", "_c"], ..without(&[tiled, wide]) };
             out.push(source.scenario(&shared, &["moe_stream"], counter));
             out.push(source.scenario(&[9, 33, 64, 65, 150], &["moe_tile"], without(&[few, wide])));
