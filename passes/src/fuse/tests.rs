@@ -106,7 +106,7 @@ fn the_experts_are_one_kernel_when_asked_for() {
     let mut cheap = Machine::default();
     cheap.templates.get_mut("moe_pair").unwrap().hand_over_us = 0.0;
     let options = |shared: &Spaces, t: usize, s: usize| Options { machine: cheap.clone(), ..options(shared, t, s) };
-    let pair = "moe_pair[dequant | moe_matmul | gather_rows add swiglu cast then dequant | moe_matmul | gather_rows add moe_combine add]";
+    let pair = "moe_pair[dequant | moe_matmul | gather_rows add swiglu cast then dequant | moe_matmul | gather_rows add cast cast moe_combine add]";
     let experts = |options: &Options| {
         let (module, report) = fused(module.clone(), options);
         gossamer_ir::verify::roundtrip(&module).unwrap_or_else(|e| panic!("{e}"));
