@@ -48,6 +48,8 @@ pub(crate) enum Piece {
     Grid,
     /// Blocks that read each other's shared memory.
     Cluster,
+    /// Drawing tokens by noise. After [`Piece::Philox`], [`Piece::Order`] and [`Piece::Infinity`].
+    Draw,
     /// The greatest element by the maxima of tiles.
     Tiles,
     /// Readers of the packed MXFP4 layout.
@@ -72,6 +74,7 @@ impl Piece {
             Piece::Async => include_str!("kernels/cuda/async.cuh"),
             Piece::Wgmma => include_str!("kernels/cuda/wgmma.cuh"),
             Piece::Philox => include_str!("kernels/cuda/philox.cuh"),
+            Piece::Draw => include_str!("kernels/cuda/draw.cuh"),
             Piece::Cluster => include_str!("kernels/cuda/cluster.cuh"),
             Piece::Tiles => include_str!("kernels/cuda/tiles.cuh"),
             Piece::Grid => include_str!("kernels/cuda/grid.cuh"),

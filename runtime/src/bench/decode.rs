@@ -39,6 +39,8 @@ pub struct Measured {
     pub filled: bool,
     /// Time between the ends of consecutive steps, on the device's clock.
     pub step_us: Percentiles,
+    /// The same, of every step in order: what percentiles hide (steps that crowd at the start, or one in many).
+    pub steps_us: Vec<f64>,
     /// Wall time of a step, over all of them.
     pub wall_us: f64,
     /// Distinct experts that the tokens of a step choose, the mean over layers.
@@ -139,10 +141,10 @@ fn measure_started(
     let start = Instant::now();
     run(engine, seqs, &params, &mut next, case.steps, &mut |_, number, end| ends.push((number, end)))?;
     let wall_us = start.elapsed().as_secs_f64() * 1e6 / case.steps as f64;
-    let mut times: Vec<f64> =
+    let mut steps_us: Vec<f64> =
         ends.windows(2).filter(|w| w[0].0 == w[1].0).map(|w| w[1].1.saturating_sub(w[0].1) as f64 / 1000.0).collect();
-    if times.is_empty() {
-        times.push(wall_us);
+    if steps_us.is_empty() {
+        steps_us.push(wall_us);
     }
     let per_token = engine.config().experts_per_token();
     let experts = match (per_token, case.batch) {
@@ -159,7 +161,8 @@ fn measure_started(
     Ok(Measured {
         case: *case,
         filled,
-        step_us: Percentiles::of(&times),
+        step_us: Percentiles::of(&steps_us),
+        steps_us,
         wall_us,
         experts,
         bytes: decode_bytes_with(engine.config(), case.batch, middle, experts),
@@ -263,6 +266,7 @@ impl Measured {
             "context": self.case.context,
             "steps": self.case.steps,
             "context_filled": if self.filled { "random" } else { "prompt" },
+            "steps_us": self.steps_us,
             "metrics": {
                 "tokens_per_s": self.tokens_per_s(),
                 "step_us": self.step_us.median,

@@ -17,14 +17,18 @@ constexpr int W_BYTES = WIDTH * 128;
 constexpr int STAGE = X_BYTES + W_BYTES;
 constexpr int W_BOX = ${w_box};  // rows of w that are neighbours in memory and in the tile
 constexpr int W_BOXES = WIDTH / W_BOX;
-// Results are made from strips of 8 rows and 64 columns: half a warp has a row, a lane two columns and two more that are APART columns further on, as an
-// epilogue may need them together. A lane's rows are computed before any is stored, so that their loads are under way together.
+// Results are made from strips of 512 elements, up to 64 columns wide: a lane has two columns of a row and two more that are APART columns further on, as
+// an epilogue may need them together. A lane's rows are computed before any is stored, so that their loads are under way together.
 constexpr int APART = ${apart};
 constexpr int PITCH = WIDTH + 8;  // of the tile of sums that strips are taken from
-constexpr int PARTS = WIDTH / 64;
-constexpr int STRIPS = HEIGHT / 8 * PARTS;
-${run}
+constexpr int COLUMNS = WIDTH % 64 == 0 ? 64 : WIDTH % 32 == 0 ? 32 : 16;  // of a strip
+constexpr int LANES = COLUMNS / 4;                                         // that have a row of it
+constexpr int DOWN = 32 / LANES;                                           // rows that a warp has at a time
 constexpr int STEPS = 4;
+constexpr int ROWS = STEPS * DOWN;  // of a strip
+constexpr int PARTS = WIDTH / COLUMNS;
+constexpr int STRIPS = HEIGHT / ROWS * PARTS;
+${run}
 
 ${multiply}
 
@@ -102,16 +106,16 @@ ${entry}(${params}) {
     ${maxima}
 #pragma unroll 1
     for (int strip = ${first_strip}; strip < STRIPS; strip += ${next_strip}) {
-      const int pair = strip % PARTS * 16 + (lane & 15);
+      const int pair = strip % PARTS * LANES + lane % LANES;
       const int local = 2 * pair / APART * (2 * APART) + 2 * pair % APART;
       const i32 column = ${column};
-      const int top = strip / PARTS * 8 + (lane >> 4);
-      if (row0 + strip / PARTS * 8 >= rows) break;
+      const int top = strip / PARTS * ROWS + lane / LANES;
+      if (row0 + strip / PARTS * ROWS >= rows) break;
       f32 held[STEPS][4];
 #pragma unroll
       for (int j = 0; j < STEPS; j++) {
-        const float2 near = *(const float2*)(tile_sums + (top + 2 * j) * PITCH + local);
-        const float2 far = *(const float2*)(tile_sums + (top + 2 * j) * PITCH + local + APART);
+        const float2 near = *(const float2*)(tile_sums + (top + DOWN * j) * PITCH + local);
+        const float2 far = *(const float2*)(tile_sums + (top + DOWN * j) * PITCH + local + APART);
         held[j][0] = near.x;
         held[j][1] = near.y;
         held[j][2] = far.x;
@@ -119,7 +123,7 @@ ${entry}(${params}) {
       }
       // What is computed beyond the ends is not stored.
       const i32 n = column < N ? column : 0;
-      auto row_of = [&](int j) -> i32 { return row0 + top + 2 * j; };
+      auto row_of = [&](int j) -> i32 { return row0 + top + DOWN * j; };
       ${finish}
       ${store_maxima}
     }
@@ -146,8 +150,10 @@ ${entry}(${params}) {
         if (elected()) fetch_box(ring + s * STAGE, &x_map, unit * 64, row, full + 8 * s);
         __syncwarp();
       };
+      // A box of x has no more rows than there are; what a stage holds beyond them makes sums that nobody reads.
+      const u32 copied = (rows < HEIGHT ? (rows + 7) / 8 * 8 : HEIGHT) * 128 + W_BYTES;
       auto expect = [&](int s) {
-        if (elected()) signal_expect(full + 8 * s, STAGE);
+        if (elected()) signal_expect(full + 8 * s, copied);
         __syncwarp();
       };
       // The first of the rows of w that this lane copies.

@@ -1,272 +1,226 @@
 // ${ir}
-// Rows that keep all tokens need one pass: the greatest logit, or the greatest z + Gumbel noise with z = logit / temperature. All blocks of
-// the row share it out, and the last to finish compares their winners.
-// Rows with filters are drawn by one cluster of blocks, which hold the logits in shared memory. Which tokens are kept depends on their order
-// only, so each filter is a threshold on the order key of z. A threshold is found by histograms: first over the distance to the
-// greatest z, in steps of 1/8, then over the four bytes of the key within one step. Probabilities are summed in units of 2^-40 of the
-// greatest, as integers, so no order of summation matters.
-constexpr int BLOCKS = ${blocks};   // of a cluster
-constexpr int TILE = ${tile};     // logits for each of the given maxima; 0: none are given
-__device__ __forceinline__ f32 log2_fast(f32 x) {
-  f32 y;
-  asm("lg2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
-  return y;
-}
+// Rows that keep all tokens: the greatest logit, or the greatest z + Gumbel noise with z = logit / temperature. The blocks of a row share it out,
+// and the last to finish compares their winners. Rows with filters are left to the launch in front.
+// Noise depends on seed and position only. So with maxima a warp draws the random words of its tiles first, while the logits may still be in the
+// making. A tile's least word, which has the most noise, and its greatest logit bound what is in it: only the few tiles that may win are read.
+constexpr int WARPS = ${warps};
+constexpr int THREADS = 32 * WARPS;
+constexpr int TILE = ${tile};         // logits of each of the given maxima; 0: none are given
+constexpr bool ALIGNED = ${aligned};  // rows are a whole number of 16 bytes
+constexpr u32 ALL = 0xffffffffu;
 
 struct Row {
   const f32* logits;
-  const f32* slice;  // those of this block, from `first` on
-  i32 first;
-  i32 last;
+  i32 n;
   f32 temperature;
-  f32 most;   // greatest z
-  f32 min_p;  // least probability relative to the greatest
-  u32 cut;    // least key that is kept
+  f32 inverse;  // 1 / temperature
+  bool usual;   // if that is an ordinary number
+  u32 pos;
+  u32 key0;
+  u32 key1;
 };
 
-__device__ __forceinline__ f32 scale(f32 logit, f32 temperature) { return logit != logit ? -INF : logit / temperature; }
-__device__ __forceinline__ f32 scaled(const Row& row, i32 i) { return scale(row.slice[i - row.first], row.temperature); }
+__device__ __forceinline__ uint4 words_of(const Row& row, u32 q) { return philox(make_uint4(q, row.pos, 0, 0), row.key0, row.key1); }
+__device__ __forceinline__ u32 least_of(uint4 x) { return min(min(x.x, x.y), min(x.z, x.w)); }
 
-// Probability relative to the greatest, or less than 0 for a token that is not kept.
-__device__ __forceinline__ f32 weight(const Row& row, f32 z) {
-  if (order_key(z) < row.cut) return -1.0f;
-  const f32 w = expf(z - row.most);
-  return w >= row.min_p ? w : -1.0f;
-}
-
-// Histogram of 256 bins with sums of up to 2^41 times ${n_text} tokens, in parts that cannot overflow 32 bits.
-constexpr int PART = ${part};
-constexpr int PARTS = (41 + PART - 1) / PART;
-struct Histogram { u32 part[PARTS][256]; };
-__device__ __forceinline__ void add(Histogram& h, u32 bin, u64 weight) {
+// Logits 4 q .. 4 q + 3; minus infinity behind the end.
+typedef Pack<f32, 4> Quad;
+__device__ __forceinline__ Quad load_quad(const Row& row, i32 q) {
+  Quad x = {{-INF, -INF, -INF, -INF}};
+  if (ALIGNED) {
+    if (4 * q < row.n) x = *((const Quad*)row.logits + q);
+  } else {
 #pragma unroll
-  for (int p = 0; p < PARTS; p++) {
-    const u32 part = (u32)(weight >> (PART * p)) & ((1u << PART) - 1);
-    if (part != 0) atomicAdd(&h.part[p][bin], part);
-  }
-}
-__device__ __forceinline__ u64 total(const Histogram& h, u32 bin) {
-  u64 sum = 0;
-#pragma unroll
-  for (int p = 0; p < PARTS; p++) sum += (u64)h.part[p][bin] << (PART * p);
-  return sum;
-}
-
-// Bin of the distance to the greatest z; greater z, greater bin.
-__device__ __forceinline__ u32 coarse(const Row& row, f32 z) { return 255u - (u32)fminf((row.most - z) * 8.0f, 255.0f); }
-
-// The greatest key such that the tokens with at least that key have `wanted` units. COUNT: a token is a unit; else units of probability, of
-// which `share` of all are wanted. Called by a whole cluster.
-template <bool COUNT> __device__ __forceinline__ u32 threshold(const Row& row, u64 wanted, f32 share) {
-  __shared__ Histogram own[2];  // alternate, so that one can be cleared while others read the other
-  __shared__ Histogram h;
-  __shared__ Bin<u64> bin;
-  u32 step = 0;
-  u32 found = 0;
-  for (int i = threadIdx.x; i < PARTS * 256; i += 1024) (&own[0].part[0][0])[i] = 0;
-  __syncthreads();
-  for (int level = 0; level < 5; level++) {
-    const int shift = 32 - 8 * level;
-    Histogram& mine = own[level & 1];
-    for (i32 i = row.first + (i32)threadIdx.x; i < row.last; i += 1024) {
-      const f32 z = scaled(row, i);
-      const u32 at = coarse(row, z);
-      const u32 key = order_key(z);
-      if (level > 0 && (at != step || (((u64)(key ^ found)) >> shift) >= 256)) continue;
-      const u64 units = COUNT ? 1u : (u64)(fmaxf(weight(row, z), 0.0f) * 1099511627776.0f);
-      add(mine, level == 0 ? at : (key >> shift) & 255u, units);
+    for (int e = 0; e < 4; e++) {
+      if (4 * q + e < row.n) x.at[e] = row.logits[4 * q + e];
     }
-    cluster_sync<BLOCKS>();
-    for (int i = threadIdx.x; i < PARTS * 256; i += 1024) {
-      u32 sum = 0;
-#pragma unroll
-      for (int b = 0; b < BLOCKS; b++) sum += load_peer<BLOCKS>(&mine.part[0][0] + i, b);
-      (&h.part[0][0])[i] = sum;
-      (&own[~level & 1].part[0][0])[i] = 0;
-    }
-    __syncthreads();
-    if (threadIdx.x < 32) {
-      if (level == 0 && !COUNT) {
-        u64 all = 0;
-        for (int b = threadIdx.x; b < 256; b += 32) all += total(h, b);
-#pragma unroll
-        for (int m = 16; m > 0; m >>= 1) all += __shfl_xor_sync(0xffffffffu, all, m);
-        const f64 part = ceil((f64)share * (f64)all);
-        wanted = part > 1.0 ? (u64)part : 1u;
-      }
-      const Bin<u64> b = find_bin([&](u32 i) { return total(h, i); }, wanted);
-      if (threadIdx.x == 0) bin = b;
-    }
-    __syncthreads();
-    if (level == 0) step = bin.index;
-    else found |= bin.index << shift;
-    wanted = bin.left;
   }
-  cluster_sync<BLOCKS>();  // the histograms may be used again
-  return found;
-}
-
-// The greatest of a value of each block of the cluster.
-__device__ __forceinline__ u64 cluster_max(u64 x) {
-  __shared__ u32 slots[2][2];
-  x = block_max<32>(x);
-  if (BLOCKS == 1) return x;
-  if (threadIdx.x == 0) {
-    slots[0][0] = (u32)x;
-    slots[0][1] = (u32)(x >> 32);
-  }
-  cluster_sync<BLOCKS>();
-#pragma unroll
-  for (int b = 0; b < BLOCKS; b++) {
-    const u64 other = (u64)load_peer<BLOCKS>(&slots[0][1], b) << 32 | load_peer<BLOCKS>(&slots[0][0], b);
-    x = other > x ? other : x;
-  }
-  cluster_sync<BLOCKS>();
   return x;
 }
 
-// Tokens 4 q .. 4 q + 3: the greatest key of z + noise of those that are kept, if any may be as great as `floor`.
-template <class Keep> __device__ __forceinline__ u64 draw(const f32 (&z)[4], u32 q, u32 pos, u32 key0, u32 key1, f32& floor, Keep keep) {
-  const uint4 random = philox(make_uint4(q, pos, 0, 0), key0, key1);
-  const u32 words[4] = {random.x, random.y, random.z, random.w};
+// About z of a logit.
+__device__ __forceinline__ f32 about(const Row& row, f32 logit) {
+  return row.usual ? logit * row.inverse : logit / row.temperature;
+}
+
+// The index of the greatest logit. All of a block calls.
+__device__ __forceinline__ u32 greatest_logit(const Row& row, const f32* maxima) {
+  if (TILE > 0) return argmax_by_tile<(TILE > 0 ? TILE : 1), THREADS>(row.logits, maxima, row.n);
   u64 best = 0;
-#pragma unroll
-  for (int e = 0; e < 4; e++) {
-    // The noise of a word is at most -ln of it as a fraction; the logarithm here is good to 2^-20 or so.
-    const f32 bound = z[e] - 0.6931472f * log2_fast((__uint2float_rn(words[e]) + 0.5f) * 2.3283064e-10f);
-    if (!(bound + 0.01f + fabsf(bound) * 1e-5f >= floor) || !keep(e)) continue;
-    const f32 score = z[e] + gumbel(words[e]);
-    const u64 key = order_key(score, 4 * q + e);
+  for (i32 i = threadIdx.x; i < row.n; i += THREADS) {
+    const u64 key = order_key(row.logits[i], (u32)i);
     best = best > key ? best : key;
-    floor = fmaxf(floor, score);
+  }
+  return key_index(block_max<WARPS>(best));
+}
+
+// The lane's part of the greatest key of a tile; raises the floor of all lanes.
+__device__ __forceinline__ u64 draw_tile(const Row& row, i32 tile, f32& floor) {
+  u64 best = 0;
+  for (int part = 0; part < TILE / 128; part++) {
+    const i32 q = tile * (TILE / 4) + part * 32 + (threadIdx.x & 31);
+    const Quad x = load_quad(row, q);
+    const uint4 random = words_of(row, (u32)q);
+    f32 z[4];
+#pragma unroll
+    for (int e = 0; e < 4; e++) z[e] = scale(x.at[e], row.temperature);
+    floor = fmaxf(floor, warp_max(sure(z, random)));
+    const u64 key = draw(z, random, (u32)q, floor, [&](int e) { return 4 * q + e < row.n; });
+    best = best > key ? best : key;
+    floor = warp_max(floor);
   }
   return best;
 }
 
-extern "C" __global__ void ${cluster}__launch_bounds__(1024, 1)
-${entry}(const f32* logits, const f32* temperature, const i32* top_k, const f32* top_p, const f32* min_p, const i32* seed, const i32* pos,
-         ${maxima}i32* tokens, u64* scratch, u32* counters, i32 n, i32 share) {
-  ${shared}
-  let_successors_start();
-  ${wait_first}
-  const int share_blocks = share * BLOCKS;  // of a row
-  const int r = blockIdx.x / share_blocks;
-  const int b = blockIdx.x - r * share_blocks;
-  const f32 heat = temperature[r];
-  const i32 k = top_k[r];
-  const f32 p = top_p[r];
-  const f32 floor_p = min_p[r];
-  const u32 at = (u32)pos[r];
-  const u32 key0 = (u32)seed[2 * r];
-  const u32 key1 = (u32)seed[2 * r + 1];
-  const bool greedy = !(heat > 0.0f);
-  const bool filters = !greedy && ((k > 0 && k < n) || p < 1.0f || floor_p > 0.0f);
-  if (filters && b >= BLOCKS) return;
-  ${wait_later}
-  logits += (i64)r * n;
-  if (TILE > 0 && greedy) {
-    // The greatest logit is in the first tile with the greatest maximum.
-    if (b != 0) return;
-    ${by_tile}
-  }
-  if (!filters) {
-    u64 greatest = 0;
-    u64 best = 0;
-    f32 floor = -INF;
-    const i32 quads = (n + 3) / 4;
-    bool first = true;
-    for (i32 q0 = b * 1024; q0 < quads; q0 += share_blocks * 1024) {
-      const i32 q = q0 + (i32)threadIdx.x;
-      f32 z[4] = {-INF, -INF, -INF, -INF};
-      if (q < quads) {
+// Tiles first .. last - 1 by a warp: the lane's part of the greatest key.
+__device__ __forceinline__ u64 draw_tiles(const Row& row, const f32* maxima, i32 first, i32 last) {
+  const int lane = threadIdx.x & 31;
+  // Of the least words of up to 32 tiles each lane keeps one.
+  auto least_words = [&](i32 from) {
+    const int count = last - from < 32 ? last - from : 32;
+    u32 mine = ALL;
+    for (int i = 0; i < count; i += 2) {
+      u32 least[2] = {ALL, ALL};
 #pragma unroll
-        for (int e = 0; e < 4; e++) {
-          const i32 i = 4 * q + e;
-          if (i >= n) continue;
-          const f32 logit = logits[i];
-          const u64 key = order_key(logit, (u32)i);
-          greatest = greatest > key ? greatest : key;
-          z[e] = scale(logit, heat);
-        }
-        if (!greedy) {
-          const u64 key = draw(z, (u32)q, at, key0, key1, floor, [&](int e) { return 4 * q + e < n; });
-          best = best > key ? best : key;
+      for (int j = 0; j < 2; j++) {
+#pragma unroll
+        for (int part = 0; part < TILE / 128; part++) {
+          const u32 q = (u32)((from + i + j) * (TILE / 4) + part * 32 + lane);
+          least[j] = min(least[j], least_of(words_of(row, q)));
         }
       }
-      // What some thread has is a bound for all.
-      if (first && !greedy && share_blocks * 1024 < quads) floor = block_max<32>(floor);
-      first = false;
-    }
-    greatest = block_max<32>(greatest);
-    if (!greedy) best = block_max<32>(best);
-    if (share_blocks > 1) {
-      u64* const slots = scratch + 2 * (i64)r * share_blocks;
-      if (threadIdx.x == 0) {
-        slots[2 * b] = greatest;
-        slots[2 * b + 1] = best;
+#pragma unroll
+      for (int j = 0; j < 2; j++) {
+        const u32 of_tile = __reduce_min_sync(ALL, least[j]);
+        if (lane == i + j) mine = of_tile;
       }
-      if (!last_of(counters + r, (u32)share_blocks)) return;
-      if (threadIdx.x >= 32) return;
-      for (int i = threadIdx.x; i < share_blocks; i += 32) {
-        const u64 x = __ldcg(slots + 2 * i);
-        const u64 y = __ldcg(slots + 2 * i + 1);
-        greatest = greatest > x ? greatest : x;
-        best = best > y ? best : y;
-      }
-      greatest = warp_max(greatest);
-      best = warp_max(best);
     }
-    if (threadIdx.x == 0) {
-      const i32 top = (i32)key_index(greatest);
-      const bool finite = fabsf(scale(logits[top], heat)) < INF;
-      tokens[r] = greedy || !finite ? top : (i32)key_index(best);
-    }
-    return;
-  }
-  Row row = {logits, logits, 0, n, heat, 0.0f, -INF, 0};
-  if (BLOCKS > 1) {
-    const i32 part = (n + 4 * BLOCKS - 1) / (4 * BLOCKS) * 4;
-    row.first = part * b;
-    row.first = row.first < n ? row.first : n;
-    row.last = row.first + part < n ? row.first + part : n;
-  }
-  row.slice = logits + row.first;
-  u64 greatest = 0;
-  for (i32 i = row.first + (i32)threadIdx.x; i < row.last; i += 1024) {
-    const f32 logit = logits[i];
-    ${hold}
-    const u64 key = order_key(logit, (u32)i);
-    greatest = greatest > key ? greatest : key;
-  }
-  ${held}
-  greatest = cluster_max(greatest);
-  row.most = scale(logits[key_index(greatest)], heat);
-  if (!(fabsf(row.most) < INF)) {
-    if (threadIdx.x == 0 && b == 0) tokens[r] = (i32)key_index(greatest);
-    return;
-  }
-  if (k > 0 && k < n) row.cut = threshold<true>(row, k, 0.0f);
-  if (floor_p > 0.0f) row.min_p = fminf(floor_p, 1.0f);
-  if (p < 1.0f) {
-    const u32 cut = threshold<false>(row, 0, p);
-    row.cut = cut > row.cut ? cut : row.cut;
-  }
+    return mine;
+  };
+  u32 least = least_words(first);
+  ${wait_later}
   u64 best = 0;
   f32 floor = -INF;
-  for (i32 q = row.first / 4 + (i32)threadIdx.x; 4 * q < row.last; q += 1024) {
-    f32 z[4];
-    bool kept = false;
-    bool keeps[4];
-#pragma unroll
-    for (int e = 0; e < 4; e++) {
-      z[e] = 4 * q + e < row.last ? scaled(row, 4 * q + e) : -INF;
-      keeps[e] = 4 * q + e < row.last && weight(row, z[e]) >= 0.0f;
-      kept = kept || keeps[e];
+  for (i32 from = first; from < last; from += 32) {
+    if (from > first) least = least_words(from);
+    f32 bound = -INF;
+    if (from + lane < last) bound = about(row, maxima[from + lane]) + most_noise(least);
+    while (true) {
+      // The greatest bound first, as that raises the floor most.
+      const u32 key = bound > -INF && bound >= below(floor) ? order_key(bound) : 0u;
+      const u32 greatest = __reduce_max_sync(ALL, key);
+      if (greatest == 0) break;
+      const int at = __ffs((int)__ballot_sync(ALL, key == greatest)) - 1;
+      const u64 found = draw_tile(row, from + at, floor);
+      best = best > found ? best : found;
+      if (lane == at) bound = -INF;
     }
-    if (!kept) continue;
-    const u64 key = draw(z, (u32)q, at, key0, key1, floor, [&](int e) { return keeps[e]; });
-    best = best > key ? best : key;
   }
-  best = cluster_max(best);
-  if (threadIdx.x == 0 && b == 0) tokens[r] = (i32)key_index(best);
+  return best;
+}
+
+// Quads first .. last - 1 by a block: the thread's part of the greatest key.
+__device__ __forceinline__ u64 draw_quads(const Row& row, i32 first, i32 last) {
+  constexpr int AT_ONCE = 4;
+  ${wait_later}
+  u64 best = 0;
+  f32 floor = -INF;
+  for (i32 from = first; from < last; from += AT_ONCE * THREADS) {
+    Quad x[AT_ONCE];
+    uint4 random[AT_ONCE];
+#pragma unroll
+    for (int i = 0; i < AT_ONCE; i++) x[i] = load_quad(row, from + i * THREADS + (i32)threadIdx.x);
+#pragma unroll
+    for (int i = 0; i < AT_ONCE; i++) random[i] = words_of(row, (u32)(from + i * THREADS + (i32)threadIdx.x));
+    if (from == first) {
+      // What some thread has is a bound for all.
+      f32 most = -INF;
+#pragma unroll
+      for (int i = 0; i < AT_ONCE; i++) {
+        f32 z[4];
+#pragma unroll
+        for (int e = 0; e < 4; e++) z[e] = about(row, x[i].at[e]);
+        most = fmaxf(most, sure(z, random[i]));
+      }
+      floor = fmaxf(floor, block_max<WARPS>(most));
+    }
+#pragma unroll
+    for (int i = 0; i < AT_ONCE; i++) {
+      const i32 q = from + i * THREADS + (i32)threadIdx.x;
+      const f32 greatest = fmaxf(fmaxf(x[i].at[0], x[i].at[1]), fmaxf(x[i].at[2], x[i].at[3]));
+      const f32 bound = about(row, greatest) + most_noise(least_of(random[i]));
+      if (q >= last || !(bound > -INF && bound >= below(floor))) continue;
+      f32 z[4];
+#pragma unroll
+      for (int e = 0; e < 4; e++) z[e] = scale(x[i].at[e], row.temperature);
+      const u64 key = draw(z, random[i], (u32)q, floor, [&](int e) { return 4 * q + e < row.n; });
+      best = best > key ? best : key;
+    }
+  }
+  return best;
+}
+
+extern "C" __global__ void __launch_bounds__(THREADS)
+${entry}(const f32* logits, const f32* temperature, const i32* top_k, const f32* top_p, const f32* min_p, const i32* seed, const i32* pos,
+         ${maxima}i32* tokens, u64* scratch, u32* counters, i32 n, i32 share) {
+  let_successors_start();
+  ${wait_first}
+  const int r = blockIdx.x / share;
+  const int b = blockIdx.x - r * share;
+  const f32 heat = temperature[r];
+  const i32 k = top_k[r];
+  const bool greedy = !(heat > 0.0f);
+  const bool filters = !greedy && ((k > 0 && k < n) || top_p[r] < 1.0f || min_p[r] > 0.0f);
+  Row row;
+  row.logits = logits + (i64)r * n;
+  row.n = n;
+  row.temperature = heat;
+  row.inverse = 1.0f / heat;
+  row.usual = heat > 1e-37f && heat < 1e37f;
+  row.pos = (u32)pos[r];
+  row.key0 = (u32)seed[2 * r];
+  row.key1 = (u32)seed[2 * r + 1];
+  ${maxima_of_row}
+  if (filters || (greedy && TILE > 0)) {
+    ${wait_later}
+    if (filters || b != 0) return;
+    const u32 top = greatest_logit(row, of_tiles);
+    if (threadIdx.x == 0) tokens[r] = (i32)top;
+    return;
+  }
+  u64 best = 0;
+  if (greedy) {
+    ${wait_later}
+    for (i32 i = b * THREADS + (i32)threadIdx.x; i < n; i += share * THREADS) {
+      const u64 key = order_key(row.logits[i], (u32)i);
+      best = best > key ? best : key;
+    }
+  } else if (TILE > 0) {
+    const i32 tiles = (n - 1) / (TILE > 0 ? TILE : 1) + 1;
+    const i32 per = (tiles - 1) / (share * WARPS) + 1;
+    i32 first = (b * WARPS + (i32)(threadIdx.x >> 5)) * per;
+    first = first < tiles ? first : tiles;
+    best = draw_tiles(row, of_tiles, first, first + per < tiles ? first + per : tiles);
+  } else {
+    const i32 quads = (n - 1) / 4 + 1;
+    const i32 per = (quads - 1) / share + 1;
+    const i32 first = b * per;
+    best = draw_quads(row, first, first + per < quads ? first + per : quads);
+  }
+  best = block_max<WARPS>(best);
+  if (share > 1) {
+    u64* const slots = scratch + (i64)r * share;
+    if (threadIdx.x == 0) slots[b] = best;
+    if (!last_of(counters + r, (u32)share)) return;
+    for (int i = threadIdx.x & 31; i < share; i += 32) {
+      const u64 other = __ldcg(slots + i);
+      best = best > other ? best : other;
+    }
+    best = warp_max(best);
+  }
+  // Where the greatest z is not finite, no score is.
+  u32 token = key_index(best);
+  const u32 score = (u32)(best >> 32);
+  if (!greedy && (score <= order_key(-INF) || score >= order_key(INF))) token = greatest_logit(row, of_tiles);
+  if (threadIdx.x == 0) tokens[r] = (i32)token;
 }

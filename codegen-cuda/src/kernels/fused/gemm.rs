@@ -23,10 +23,11 @@ type Result<T> = std::result::Result<T, LowerError>;
 
 /// Elements of K in a stage of the ring, and in a unit of pieces.
 const UNIT: i64 = 64;
-/// Columns of a strip of results.
+/// Elements of a strip of results, and its columns where they divide those of a tile.
+const STRIP_ELEMENTS: i64 = 512;
 const STRIP_COLUMNS: i64 = 64;
 /// Stages at most.
-const STAGES: i64 = 12;
+const STAGES: i64 = 16;
 /// Rows of tiles in a band: their share of x and the columns of w that go past it fit the L2 cache.
 const BAND: i64 = 16;
 /// As measured on an H100 (docs/performance.md): bytes that a multiprocessor copies in a clock, clocks before a block's first multiply, and clocks of a strip
@@ -47,16 +48,24 @@ struct Plan {
 
 /// Cuts of one chain, from the smallest tile.
 const CHAIN: &[Plan] = &[
+    Plan { groups: 1, width: 32, blocks: 1 },
+    Plan { groups: 1, width: 48, blocks: 1 },
     Plan { groups: 1, width: 64, blocks: 1 },
+    Plan { groups: 1, width: 96, blocks: 1 },
     Plan { groups: 2, width: 64, blocks: 1 },
+    Plan { groups: 2, width: 96, blocks: 1 },
     Plan { groups: 2, width: 128, blocks: 1 },
     Plan { groups: 2, width: 192, blocks: 1 },
 ];
 /// Cuts of pieces: registers hold two sets of sums, so tiles are narrower.
 const PIECES: &[Plan] = &[
+    Plan { groups: 1, width: 32, blocks: 1 },
+    Plan { groups: 1, width: 48, blocks: 1 },
     Plan { groups: 1, width: 64, blocks: 1 },
+    Plan { groups: 1, width: 96, blocks: 1 },
     Plan { groups: 1, width: 128, blocks: 1 },
     Plan { groups: 2, width: 64, blocks: 1 },
+    Plan { groups: 2, width: 96, blocks: 1 },
     Plan { groups: 2, width: 128, blocks: 1 },
 ];
 
@@ -64,6 +73,11 @@ impl Plan {
     /// Rows of a tile.
     fn height(self) -> i64 {
         self.groups * 64
+    }
+
+    /// Rows of a box of x, of so many in all.
+    fn x_box(self, rows: i64) -> i64 {
+        self.height().min(blocks(rows, 8) * 8)
     }
 
     /// Bytes of a stage.
@@ -95,17 +109,23 @@ impl Plan {
         let rounds = blocks(down * across, PROCESSORS);
         let units = blocks(k, UNIT);
         let multiplies = units * self.height() / 64 * 2 * self.width;
-        let main = multiplies.max(units * self.stage() / COPIED);
-        let strips = self.height() / 8 * (self.width / 64);
+        let copied = units * (self.x_box(rows) + self.width) * 2 * UNIT;
+        let main = multiplies.max(copied / COPIED);
+        let strips = self.height() * self.width / STRIP_ELEMENTS;
         let results = blocks(strips, 4) * STRIP;
         (rounds - 1) * main.max(results) + main + TILE + blocks(strips, 4 + 4 * self.groups) * STRIP
     }
 
     /// The cut for so many rows of a product of `n` columns, and how its tiles hold together what `sinks` need together.
-    fn choose(plans: &[Plan], sinks: &[Sink], run: i64, (rows, n, k): (i64, i64, i64)) -> Result<(Plan, Pairs)> {
+    fn choose(
+        plans: &[Plan],
+        sinks: &[Sink],
+        run: Option<i64>,
+        (rows, n, k): (i64, i64, i64),
+    ) -> Result<(Plan, Pairs)> {
         let mut best: Option<(i64, Plan, Pairs)> = None;
         let mut refused = None;
-        for plan in plans.iter().filter(|p| p.width % (run * STRIP_COLUMNS) == 0) {
+        for plan in plans.iter().filter(|p| run.is_none_or(|r| p.width % (r * STRIP_COLUMNS) == 0)) {
             match Pairs::choose(sinks, n, plan.width) {
                 Ok(pairs) => {
                     let cost = plan.cost(rows, n, k);
@@ -116,7 +136,8 @@ impl Plan {
                 Err(e) => refused = Some(e),
             }
         }
-        let wide = || unsupported(format!("tile_max over {} columns", run * STRIP_COLUMNS), "64 or 128 columns");
+        let wide =
+            || unsupported(format!("tile_max over {} columns", run.unwrap_or(1) * STRIP_COLUMNS), "64 or 128 columns");
         best.map(|(_, plan, pairs)| (plan, pairs)).ok_or_else(|| refused.unwrap_or_else(wide))
     }
 }
@@ -141,7 +162,7 @@ impl Pairs {
             (_, Some(dim)) => Err(unsupported(format!("rope of heads of {dim}"), "heads of a multiple of 4")),
             // As far apart as fits the columns: neighbouring lanes then store what lies side by side.
             _ => {
-                let apart = if n % 64 == 0 { 32 } else { 8 };
+                let apart = [32, 16].into_iter().find(|a| n % 64 == 0 && width % (2 * a) == 0).unwrap_or(8);
                 Ok(Pairs { columns, apart, far: apart, dim: None })
             }
         }
@@ -223,7 +244,7 @@ pub fn lower(cx: &Cx, body: &Body) -> Result<Lowered> {
         columns: k as u64,
         box_rows: box_rows as u32,
     };
-    params.tensor_map("x_map", x, matrix(rows, plan.height()));
+    params.tensor_map("x_map", x, matrix(rows, plan.x_box(rows)));
     params.tensor_map("w_map", w, matrix(n, w_box));
     let code = results(cx, body, &found, pairs, n, &mut params)?;
     let (down, across) = plan.tiles(rows, n);
@@ -242,13 +263,13 @@ pub fn lower(cx: &Cx, body: &Body) -> Result<Lowered> {
     };
     let pieces = if folds { format!("constexpr int PIECES = {count};") } else { String::new() };
     let total = if folds { "f32 total[WIDTH / 2];  // of the pieces so far" } else { "" };
-    let (strips, first_strip, next_strip) = match code.maxima.is_empty() {
-        true => ("strip", "worker", "workers"),
-        false => ("run of strips", "worker * RUN", "(strip + 1) % RUN > 0 ? 1 : workers * RUN - RUN + 1"),
+    let (strips, first_strip, next_strip) = match run {
+        None => ("strip", "worker", "workers"),
+        Some(_) => ("run of strips", "worker * RUN", "(strip + 1) % RUN > 0 ? 1 : workers * RUN - RUN + 1"),
     };
-    let run = match code.maxima.is_empty() {
-        true => String::new(),
-        false => format!("constexpr int RUN = {run};  // strips side by side that one warp makes"),
+    let run = match run {
+        None => String::new(),
+        Some(run) => format!("constexpr int RUN = {run};  // strips side by side that one warp makes"),
     };
     let source = Text::new(
         format!("{}_{}_n{n}_k{k}_t{}x{}", body.kernel.template(), xt.dtype, plan.height(), plan.width),
@@ -391,9 +412,8 @@ struct Job<'a> {
     whole: bool,
 }
 
-/// Strips whose maximum goes together: those of a tile of `tile_max`.
-fn run(found: &[Sink]) -> Result<i64> {
-    let mut run = 1;
+/// Strips whose maximum goes together, if any is wanted: those of a tile of `tile_max`.
+fn run(found: &[Sink]) -> Result<Option<i64>> {
     let mut all = None;
     for sink in found {
         match (sink.target, sink.need) {
@@ -401,7 +421,6 @@ fn run(found: &[Sink]) -> Result<i64> {
                 if tile % STRIP_COLUMNS == 0 && all.is_none_or(|t| t == tile) =>
             {
                 all = Some(tile);
-                run = tile / STRIP_COLUMNS;
             }
             (Target::TileMax { tile }, _) => {
                 return Err(unsupported(
@@ -413,7 +432,7 @@ fn run(found: &[Sink]) -> Result<i64> {
             _ => {}
         }
     }
-    Ok(run)
+    Ok(all.map(|tile| tile / STRIP_COLUMNS))
 }
 
 /// Code that makes results.

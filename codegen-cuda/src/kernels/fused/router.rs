@@ -214,7 +214,9 @@ impl Cut {
         let rows = match self.rows {
             1 => 0,
             2 => 10,
-            n => 20 * blocks(n, 4),
+            n @ ..=8 => 20 * blocks(n, 4),
+            // So many fill a multiprocessor's shared memory: no other block works while this one waits for its rows.
+            n => 18 * n - 140,
         };
         let ranked = blocks(blocks(self.rows, self.cluster), pieces);
         rounds * (22 + rows + 15 * blocks(blocks(shape.n, 16), self.cluster) + 4 * ranked)
@@ -506,4 +508,21 @@ fn stage(x: &str, norm: Option<&(String, DType, f64)>, same: bool, dtype: DType,
          \x20 }}\n\
          }}"
     )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn cuts_are_those_that_were_fastest() {
+        let shape = |rows| Shape { rows, n: 32, k: 2880, dtype: DType::BF16 };
+        let cut = |rows| Cut::choose(&shape(rows), pieces(Size::known(2880))).map(|c| (c.rows, c.cluster)).ok();
+        for (rows, best) in [(1, (1, 2)), (64, (1, 2)), (128, (2, 2)), (256, (4, 2)), (512, (4, 1)), (1000, (8, 1))] {
+            assert_eq!(cut(rows), Some(best), "{rows} rows");
+        }
+        for rows in [2048, 8192, 16384] {
+            assert_eq!(cut(rows), Some((8, 1)), "{rows} rows");
+        }
+    }
 }

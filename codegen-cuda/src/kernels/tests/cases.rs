@@ -335,7 +335,7 @@ fn sampling() -> Vec<Case> {
     let operands = vec![t(F32, "R 600"), state(&seen), t(I32, "R"), t(F32, "R"), t(F32, "R"), t(F32, "R")];
     out.push(case(K::Penalize, operands, attrs([]), &[seen], "R=4"));
     out.push(plain(K::LogitBias, vec![t(F32, "R 2500"), t(I32, "R B"), t(F32, "R B")], [], "R=3 B=10"));
-    for (v, tile) in [(7, 0), (3000, 0), (3000, 64), (9000, 0)] {
+    for (v, tile) in [(7, 0), (3000, 0), (3000, 64), (3000, 128), (9000, 0), (9001, 256)] {
         let mut operands = vec![
             t(F32, &format!("R {v}")),
             t(F32, "R"),
