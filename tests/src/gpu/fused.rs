@@ -301,7 +301,10 @@ fn experts() -> Vec<Scenario> {
                 format!("%a = moe_matmul %x, %d, %ids : f32[T, {top}, {n}]"),
                 format!("%c = gather_rows %b, %ids : bf16[T, {top}, {n}]"),
                 format!("%z = add %a, %c : f32[T, {top}, {n}]"),
-                format!("%s = moe_combine %z, %p : f32[T, {n}]"),
+                // Rounded before they are added up, as GPT-OSS has it.
+                format!("%m = cast %z {{to = bf16}} : bf16[T, {top}, {n}]"),
+                format!("%l = cast %m {{to = f32}} : f32[T, {top}, {n}]"),
+                format!("%s = moe_combine %l, %p : f32[T, {n}]"),
                 format!("%y = add %r, %s : f32[T, {n}]"),
                 "return %y".into(),
             ],
