@@ -313,13 +313,14 @@ ${entry}(const T* q, const T* keys, const T* values, const i32* pos, const i32* 
       }
     }
   }
-#pragma unroll 1
-  for (int waited = EARLY ? 0 : 1; waited < 2; waited++) {
-    if (waited == 1) {
-      if (EARLY) wait_for_predecessors();
-      load_query(w);
-    }
-    if (piece < 0 || old == (waited == 1)) continue;
+  // Twice in the text: in a loop the compiler would wait for the first loads before the second turn, and so before the wait.
+  if (old) {
+    load_keys(now);
+    load_values(now);
+  }
+  if (EARLY) wait_for_predecessors();
+  load_query(w);
+  if (piece >= 0 && !old) {
     load_keys(now);
     load_values(now);
   }

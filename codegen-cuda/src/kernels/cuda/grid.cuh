@@ -6,14 +6,6 @@ __device__ __forceinline__ uint4 load16(const void* p) {
                : "l"(p));
   return v;
 }
-// 8 bytes, likewise.
-__device__ __forceinline__ uint2 load8_now(const void* p) {
-  uint2 v;
-  asm volatile("ld.global.L1::no_allocate.L2::128B.v2.u32 {%0,%1}, [%2];"
-               : "=r"(v.x), "=r"(v.y)
-               : "l"(p));
-  return v;
-}
 
 // True in every thread of the block that comes last of the `n` that share `counter`; what the others wrote before can be read then,
 // past the first cache level. Leaves the counter at 0, as it was. Every thread of the block must call.

@@ -9,6 +9,7 @@ constexpr int SLOTS = ${slots};
 constexpr int STAGES = ${stages};
 constexpr int GROUPS = ${groups};  // groups of 128 threads that multiply
 constexpr int PARTS = ${parts};    // tiles of a strip; a group multiplies 64 rows of w at a time, one tile of each warp
+constexpr int HELD = ${held_tiles};     // decoded tiles of a warp: of 2 one is multiplied while the next is decoded, with 1 other groups multiply meanwhile
 constexpr int CHUNK = ${chunk};    // rows whose results are finished at a time
 constexpr int LANES = ${lanes};    // that make a row's columns of a strip
 constexpr bool FAST = ${fast};     // scales are stored as scale + 126
@@ -22,10 +23,10 @@ constexpr int RECORD = 544;
 constexpr int K_TILES = (K + 63) / 64;
 constexpr int ROW_TILES = (N + 15) / 16;
 constexpr int PITCH = HEIGHT + 4;
-constexpr int STEP = 2;  // tiles of 64 k in a stage
+constexpr int STEP = ${step};  // tiles of 64 k in a stage
 constexpr int STEPS = (K_TILES + STEP - 1) / STEP;
 constexpr bool ODD = K_TILES % STEP != 0;  // the last stage holds one
-constexpr int TURNS = PARTS == 1 ? STEP : 1;  // to be unrolled: two multiplies have registers of their own
+constexpr int TURNS = HELD > PARTS ? STEP : 1;  // to be unrolled: two multiplies have registers of their own
 constexpr int X_TILE = SLOTS * 128;
 constexpr int X_STAGE = STEP * X_TILE;
 constexpr int RUN = STEP * RECORD;  // of a tile of 16 rows
@@ -39,6 +40,18 @@ constexpr int FULL_AT = UNITS_AT + STAGES * 16 + 16;
 constexpr int EMPTY_AT = FULL_AT + STAGES * 8;
 
 ${multiplies}
+
+// Words at a place of shared memory.
+__device__ __forceinline__ uint4 load16_at(u32 at) {
+  uint4 v;
+  asm volatile("ld.shared.v4.u32 {%0, %1, %2, %3}, [%4];" : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w) : "r"(at) : "memory");
+  return v;
+}
+__device__ __forceinline__ u32 load4_at(u32 at) {
+  u32 v;
+  asm volatile("ld.shared.u32 %0, [%1];" : "=r"(v) : "r"(at) : "memory");
+  return v;
+}
 
 // A place in the ring of stages; the parity changes each time round.
 struct Place {
@@ -104,10 +117,10 @@ ${entry}(const bf16* x, const u8* w, const i32* list, const int4* tiles, i32* co
       const bool more = tile.x >= 0;
       const bool multiplied = more && tile.x < EXPERTS;  // rows of no expert are 0
       const int band = unit % BANDS;
-      const bf16* x_from[SLOTS / 16];
+      u32 x_from[SLOTS / 16];  // in units of 8 elements, so that a place is one register
 #pragma unroll
-      for (int i = 0; i < SLOTS / 16; i++) x_from[i] = x + (i64)x_row[i] * K + own_k;
-      const u8* w_from[RECORDS / 4];
+      for (int i = 0; i < SLOTS / 16; i++) x_from[i] = (u32)x_row[i] * (K / 8) + own_k / 8;
+      i32 w_from[RECORDS / 4];  // tiles of 16 rows; -1: none
       int runs = 0;
 #pragma unroll
       for (int i = 0; i < RECORDS / 4; i++) {
@@ -115,7 +128,7 @@ ${entry}(const bf16* x, const u8* w, const i32* list, const int4* tiles, i32* co
         const int strip = band * BAND + r / TILES;
         const int row_tile = tile_of(strip, r % TILES);
         const bool there = multiplied && strip < STRIPS && row_tile < ROW_TILES;
-        w_from[i] = there ? w + ((i64)tile.x * ROW_TILES + row_tile) * (K_TILES * RECORD) : nullptr;
+        w_from[i] = there ? tile.x * ROW_TILES + row_tile : -1;
         runs += there;
       }
       int4 next = make_int4(-1, 0, 0, 0);
@@ -132,29 +145,29 @@ ${entry}(const bf16* x, const u8* w, const i32* list, const int4* tiles, i32* co
           signal_expect(signal, runs * bytes);
 #pragma unroll
           for (int i = 0; i < RECORDS / 4; i++) {
-            if (w_from[i]) fetch(w_to + 4 * i * RUN, w_from[i] + u * RUN, bytes, signal);
+            if (w_from[i] >= 0) fetch(w_to + 4 * i * RUN, w + (i64)w_from[i] * (K_TILES * RECORD) + u * RUN, bytes, signal);
           }
         }
         if (multiplied) {
           const u32 to = x_to + at.stage * X_STAGE;
+          const bf16* const from = x + u * (64 * STEP);
           auto gather = [&](int i, int s) {
-            copy16_to(to + 2048 * i + s * X_TILE, x_from[i] + 64 * s, K % 64 == 0 || u * 128 + 64 * s + own_k < K);
+            const bool there = K % 64 == 0 || (u * STEP + s) * 64 + own_k < K;
+            copy16_to(to + 2048 * i + s * X_TILE, from + (u64)x_from[i] * 8 + 64 * s, there);
           };
           if (whole && tile.z > SLOTS - 16) {  // no branches between copies
 #pragma unroll
             for (int i = 0; i < SLOTS / 16; i++) {
               gather(i, 0);
-              gather(i, 1);
+              if (STEP > 1) gather(i, 1);
             }
           } else {
 #pragma unroll
             for (int i = 0; i < SLOTS / 16; i++) {
               if (16 * i < tile.z) gather(i, 0);
-              if (16 * i < tile.z && whole) gather(i, 1);
+              if (STEP > 1 && 16 * i < tile.z && whole) gather(i, 1);
             }
           }
-#pragma unroll
-          for (int i = 0; i < SLOTS / 16; i++) x_from[i] += 128;
         }
         signal_when_copied(signal);
         at.next();
@@ -188,7 +201,7 @@ ${entry}(const bf16* x, const u8* w, const i32* list, const int4* tiles, i32* co
   more_registers<${multiply_registers}>();
   f32* const out = (f32*)(memory + OUT_AT) + (group * 4 + warp) * (CHUNK * PITCH);  // of this warp: [row of the chunk][PITCH]
   u32* const rows = (u32*)(memory + ROWS_AT) + group * SLOTS;
-  const u8* const records = memory + W_AT + (group * 4 + warp) * TILES * RUN;
+  const u32 records = base + W_AT + (group * 4 + warp) * TILES * RUN;
   Place at = {0, 0};
   for (;;) {
     signal_wait(full + 8 * at.stage, at.parity);
@@ -219,7 +232,11 @@ ${entry}(const bf16* x, const u8* w, const i32* list, const int4* tiles, i32* co
     f32 sum[PARTS][SLOTS / 2];
     if (multiplied) {
       const int width = __shfl_sync(0xffffffffu, ${width}, 0);  // of a multiply
-      u32 a[2][4][4];  // of two multiplies: one runs while the next is decoded
+      // A lane's words in the first stage; ptxas is kept from computing them anew for every tile.
+      u32 codes_at = records + 16 * lane;
+      u32 scales_at = records + 512 + (lane & 28);
+      asm volatile("" : "+r"(codes_at), "+r"(scales_at));
+      u32 a[HELD][4][4];
       int last = 0;    // the stage in front of this one
       int stage = 0;
       int steps = STEPS;
@@ -233,15 +250,15 @@ ${entry}(const bf16* x, const u8* w, const i32* list, const int4* tiles, i32* co
 #pragma unroll TURNS
         for (int s = 0; s < STEP; s++) {
           if (s > 0 && ODD && u + 1 == STEPS) break;
-          const u64 b = operand_at(base + stage * X_STAGE + s * X_TILE);
+          const u32 b = __shfl_sync(0xffffffffu, operand_low(base + stage * X_STAGE + s * X_TILE), 0);  // so that steps are added once a warp
 #pragma unroll
           for (int p = 0; p < PARTS; p++) {
-            const int i = PARTS == 2 ? p : s;
-            const u8* const record = records + stage * W_STAGE + p * RUN + s * RECORD;
-            const uint4 codes = gs_mxfp4_load_codes(record, lane);
-            const u32 scales = gs_mxfp4_load_scales(record, lane);
-            multiply_wait<1>();  // the one before the last, which read these registers, is done
-            if (u > 0 && s + p == 1 && i == 1 && lane == 0) signal_arrive(empty + 8 * last);
+            const int i = HELD == 1 ? 0 : PARTS == 2 ? p : s;
+            const u32 from = stage * W_STAGE + p * RUN + s * RECORD;
+            const uint4 codes = load16_at(codes_at + from);
+            const u32 scales = load4_at(scales_at + from);
+            multiply_wait<HELD - 1>();  // the one that read these registers is done
+            if (u > 0 && s + p == HELD - 1 && i == HELD - 1 && lane == 0) signal_arrive(empty + 8 * last);
             gs_mxfp4_decode_tile<FAST>(codes, scales, a[i]);
             ${widths}
           }
@@ -250,7 +267,7 @@ ${entry}(const bf16* x, const u8* w, const i32* list, const int4* tiles, i32* co
       }
       multiply_wait<0>();
       if (lane == 0) {
-        if (PARTS == 1 && ODD && STEPS > 1) signal_arrive(empty + 8 * last);
+        if (HELD > PARTS && ODD && STEPS > 1) signal_arrive(empty + 8 * last);
         signal_arrive(empty + 8 * stage);
       }
     }

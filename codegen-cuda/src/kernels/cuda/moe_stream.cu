@@ -27,7 +27,8 @@ constexpr bool EVEN = K_TILES == PIECES * CHUNK * CHUNKS;
 constexpr bool HALF_TAIL = K % 64 != 0;
 constexpr int RECORD = 544;
 constexpr int X_PITCH = K_TILES * 128 + 16;  // of a row of x that is held
-constexpr int SLOT = TILES * CHUNK * RECORD;
+// A copy whose place lies like its source within a line of 128 bytes is faster, so a slot has room to begin 0 to 96 bytes later.
+constexpr int SLOT = TILES == 1 ? (CHUNK * RECORD + 96 + 127) / 128 * 128 : TILES * CHUNK * RECORD;
 constexpr int PITCH = HEIGHT + 4;
 constexpr int PART = PIECES * XROWS * PITCH;
 constexpr int HELD_AT = GROUPS * PIECES * AHEAD * SLOT;
@@ -35,6 +36,7 @@ constexpr int RING = HELD_AT + HELD * X_PITCH;
 constexpr int BUFFERS = ${buffers};  // of partial sums; with one, a group waits until they are read
 constexpr int PARTS = GROUPS * BUFFERS * PART * 4;
 static_assert(TILES <= 32, "a lane copies one strip");
+static_assert(AHEAD <= 16, "two bits of a word say where a chunk begins in its slot");
 
 // A chunk that is to be fetched.
 struct Cursor {
@@ -133,12 +135,16 @@ ${entry}(const bf16* x, const u8* w, const i32* ids, u32 tokens${params}) {
     next_unit(c.item, c.strip);
     seek(c);
   };
+  u32 begins = 0;  // where the chunk of each slot begins, in units of 32 bytes
   auto fetch_chunk = [&](const Cursor& c) {
     if (c.tiles == 0) return;
     const u32 full = signal + 8 * c.phase;
     const u32 bytes = c.tiles * RECORD;
-    const u32 to = ring_at + c.phase * SLOT;
+    u32 to = ring_at + c.phase * SLOT;
     if (TILES == 1) {
+      const u32 offset = (u32)(u64)c.from & 96;
+      to += offset;
+      begins = (begins & ~(3u << 2 * c.phase)) | offset / 32 << 2 * c.phase;
       if (elected()) {
         signal_expect(full, bytes);
         fetch_once(to, c.from, bytes, full);
@@ -215,7 +221,7 @@ ${entry}(const bf16* x, const u8* w, const i32* ids, u32 tokens${params}) {
           }
         }
         signal_wait(signal + 8 * phase, parity);
-        const u8* const from = ring + phase * SLOT;
+        const u8* const from = ring + phase * SLOT + (TILES == 1 ? (begins >> 2 * phase & 3) * 32 : 0);
 #pragma unroll ${unroll}
         for (int k = 0; k < CHUNK; k++) {
           if (!EVEN && chunk * CHUNK + k >= k_count) break;

@@ -1,13 +1,14 @@
 // ${ir}
 // A matmul with few columns, its rows normed in front and ranked behind. A cluster of blocks makes ${rows} rows (of ${slots} slots): each norms them for
-// itself and makes its share of the columns, 16 (a tile) at a time; then each ranks some of the rows. Weights are requested before the rows are there.
+// itself and makes its share of the columns, ${height} (a tile) at a time; then each ranks some of the rows. Weights are requested before the rows are there.
 // The product's sums are those of the other matmuls, the norm's those of its own kernel.
 typedef ${x_type} X;
 typedef ${in_type} In;
 constexpr int K = ${k};
 constexpr int N = ${n};
 constexpr int BLOCKS = ${blocks};
-constexpr int TILES = (N + 16 * BLOCKS - 1) / (16 * BLOCKS);  // of a block
+constexpr int HEIGHT = ${height};  // columns of a tile
+constexpr int TILES = (N + HEIGHT * BLOCKS - 1) / (HEIGHT * BLOCKS);  // of a block
 constexpr int PIECES = ${pieces};  // warps; each sums a piece of K
 constexpr int SLOTS = ${slots};
 constexpr int ROWS = ${rows};  // of a cluster
@@ -40,15 +41,16 @@ ${entry}(${params}, i32 rows) {
   let_successors_start();
   cluster_arrive<BLOCKS>();
 
+  // What is asked for before the wait is not touched there: a block that waits for weights is late for the rows.
   const int first_unit = UNITS * piece / PIECES;
   const int unit_count = UNITS * (piece + 1) / PIECES - first_unit;
-  uint4 a[HELD ? LONGEST : 1][2][2];
-  auto load_unit = [&](uint4 (&a)[2][2], int tile, int u) {
+  uint4 a[HELD ? LONGEST : 1][2][HEIGHT / 8];
+  auto load_unit = [&](uint4 (&a)[2][HEIGHT / 8], int tile, int u) {
 #pragma unroll
     for (int half = 0; half < 2; half++) {
 #pragma unroll
-      for (int h = 0; h < 2; h++) {
-        const int n = (tile * BLOCKS + (int)rank) * 16 + 8 * h + g;
+      for (int h = 0; h < HEIGHT / 8; h++) {
+        const int n = (tile * BLOCKS + (int)rank) * HEIGHT + 8 * h + g;
         const In* const row = ${weights} + (i64)(n < N ? n : N - 1) * K;  // rows beyond the end are computed and not stored
         const int k = (first_unit + u) * 64 + half * 32;
         a[half][h] = ${load_w};
@@ -62,8 +64,8 @@ ${entry}(${params}, i32 rows) {
       if (UNITS % PIECES == 0 || u < unit_count) load_unit(a[HELD ? u : 0], tile, u);
     }
   };
-  load_tile(0);
   ${early}
+  load_tile(0);
   wait_for_predecessors();
   ${stage}
   __syncthreads();
@@ -73,15 +75,17 @@ ${entry}(${params}, i32 rows) {
 #pragma unroll 1
   for (int tile = 0; tile < TILES; tile++) {
     f32 acc[NT][4] = {};
-    auto multiply = [&](int u, const uint4 (&a)[2][2]) {
+    auto multiply = [&](int u, const uint4 (&a)[2][HEIGHT / 8]) {
 #pragma unroll
       for (int half = 0; half < 2; half++) {
         const int k = (first_unit + u) * 64 + half * 32 + 4 * c;
+        const uint4 lo = ${share}(a[half][0]);
+        const uint4 hi = HEIGHT == 16 ? ${share}(a[half][HEIGHT / 16]) : make_uint4(0, 0, 0, 0);
 #pragma unroll
         for (int s = 0; s < NT; s++) {
           const In* const row = x_rows + (8 * s + g) * X_ROW + k;
           const uint4 b = halves16(*(const uint2*)row, *(const uint2*)(row + 16));
-          mma_k32<In>(acc[s], a[half][0], a[half][1], b);
+          mma_k32<In>(acc[s], lo, hi, b);
         }
       }
     };
@@ -101,18 +105,18 @@ ${entry}(${params}, i32 rows) {
 #pragma unroll
     for (int s = 0; s < NT; s++) {
 #pragma unroll
-      for (int e = 0; e < 4; e++) sums[(piece * SLOTS + 8 * s + 2 * c + (e & 1)) * 20 + 8 * (e >> 1) + g] = acc[s][e];
+      for (int e = 0; e < HEIGHT / 4; e++) sums[(piece * SLOTS + 8 * s + 2 * c + (e & 1)) * 20 + 8 * (e >> 1) + g] = acc[s][e];
     }
     __syncthreads();
     if (!peers) cluster_wait<BLOCKS>();
     peers = true;
-    for (int i = threadIdx.x; i < count * 16; i += THREADS) {
-      const int slot = i / 16;
-      const int n = (tile * BLOCKS + (int)rank) * 16 + i % 16;
+    for (int i = threadIdx.x; i < count * HEIGHT; i += THREADS) {
+      const int slot = i / HEIGHT;
+      const int n = (tile * BLOCKS + (int)rank) * HEIGHT + i % HEIGHT;
       if (n >= N) continue;
       f32 z = 0.0f;
 #pragma unroll
-      for (int p = 0; p < PIECES; p++) z += sums[(p * SLOTS + slot) * 20 + i % 16];
+      for (int p = 0; p < PIECES; p++) z += sums[(p * SLOTS + slot) * 20 + i % HEIGHT];
       ${bias}
       ${store_logits}
       store_peer<BLOCKS>(logits + slot * N + n, (u32)slot % BLOCKS, z);

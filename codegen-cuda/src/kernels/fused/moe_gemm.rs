@@ -13,8 +13,6 @@ use crate::resources::SHARED_PER_BLOCK;
 
 type Result<T> = std::result::Result<T, LowerError>;
 
-/// Tiles of 64 k in a stage.
-const STEP: i64 = 2;
 /// Warps of a block that orders rows.
 const ORDER_WARPS: i64 = 16;
 /// Rows from which a cluster orders them.
@@ -31,6 +29,10 @@ pub(super) struct Variant {
     pub groups: i64,
     /// Tiles of 16 rows of w in a strip.
     pub parts: i64,
+    /// Decoded tiles that a warp holds.
+    pub held: i64,
+    /// Tiles of 64 k in a stage.
+    pub step: i64,
     /// Widths of a multiply below `slots`, for tiles with fewer rows.
     pub narrower: &'static [i64],
     /// Rows whose results are finished at a time.
@@ -39,17 +41,44 @@ pub(super) struct Variant {
     pub registers: (i64, i64),
 }
 
+/// Tiles of 128 rows of x and 256 of w.
+const WIDE: Variant = Variant {
+    slots: 128,
+    groups: 2,
+    parts: 2,
+    held: 2,
+    step: 2,
+    narrower: &[16, 32, 64, 96],
+    chunk: 16,
+    registers: (64, 216),
+};
+/// The same with more rows of x: decoding a tile of w pays for more of them, but the sums take nearly all registers.
+const WIDER: Variant = Variant { slots: 160, narrower: &[16, 32, 64, 96, 128], registers: (40, 232), ..WIDE };
+/// Tiles of 192 rows of x and as many of w. A third group hides what the others wait for, so each decodes only when its multiply is done.
+const SQUARE: Variant = Variant {
+    slots: 192,
+    groups: 3,
+    parts: 1,
+    held: 1,
+    narrower: &[16, 32, 64, 96, 128, 160],
+    registers: (56, 152),
+    ..WIDE
+};
+
 /// By the average number of rows an expert has. `even`: a strip must hold an even number of tiles.
 pub(super) fn variant(rows: i64, experts: i64, even: bool) -> Variant {
     // Decoding takes longer than multiplying few rows, so more warps share it.
     let few = |slots, narrower| match even {
-        false => Variant { slots, groups: 4, parts: 1, narrower, chunk: 16, registers: (40, 104) },
-        true => Variant { slots, groups: 2, parts: 2, narrower, chunk: 16, registers: (64, 216) },
+        false => Variant { slots, groups: 4, parts: 1, narrower, registers: (40, 104), ..WIDE },
+        true => Variant { slots, narrower, ..WIDE },
     };
     match blocks(rows, experts) {
         ..=16 => few(32, &[16]),
-        17..=32 => few(64, &[16, 32]),
-        _ => Variant { slots: 128, groups: 2, parts: 2, narrower: &[16, 32, 64, 96], chunk: 16, registers: (64, 216) },
+        17..=48 => few(64, &[16, 32]),
+        49..=96 => WIDE,
+        97..=383 => WIDER,
+        _ if even => WIDER,
+        _ => SQUARE,
     }
 }
 
@@ -57,7 +86,7 @@ impl Variant {
     /// Bytes of shared memory with this many stages.
     fn dynamic(&self, stages: i64) -> i64 {
         let strips = 4 * self.groups;
-        let stage = STEP * (self.slots * 128 + strips * self.parts * RECORD);
+        let stage = self.step * (self.slots * 128 + strips * self.parts * RECORD);
         let out = strips * self.chunk * (TILE * self.parts + 4) * 4;
         // Tables of units and signals, and what it may take to begin at a multiple of 1024 bytes.
         let align = 1024 - 16;
@@ -90,7 +119,7 @@ impl Variant {
             for s in 0..4 {
                 let keep = if s == 0 { "u + s != 0" } else { "true" };
                 let b = if s == 0 { "b".to_string() } else { format!("b + {}", 2 * s) };
-                lines.push(format!("  multiply_held((f32(&)[{}])sum[p], a[i][{s}], {b}, {keep});", n / 2));
+                lines.push(format!("  multiply_held((f32(&)[{}])sum[p], a[i][{s}], operand_of({b}), {keep});", n / 2));
             }
             lines.push("  multiply_commit();".to_string());
         }
@@ -145,6 +174,8 @@ pub fn lower(cx: &Cx, body: &Body) -> Result<Lowered> {
         .set("stages", v.stages())
         .set("groups", v.groups)
         .set("parts", v.parts)
+        .set("held_tiles", v.held)
+        .set("step", v.step)
         .set("chunk", v.chunk)
         .set("fast", shape.fast)
         .set("multiplies", functions.join("\n"))
@@ -214,6 +245,8 @@ mod tests {
                 let launched = 65536 / v.threads() / 8 * 8;
                 assert!(registers <= launched * (v.groups + 1), "{v:?}");
                 assert!(v.parts % 2 == 0 || !even);
+                // Two tiles that take turns by parts, or by steps of a stage; or one, and another group that multiplies meanwhile.
+                assert!(v.held == 2 && v.parts * v.step >= 2 || v.held == 1 && v.groups >= 2, "{v:?}");
                 assert!(v.slots % v.chunk == 0 && v.chunk % 8 == 0 && v.narrower.is_sorted(), "{v:?}");
             }
         }
@@ -226,7 +259,7 @@ mod tests {
         let text = v.multiplies();
         assert!(text.starts_with("if (width == 32) {\n  multiply_begin();\n"), "{text}");
         assert!(
-            text.contains("} else {\n  multiply_begin();\n  multiply_held((f32(&)[8])sum[p], a[i][0], b, u + s != 0);")
+            text.contains("} else {\n  multiply_begin();\n  multiply_held((f32(&)[8])sum[p], a[i][0], operand_of(b), u + s != 0);")
         );
     }
 }

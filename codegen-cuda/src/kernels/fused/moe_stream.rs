@@ -136,7 +136,10 @@ impl Plan {
     /// Rings, rows of x, partial sums, and the results of a strip by row where a group keeps them.
     fn dynamic(&self) -> i64 {
         let Variant { tiles, x_rows, chunk, ahead, groups, .. } = self.v;
-        let slot = tiles * chunk * RECORD;
+        let slot = match tiles {
+            1 => blocks(chunk * RECORD + 96, 128) * 128,
+            _ => tiles * chunk * RECORD,
+        };
         let pitch = 4 * (TILE * tiles + 4);
         let kept = if self.owner { self.rows * pitch } else { 0 };
         self.held * self.x_pitch

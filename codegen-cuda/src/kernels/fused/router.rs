@@ -122,6 +122,7 @@ pub fn lower(cx: &Cx, body: &Body) -> Result<Lowered> {
         .set("k", shape.k)
         .set("n", shape.n)
         .set("blocks", cluster)
+        .set("height", cut.height)
         .set("pieces", pieces)
         .set("slots", slots)
         .set("rows", cut.rows)
@@ -133,11 +134,12 @@ pub fn lower(cx: &Cx, body: &Body) -> Result<Lowered> {
         .set(
             "load_w",
             if whole {
-                "halves16(load8_now(row + k + 4 * c), load8_now(row + k + 16 + 4 * c))".into()
+                "load16(row + k + 8 * second_first(c))".into()
             } else {
                 format!("load_share<{aligned}>(row, k, c, K)")
             },
         )
+        .set("share", if whole { "share_of_eight" } else { "" })
         .set(
             "norm_shared",
             if norm.is_some() {
@@ -149,7 +151,12 @@ pub fn lower(cx: &Cx, body: &Body) -> Result<Lowered> {
         .set("early", early(norm.as_ref(), bias.as_ref(), alone))
         .set("stage", stage(&x, norm.as_ref(), same, shape.dtype, &shape, alone))
         .set("export", stores.rows.join("\n"))
-        .set("bias", if bias.is_some() { "z = z + (tile == 0 ? first_bias : bias_of(n));" } else { "" })
+        .set(
+            "bias",
+            bias.as_ref().map_or(String::new(), |(_, dtype)| {
+                format!("z = z + (tile == 0 ? {} : bias_of(n));", scalar::load(*dtype, "first_bias"))
+            }),
+        )
         .set("store_logits", stores.logits.join("\n"))
         .set("top", ranking.top)
         .set("softmax", if ranking.softmax { softmax } else { "" })
@@ -194,6 +201,8 @@ struct Cut {
     cluster: i64,
     /// Rows that it makes.
     rows: i64,
+    /// Columns of a tile: 16, or 8 where more blocks share out what has to come from memory.
+    height: i64,
 }
 
 impl Cut {
@@ -219,16 +228,21 @@ impl Cut {
             n => 18 * n - 140,
         };
         let ranked = blocks(blocks(self.rows, self.cluster), pieces);
-        rounds * (22 + rows + 15 * blocks(blocks(shape.n, 16), self.cluster) + 4 * ranked)
+        let tile = if self.height == 8 { 10 } else { 15 };
+        rounds * (22 + rows + tile * blocks(blocks(shape.n, self.height), self.cluster) + 4 * ranked)
     }
 
     /// The fastest whose shared memory fits.
     fn choose(shape: &Shape, pieces: i64) -> Result<Cut> {
         // The norm's sums, statically.
         let most = i64::from(SHARED_PER_BLOCK) - 4 * 32 * 32;
-        let clusters = 1..=blocks(shape.n, 16).min(CLUSTER);
         let rows = [1, 2, 4, 8, 16, 24, 32];
-        let cuts = rows.into_iter().flat_map(|rows| clusters.clone().rev().map(move |cluster| Cut { cluster, rows }));
+        // Narrow tiles only where clusters of four make all of them at once: larger ones start later.
+        let narrow = Some((8, blocks(shape.n, 8))).filter(|(_, cluster)| *cluster <= 4);
+        let wide = (1..=blocks(shape.n, 16).min(CLUSTER)).rev().map(|cluster| (16, cluster));
+        let cuts: Vec<(i64, i64)> = narrow.into_iter().chain(wide).collect();
+        let cuts =
+            rows.into_iter().flat_map(|rows| cuts.iter().map(move |&(height, cluster)| Cut { cluster, rows, height }));
         cuts.filter(|c| shared(shape, pieces, c.slots()) <= most).min_by_key(|c| c.time(shape, pieces)).ok_or_else(
             || unsupported(format!("a matmul over {} columns", shape.k), "rows of which 8 fit shared memory"),
         )
@@ -374,14 +388,16 @@ fn early(norm: Option<&(String, DType, f64)>, bias: Option<&(String, DType)>, al
     let mut out = Vec::new();
     if let Some((w, dtype, _)) = norm {
         let load = scalar::load(*dtype, &format!("{w}[k]"));
+        let held = c_type(*dtype);
         out.push(match alone {
+            // As they are: arithmetic would wait for them here.
             true => format!(
-                "f32 norm[STEPS];\n\
+                "{held} norm[STEPS];\n\
                  if (piece < LANES) {{\n\
                  #pragma unroll\n\
                  \x20 for (int i = 0; i < STEPS; i++) {{\n\
                  \x20   const int k = (i * LANES + piece) * 32 + lane;\n\
-                 \x20   norm[i] = k < K ? {load} : 0.0f;\n\
+                 \x20   norm[i] = {w}[k < K ? k : K - 1];\n\
                  \x20 }}\n\
                  }}"
             ),
@@ -392,9 +408,10 @@ fn early(norm: Option<&(String, DType, f64)>, bias: Option<&(String, DType)>, al
         // A thread's column within a tile is always the same; tiles beyond the first are loaded when needed.
         out.push(format!(
             "auto bias_of = [&](int n) -> f32 {{ return {}; }};\n\
-             const int first_n = (int)rank * 16 + (int)threadIdx.x % 16;\n\
-             const f32 first_bias = first_n < N ? bias_of(first_n) : 0.0f;",
-            scalar::load(*dtype, &format!("{b}[n]"))
+             const int first_n = (int)rank * HEIGHT + (int)threadIdx.x % HEIGHT;\n\
+             const {} first_bias = {b}[first_n < N ? first_n : N - 1];",
+            scalar::load(*dtype, &format!("{b}[n]")),
+            c_type(*dtype)
         ));
     }
     out.join("\n")
@@ -410,7 +427,7 @@ fn stage(x: &str, norm: Option<&(String, DType, f64)>, same: bool, dtype: DType,
              }\n"
         }
     };
-    let Some((_, _, eps)) = norm else {
+    let Some((_, weights, eps)) = norm else {
         if same && shape.k % 8 == 0 {
             return format!(
                 "{zeros}for (int i = threadIdx.x; i < count * (K / 8); i += THREADS) {{\n\
@@ -431,7 +448,7 @@ fn stage(x: &str, norm: Option<&(String, DType, f64)>, same: bool, dtype: DType,
     };
     let scale = format!("const f32 scale = 1.0f / sqrtf(squares / (f32)K + {});", f32_literal(*eps));
     if alone {
-        let element = scalar::store(dtype, "row[i] * scale * norm[i]");
+        let element = scalar::store(dtype, &format!("row[i] * scale * {}", scalar::load(*weights, "norm[i]")));
         return format!(
             "{zeros}// The row's squares are summed as its own kernel does: a warp for each of that kernel's warps.\n\
              f32 row[STEPS];\n\
