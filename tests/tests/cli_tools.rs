@@ -228,12 +228,14 @@ func @f(%x: bf16[T, 512], %w: weight bf16[256, 512]) -> (f32[T, 256]) {
 }
 ";
     let matmul = file(&dir, "matmul.gir", source);
-    let without = ["opt", &matmul, "--bucket", "prompt", "--disable-rule", "seed/tile"];
+    let others = ["--disable-rule", "seed/tile", "--disable-rule", "seed/gemm-pieces"];
+    let without = [&["opt", &matmul, "--bucket", "prompt"][..], &others].concat();
     assert!(!run(&without).out.contains("cublaslt"));
     let asked = run(&[&without[..], &["--enable-rule", "seed/cublaslt"]].concat());
     assert!(asked.out.contains("{template = cublaslt}"), "{}{}", asked.out, asked.err);
-    let rules = ["--disable-rule", "seed/tile", "--enable-rule", "seed/cublaslt", "--no-compile"];
-    let explain = |extra: &[&str]| run(&[&["explain", &matmul, "--bucket", "prompt"][..], &rules, extra].concat());
+    let rules = ["--enable-rule", "seed/cublaslt", "--no-compile"];
+    let explain =
+        |extra: &[&str]| run(&[&["explain", &matmul, "--bucket", "prompt"][..], &others, &rules, extra].concat());
     let text = explain(&["--kernel", "0"]);
     assert!(
         text.out.contains("cublaslt_2048x256x512") && text.out.contains("a call of NVIDIA's cuBLASLt"),

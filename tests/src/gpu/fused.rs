@@ -66,6 +66,14 @@ fn without(rules: &[&str]) -> Fused {
     Fused { options: Options { disabled_rules, ..Options::default() }, ..Fused::default() }
 }
 
+/// The same where a template costs next to nothing, so that it is taken wherever it can be.
+fn cheap(template: &str, mut fused: Fused) -> Fused {
+    if let Some(price) = fused.options.machine.templates.get_mut(template) {
+        (price.launch_us, price.ramp_us, price.hand_over_us, price.bandwidth_efficiency) = (0.0, 0.0, 0.0, 1.0);
+    }
+    fused
+}
+
 /// The same in steps that feed prompts, whose rows are summed in the order of prompts.
 fn of_prompts(mut scenario: Scenario) -> Scenario {
     for step in scenario.steps.iter_mut().chain(&mut scenario.alone) {
@@ -185,8 +193,8 @@ fn heads() -> Vec<Scenario> {
         out.push(source.scenario(&[1, 3, 8, 20], &["stream", "single"], without(&["seed/tile", "seed/gemm-pieces"])));
         out.push(source.scenario(&[64, 100], &["single"], without(&["seed/stream", "seed/gemm-pieces"])));
         if n % 16 == 0 {
-            let others = ["seed/stream", "seed/tile"];
-            out.push(source.scenario(&[9, 64, 100, 130], &["gemm_pieces", "single"], without(&others)));
+            let fused = cheap("gemm_pieces", without(&["seed/stream", "seed/tile"]));
+            out.push(source.scenario(&[9, 64, 100, 130], &["gemm_pieces", "single"], fused));
         }
     }
     out
@@ -293,7 +301,10 @@ fn experts() -> Vec<Scenario> {
                 format!("%a = moe_matmul %x, %d, %ids : f32[T, {top}, {n}]"),
                 format!("%c = gather_rows %b, %ids : bf16[T, {top}, {n}]"),
                 format!("%z = add %a, %c : f32[T, {top}, {n}]"),
-                format!("%s = moe_combine %z, %p : f32[T, {n}]"),
+                // Rounded before they are added up, as GPT-OSS has it.
+                format!("%m = cast %z {{to = bf16}} : bf16[T, {top}, {n}]"),
+                format!("%l = cast %m {{to = f32}} : f32[T, {top}, {n}]"),
+                format!("%s = moe_combine %l, %p : f32[T, {n}]"),
                 format!("%y = add %r, %s : f32[T, {n}]"),
                 "return %y".into(),
             ],
@@ -310,7 +321,8 @@ fn experts() -> Vec<Scenario> {
             let (few, tiled, wide) = ("seed/moe-stream", "seed/moe-tile", "seed/moe-wide");
             out.push(source.scenario(&[1, 2, 3, 4, 7, 9, 16, 31, 64], &["moe_stream"], without(&[tiled, wide])));
             // So many that units are taken from a counter.
-            let shared: Vec<usize> = [2, 3, 5, 8, 12, 24, 31, 48, 64].into_iter().filter(|t| t * top > few_rows).collect();
+            let shared: Vec<usize> =
+                [2, 3, 5, 8, 12, 24, 31, 48, 64].into_iter().filter(|t| t * top > few_rows).collect();
             let counter = Fused { named: &["moe_stream", "_c"], ..without(&[tiled, wide]) };
             out.push(source.scenario(&shared, &["moe_stream"], counter));
             out.push(source.scenario(&[9, 33, 64, 65, 150], &["moe_tile"], without(&[few, wide])));
@@ -371,11 +383,9 @@ fn pairs() -> Vec<Scenario> {
             ],
             weights: vec![("w", rng.mxfp4(&[e, n, k], 118, 122)), ("v", rng.mxfp4(&[e, k, h], 118, 122))],
         };
-        let mut chain = without(&["seed/moe-tile", "seed/moe-wide"]);
-        chain.options.enabled_rules = vec!["chain/moe-pair".into()];
         // Its parts are those of two kernels, so only its price can be what decides.
-        let price = chain.options.machine.templates.get_mut("moe_pair").expect("every machine has a price of it");
-        (price.launch_us, price.hand_over_us, price.bandwidth_efficiency) = (0.0, 0.0, 1.0);
+        let mut chain = cheap("moe_pair", without(&["seed/moe-tile", "seed/moe-wide"]));
+        chain.options.enabled_rules = vec!["chain/moe-pair".into()];
         out.push(source.scenario(&[1, 2, 3, 4, 7, 8], &["moe_pair"], chain));
         // The same rows as two kernels.
         out.push(source.scenario(&[1, 8], &["moe_stream"], without(&["seed/moe-tile", "seed/moe-wide"])));

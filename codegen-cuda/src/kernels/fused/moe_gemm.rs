@@ -258,8 +258,8 @@ mod tests {
         assert_eq!(v.width(), "count <= 16 ? 16 : SLOTS");
         let text = v.multiplies();
         assert!(text.starts_with("if (width == 32) {\n  multiply_begin();\n"), "{text}");
-        assert!(
-            text.contains("} else {\n  multiply_begin();\n  multiply_held((f32(&)[8])sum[p], a[i][0], operand_of(b), u + s != 0);")
-        );
+        assert!(text.contains(
+            "} else {\n  multiply_begin();\n  multiply_held((f32(&)[8])sum[p], a[i][0], operand_of(b), u + s != 0);"
+        ));
     }
 }

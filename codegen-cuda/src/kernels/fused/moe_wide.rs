@@ -286,7 +286,10 @@ mod tests {
             let p = Plan::choose(&shape(tokens, experts, 2880), false).unwrap();
             let bytes = p.v.chunk * p.strips() * p.v.parts * RECORD;
             // Little's law for 132 SMs asks for 32 KB; what more rows than 16 an expert need is tensor cores first.
-            assert!((p.stages - 1) * bytes >= if p.v.slots > 32 { 28 << 10 } else { 48 << 10 }, "{tokens} of {experts}: {p:?}");
+            assert!(
+                (p.stages - 1) * bytes >= if p.v.slots > 32 { 28 << 10 } else { 48 << 10 },
+                "{tokens} of {experts}: {p:?}"
+            );
         }
     }
 }
