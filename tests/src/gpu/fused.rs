@@ -255,6 +255,7 @@ fn choices(kind: &str, rows: usize, top: usize, experts: usize, rng: &mut Rng) -
 /// Experts' gate and up, and down with the weighted sum and residual.
 fn experts() -> Vec<Scenario> {
     let mut out = Vec::new();
+<<<<<<< HEAD
     for (e, top, n, k, kind, packed) in [
         (4, 2, 64, 64, "any", "#mx64"),
         (5, 3, 72, 96, "any", "#mx64.fast"),
@@ -265,6 +266,17 @@ fn experts() -> Vec<Scenario> {
     ] {
         let mut rng = Rng::new(&format!("experts {e} {top} {n} {k} {kind}"));
         let (most, h) = (150, n / 2);
+=======
+    for (e, top, n, k, kind, most) in [
+        (4, 2, 64, 64, "any", 900),
+        (32, 4, 192, 320, "any", 150),
+        (32, 4, 320, 2880, "skewed", 150),
+        (6, 3, 320, 192, "same", 150),
+        (128, 4, 64, 128, "any", 150),
+    ] {
+        let mut rng = Rng::new(&format!("experts {e} {top} {n} {k} {kind}"));
+        let (h, packed) = (n / 2, "#mx64");
+>>>>>>> prompt
         let ids = choices(kind, most, top, e, &mut rng);
         let weights = rng.mxfp4(&[e, n, k], 118, 122);
         let bias = rng.floats(DType::BF16, &[e, n], 1.0);
@@ -329,7 +341,9 @@ fn experts() -> Vec<Scenario> {
             out.push(source.scenario(&[9, 33, 64, 65, 150], &["moe_wide"], without(&[few, tiled])));
             let mut chain = without(&[]);
             chain.options.enabled_rules = vec!["seed/moe-gemm".into()];
-            out.push(of_prompts(source.scenario(&[1, 9, 33, 63, 64, 65, 150], &["moe_gemm"], chain)));
+            // Up to 450 rows an expert: every cut of the template.
+            let sizes = [1, 9, 33, 63, 64, 65, 150, 300, 900].into_iter().filter(|t| *t <= most);
+            out.push(of_prompts(source.scenario(&sizes.collect::<Vec<_>>(), &["moe_gemm"], chain)));
         }
     }
     out

@@ -53,7 +53,7 @@ const WIDE: Variant = Variant {
     registers: (64, 216),
 };
 /// The same with more rows of x: decoding a tile of w pays for more of them, but the sums take nearly all registers.
-const WIDER: Variant = Variant { slots: 160, narrower: &[16, 32, 64, 96, 128], registers: (40, 232), ..WIDE };
+const WIDER: Variant = Variant { slots: 144, narrower: &[16, 32, 64, 96, 128], registers: (56, 224), ..WIDE };
 /// Tiles of 192 rows of x and as many of w. A third group hides what the others wait for, so each decodes only when its multiply is done.
 const SQUARE: Variant = Variant {
     slots: 192,

@@ -166,7 +166,7 @@ pub fn cases() -> Vec<Case> {
 pub fn prompts() -> Vec<Case> {
     use Kind::{Halves, Interleaved, Plain};
     let mut out = Vec::new();
-    for tokens in [1, 100, 512, 8192] {
+    for tokens in [1, 100, 512, 1024, 8192] {
         out.push(experts("moe_gemm", Interleaved, shape(tokens, 4, 32, 5760, 2880), "mx64.fast"));
         out.push(experts("moe_gemm", Plain, shape(tokens, 4, 32, 2880, 2880), "mx64.fast"));
     }

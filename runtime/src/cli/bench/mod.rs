@@ -117,7 +117,7 @@ fn bench_decode(args: &BenchDecodeArgs) -> Result<(), Failure> {
 const CHUNK: usize = 512;
 
 /// Tokens a step at most while prompts are read, unless asked otherwise.
-const PREFILL_CHUNK: usize = 8192;
+const PREFILL_CHUNK: usize = 16384;
 
 fn bench_prefill(args: &BenchPrefillArgs) -> Result<(), Failure> {
     let tokens = list("--tokens", &args.tokens, MAX_TOKENS)?;
