@@ -255,28 +255,16 @@ fn choices(kind: &str, rows: usize, top: usize, experts: usize, rng: &mut Rng) -
 /// Experts' gate and up, and down with the weighted sum and residual.
 fn experts() -> Vec<Scenario> {
     let mut out = Vec::new();
-<<<<<<< HEAD
-    for (e, top, n, k, kind, packed) in [
-        (4, 2, 64, 64, "any", "#mx64"),
-        (5, 3, 72, 96, "any", "#mx64.fast"),
-        (32, 4, 192, 320, "any", "#mx64.fast"),
-        (32, 4, 320, 2880, "skewed", "#mx64.fast"),
-        (6, 3, 320, 192, "same", "#mx64"),
-        (128, 4, 64, 160, "any", "#mx64.fast"),
+    for (e, top, n, k, kind, packed, most) in [
+        (4, 2, 64, 64, "any", "#mx64", 900),
+        (5, 3, 72, 96, "any", "#mx64.fast", 150),
+        (32, 4, 192, 320, "any", "#mx64.fast", 150),
+        (32, 4, 320, 2880, "skewed", "#mx64.fast", 150),
+        (6, 3, 320, 192, "same", "#mx64", 150),
+        (128, 4, 64, 160, "any", "#mx64.fast", 150),
     ] {
         let mut rng = Rng::new(&format!("experts {e} {top} {n} {k} {kind}"));
-        let (most, h) = (150, n / 2);
-=======
-    for (e, top, n, k, kind, most) in [
-        (4, 2, 64, 64, "any", 900),
-        (32, 4, 192, 320, "any", 150),
-        (32, 4, 320, 2880, "skewed", 150),
-        (6, 3, 320, 192, "same", 150),
-        (128, 4, 64, 128, "any", 150),
-    ] {
-        let mut rng = Rng::new(&format!("experts {e} {top} {n} {k} {kind}"));
-        let (h, packed) = (n / 2, "#mx64");
->>>>>>> prompt
+        let h = n / 2;
         let ids = choices(kind, most, top, e, &mut rng);
         let weights = rng.mxfp4(&[e, n, k], 118, 122);
         let bias = rng.floats(DType::BF16, &[e, n], 1.0);
