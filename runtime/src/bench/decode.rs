@@ -1,6 +1,6 @@
 //! Decoding: sequences of one length, each fed what it draws.
 
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use serde_json::{Value as Json, json};
 
@@ -10,6 +10,8 @@ use crate::exec::{Probe, Profile};
 
 /// Steps before the timed ones.
 pub const WARM_STEPS: usize = 8;
+/// How long steps run before any is measured, where starting anew costs nothing.
+const WARM_TIME: Duration = Duration::from_millis(1500);
 /// Room behind the timed steps: for measuring kernels, and for the step that shows the routing.
 pub const ROOM: usize = 64;
 /// Prompt of each sequence where a run is repeated.
@@ -58,7 +60,10 @@ pub struct Measured {
 pub fn measure(engine: &mut Engine, case: &Case) -> Result<Measured, EngineError> {
     let filled = engine.fill_random(case.seed)?;
     let (seqs, next) = match filled {
-        true => start_filled(engine, case)?,
+        true => {
+            warm(engine, case)?;
+            start_filled(engine, case)?
+        }
         false => {
             let vocab = engine.config().vocab();
             let prompt = |s| (0..case.context).map(|i| token(case.seed, s, i, vocab)).collect();
@@ -68,6 +73,20 @@ pub fn measure(engine: &mut Engine, case: &Case) -> Result<Measured, EngineError
     let measured = measure_started(engine, case, &seqs, next, filled);
     seqs.iter().for_each(|s| engine.end(*s));
     measured
+}
+
+/// Runs the case, unmeasured and from its start each time, until the device's clocks have settled: what draws much power makes the power limit act about
+/// half a second after it begins, once and harder than later on.
+fn warm(engine: &mut Engine, case: &Case) -> Result<(), EngineError> {
+    let params: Vec<SamplingParams> = (0..case.batch).map(|s| params(case.seed, s)).collect();
+    let since = Instant::now();
+    while since.elapsed() < WARM_TIME {
+        let (seqs, mut next) = start_filled(engine, case)?;
+        let ran = run(engine, &seqs, &params, &mut next, WARM_STEPS + case.steps, &mut |_, _, _| {});
+        seqs.iter().for_each(|s| engine.end(*s));
+        ran?;
+    }
+    Ok(())
 }
 
 fn start_filled(engine: &mut Engine, case: &Case) -> Result<(Vec<SeqId>, Vec<u32>), EngineError> {

@@ -69,7 +69,7 @@ ${entry}(${params}, i32 rows) {
   wait_for_predecessors();
   ${stage}
   __syncthreads();
-  ${export}
+  ${export_first}
 
   bool peers = false;
 #pragma unroll 1
@@ -124,6 +124,7 @@ ${entry}(${params}, i32 rows) {
     __syncthreads();
   }
   cluster_sync<BLOCKS>();
+  ${export_last}
   // The greatest of a row, a warp a row: lane r gets the r-th. Equal elements go by index, NaN counts as the least.
   for (int slot = (int)rank + piece * BLOCKS; TOP > 0 && slot < count; slot += PIECES * BLOCKS) {
     const i64 t = row0 + slot;

@@ -25,8 +25,6 @@ ${entry}(${params}) {
   extern __shared__ uint4 shared[];
   __shared__ f32 sums[SUMS][PIECES][SLOTS][HEIGHT + 4];
   ${shared}
-  // First of all: copies are issued no faster than memory takes them, and the next kernel has weights of its own to ask for.
-  let_successors_start();
   const int lane = threadIdx.x & 31;
   const int piece = threadIdx.x >> 5;
   const int g = lane >> 2;
@@ -85,6 +83,7 @@ ${entry}(${params}) {
   for (int i = 0; i < STAGES; i++) fetch();
   ${prefetch}
   ${look_up}
+  let_successors_start();
   wait_for_predecessors();
   // Loads of rows of x and of what the first epilogue needs are under way together.
   ${load_x}

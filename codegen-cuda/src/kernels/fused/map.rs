@@ -6,12 +6,9 @@ use super::{Body, Origin, Params};
 use crate::emit::{Piece, Text, c_type};
 use crate::lower::{LowerError, Lowered};
 
-/// Elements of a result from which on a thread makes several: there are enough to fill the machine, and blocks that make one each cost more to start than
-/// to run.
-const MANY: i64 = 1 << 20;
-
-/// Elements of a thread then.
-const EACH: i64 = 4;
+/// Elements of a thread, for results of so many elements at least: there are enough to fill the machine, and blocks that make one each cost more to start
+/// than to run; the more bytes a thread has under way, the better.
+const EACH: [(i64, i64); 2] = [(1 << 23, 8), (1 << 20, 4)];
 
 /// Lowers a kernel of template `map`.
 pub fn lower(cx: &Cx, body: &Body) -> Result<Lowered, LowerError> {
@@ -49,7 +46,7 @@ pub fn lower(cx: &Cx, body: &Body) -> Result<Lowered, LowerError> {
     }
     code.extend(region.take());
     code.extend(keep);
-    let each = if n >= MANY { EACH } else { 1 };
+    let each = EACH.into_iter().find(|(least, _)| n >= *least).map_or(1, |(_, each)| each);
     params.sizes(cx, &region)?;
     params.long("n", n);
     let (params, args) = params.finish();

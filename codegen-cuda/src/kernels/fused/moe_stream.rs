@@ -45,7 +45,7 @@ pub(super) struct Variant {
     pub groups: i64,
     /// Blocks on a multiprocessor.
     pub blocks: i64,
-    /// Blocks hold all rows of x; else warps read what they need. Only for rows that all choices of a token share.
+    /// Blocks hold all rows of x; else warps read what they need.
     pub held: bool,
     /// The ids are complete before the kernel in front is, so weights can be asked for before it ends.
     pub early: bool,
@@ -72,7 +72,7 @@ pub(super) fn variant(tokens: i64, owner: bool) -> Variant {
         (5..=16, false) => held(8),
         (17..=32, false) => of(4, 8, 1, 2, 3),
         (_, false) => of(4, 16, 1, 2, 2),
-        (..=1, true) => of(1, 1, 5, 1, 3),
+        (..=1, true) => held(1),
         (2, true) => of(1, 2, 5, 2, 2),
         (3..=4, true) => of(1, 4, 5, 2, 3),
         (5..=8, true) => of(1, 8, 5, 4, 2),
@@ -100,13 +100,14 @@ impl Plan {
         let least = if even { 2 } else { 1 };
         let mut v = variant(shape.tokens, owner);
         v.tiles = v.tiles.max(least);
-        v.held &= shape.shared_x;
+        v.held &= shape.shared_x || owner;
         // Chunks of a piece as even as can be.
         let longest = blocks(shape.k_tiles(), pieces);
         v.chunk = blocks(longest, blocks(longest, v.chunk));
         loop {
             // The text depends on a class of rows only.
-            let held = if v.held { shape.tokens.max(1).unsigned_abs().next_power_of_two() as i64 } else { 0 };
+            let x_rows = if shape.shared_x { shape.tokens } else { shape.rows() };
+            let held = if v.held { x_rows.max(1).unsigned_abs().next_power_of_two() as i64 } else { 0 };
             let plan = Plan { v, rows, pieces, owner, held, x_pitch: 128 * shape.k_tiles() + 16 };
             if plan.fits() {
                 return Ok(plan);

@@ -150,7 +150,9 @@ pub fn lower(cx: &Cx, body: &Body) -> Result<Lowered> {
         )
         .set("early", early(norm.as_ref(), bias.as_ref(), alone))
         .set("stage", stage(&x, norm.as_ref(), same, shape.dtype, &shape, alone))
-        .set("export", stores.rows.join("\n"))
+        // Where blocks meet, stores in front are waited for there.
+        .set("export_first", if cluster == 1 { stores.rows.join("\n") } else { String::new() })
+        .set("export_last", if cluster > 1 { stores.rows.join("\n") } else { String::new() })
         .set(
             "bias",
             bias.as_ref().map_or(String::new(), |(_, dtype)| {
