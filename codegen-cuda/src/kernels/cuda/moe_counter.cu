@@ -28,7 +28,8 @@ constexpr int CHUNKS = (K_TILES + PIECES * CHUNK - 1) / (PIECES * CHUNK);  // of
 constexpr bool EVEN = K_TILES == PIECES * CHUNK * CHUNKS;
 constexpr bool HALF_TAIL = K % 64 != 0;
 constexpr int RECORD = 544;
-constexpr int SLOT = TILES * CHUNK * RECORD;
+constexpr int ROOM = ${room};  // of a slot beyond its records at least, 0 or 96
+constexpr int SLOT = ROOM == 0 ? TILES * CHUNK * RECORD : (CHUNK * RECORD + ROOM + 127) / 128 * 128;
 constexpr int X_PITCH = K_TILES * 128 + 16;  // of a row of x that is held
 constexpr int X_AT = WARPS * AHEAD * SLOT;
 constexpr int X_ITEM = XROWS * X_PITCH;
@@ -38,6 +39,10 @@ constexpr int PART = PIECES * XROWS * PITCH;
 static_assert(HELD == 1 || HELD == 2, "whose units end before rows are fetched over those of another item");
 static_assert(FINISHERS <= KEPT && WARPS <= 32, "signals that wake them at the end");
 static_assert(TILES * PIECES <= 32 && XROWS <= 32, "a lane makes a copy");
+static_assert(ROOM == 0 || TILES == 1, "a slot is one copy");
+
+// Where records begin in their slot: as far into a line of 128 bytes as where they are copied from, which is faster. `from`: low bits of that address.
+__device__ __forceinline__ u32 begin_of(u32 from) { return ROOM == 0 ? 0 : from & 96; }
 
 // True in the warp that comes last of the `n` that share `counter`; what the others wrote before can be read then, past the first cache level. Leaves
 // the counter at 0, as it was.
@@ -64,6 +69,7 @@ ${entry}(const bf16* x, const u8* w, const i32* ids, u32 tokens, u32* counters${
   __shared__ u64 finished[KEPT];        // they were used
   __shared__ volatile int number_of[KEPT];  // of the unit in this place
   __shared__ int unit_of[KEPT];         // item * STRIPS + strip
+  __shared__ u32 source_of[KEPT];       // low bits of where its first tile is in memory
   __shared__ int turn_of[KEPT];         // number of the unit's item among those that this block meets
   __shared__ volatile int made;         // units of this block, once that is known
   ${shared}
@@ -175,19 +181,20 @@ ${entry}(const bf16* x, const u8* w, const i32* ids, u32 tokens, u32* counters${
       if (enough(count)) wait();
       const int kept = count % KEPT;
       if (count >= KEPT) signal_wait(finished_at + 8 * kept, (count / KEPT - 1) & 1);
-      if (lane == 0) {
+      const int id = items.expert[item];
+      const int expert = id < EXPERTS ? id : 0;  // rows of no expert are computed with some weights and then replaced
+      const int r = tile_in_strip;
+      const int tile = ${tile};
+      const u32 record = (u32)(expert * ROW_TILES + (tile < ROW_TILES ? tile : ROW_TILES - 1)) * K_TILES + k_first;
+      const u8* from = w + (u64)record * RECORD;
+      if (lane == 0) {  // whose records are the first of a tile
         number_of[kept] = count;
         unit_of[kept] = unit;
+        source_of[kept] = (u32)(u64)from;
         turn_of[kept] = turn;
       }
       __syncwarp();
       if (tile_in_strip < TILES) {
-        const int id = items.expert[item];
-        const int expert = id < EXPERTS ? id : 0;  // rows of no expert are computed with some weights and then replaced
-        const int r = tile_in_strip;
-        const int tile = ${tile};
-        const u32 record = (u32)(expert * ROW_TILES + (tile < ROW_TILES ? tile : ROW_TILES - 1)) * K_TILES + k_first;
-        const u8* from = w + (u64)record * RECORD;
         const int task = count * PIECES + piece;
 #pragma unroll 1
         for (int chunk = 0; chunk < CHUNKS; chunk++) {
@@ -197,7 +204,7 @@ ${entry}(const bf16* x, const u8* w, const i32* ids, u32 tokens, u32* counters${
           const int slot = task % WARPS * AHEAD + use % AHEAD;
           if (use >= AHEAD) signal_wait(empty_at + 8 * slot, (use / AHEAD - 1) & 1);
           signal_expect(full_at + 8 * slot, bytes);
-          fetch_once(ring_at + slot * SLOT + r * (CHUNK * RECORD), from, bytes, full_at + 8 * slot);
+          fetch_once(ring_at + slot * SLOT + r * (CHUNK * RECORD) + begin_of((u32)(u64)from), from, bytes, full_at + 8 * slot);
           from += CHUNK * RECORD;
         }
       }
@@ -284,11 +291,12 @@ ${entry}(const bf16* x, const u8* w, const i32* ids, u32 tokens, u32* counters${
         const int at = i < count ? i : 0;
         held[s] = ring_at + X_AT + turn_of[kept] % HELD * X_ITEM + at * X_PITCH + k_first * 128 + (lane >> 3) * 16;
       }
+      const u32 source = source_of[kept] + k_first * RECORD;
       f32 acc[TILES][NT][4] = {};
 #pragma unroll 1
       for (int chunk = 0; chunk < CHUNKS; chunk++) {
         if (chunk > 0) signal_wait(own_full + 8 * slot, parity);
-        const u8* const from = ring + slot * SLOT;
+        const u8* const from = ring + slot * SLOT + begin_of(source + chunk * (CHUNK * RECORD));
 #pragma unroll ${unroll}
         for (int k = 0; k < CHUNK; k++) {
           const int at = chunk * CHUNK + k;

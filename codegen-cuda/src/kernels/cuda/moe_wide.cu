@@ -30,15 +30,18 @@ constexpr bool EVEN = K_TILES == PIECES * CHUNK;  // every stage is a whole piec
 constexpr int RECORD = 544;
 constexpr int RECORDS = TILES * MULTIPLIERS;
 constexpr int RUN = CHUNK * RECORD;  // of a tile of 16 rows
+constexpr int ROOM = ${room};  // behind each run at least, 0 or 96
+constexpr int PLACE = ROOM == 0 ? RUN : (RUN + ROOM + 127) / 128 * 128;
 constexpr int X_TILE = SLOTS * 128;
 constexpr int X_STAGE = CHUNK * X_TILE;
-constexpr int W_STAGE = RECORDS * RUN;
+constexpr int W_STAGE = RECORDS * PLACE;
 constexpr int PITCH = HEIGHT + 4;
 // In shared memory: rows of x, w, results under way (before that counts of rows).
 constexpr int W_AT = STAGES * X_STAGE;
 constexpr int OUT_AT = W_AT + STAGES * W_STAGE;
 constexpr int QUEUE = 4;  // units that are known ahead
 static_assert(RECORDS <= 32, "a lane asks for the run of one tile");
+static_assert(ROOM == 0 || PARTS == 1, "a warp reads runs that begin alike");
 
 ${multiplies}
 
@@ -86,6 +89,9 @@ struct Unit {
 
 // Tile `r` of a strip.
 __device__ __forceinline__ int tile_of(int strip, int r) { return ${tile}; }
+
+// Where a run begins in its place: as far into a line of 128 bytes as where it is copied from, which is faster. `from`: low bits of that address.
+__device__ __forceinline__ u32 begin_of(u32 from) { return ROOM == 0 ? 0 : from & 96; }
 
 extern "C" __global__ void __launch_bounds__(THREADS, 1)
 ${entry}(const bf16* x, const u8* w, const i32* ids, u32 tokens, u32* counter${params}) {
@@ -181,7 +187,7 @@ ${entry}(const bf16* x, const u8* w, const i32* ids, u32 tokens, u32* counter${p
         __syncwarp();
         if (lane == 0) signal_expect(signal, runs * bytes);
         __syncwarp();
-        if (there) fetch_once(base + W_AT + at.at * W_STAGE + lane * RUN, from, bytes, signal);
+        if (there) fetch_once(base + W_AT + at.at * W_STAGE + lane * PLACE + begin_of((u32)(u64)from), from, bytes, signal);
         from += bytes;
         at.next();
       }
@@ -254,7 +260,7 @@ ${entry}(const bf16* x, const u8* w, const i32* ids, u32 tokens, u32* counter${p
   const int multiplier = warp - 1 - COPIERS;
   const int group = multiplier / 4;
   f32* const out = (f32*)(memory + OUT_AT) + multiplier * (FINISHED * PITCH);  // of this warp: [row][PITCH]
-  const u8* const records = memory + W_AT + multiplier * TILES * RUN;
+  const u8* const records = memory + W_AT + multiplier * TILES * PLACE;
   Place<STAGES> at = {0, 0};
   for (;;) {
     const Unit unit = next_unit();
@@ -273,6 +279,9 @@ ${entry}(const bf16* x, const u8* w, const i32* ids, u32 tokens, u32* counter${p
       }
       continue;
     }
+    const int strip = (unit.slab + group) * 4 + multiplier % 4;
+    // Low bits of where the strip's first tile is in memory.
+    const u32 source = (u32)(u64)w + (u32)(expert * ROW_TILES + tile_of(strip, 0)) * (K_TILES * RECORD);
     f32 total[PARTS][SLOTS / 2] = {};
     if (multiplied) {
       const int width = ${width};  // of a multiply
@@ -281,7 +290,7 @@ ${entry}(const bf16* x, const u8* w, const i32* ids, u32 tokens, u32* counter${p
 #pragma unroll 1
       for (Span span; span.there(); span.next()) {
         const int stage = at.at;
-        const u8* record = records + stage * W_STAGE;
+        const u8* record = records + stage * W_STAGE + begin_of(source + span.k * RECORD);
         signal_wait(full + 8 * stage, at.parity);
         publish_to_hardware();  // rows of x came by copies that count as ordinary writes
         uint4 codes = gs_mxfp4_load_codes(record, lane);
@@ -298,7 +307,7 @@ ${entry}(const bf16* x, const u8* w, const i32* ids, u32 tokens, u32* counter${p
             multiply_wait<1>();  // the one before the last, which read these registers, is done
             gs_mxfp4_decode_tile<FAST>(codes, scales, a[i]);
             const bool last = tile + 1 == tiles && p + 1 == PARTS;
-            const int step = PARTS == 1 ? RECORD : p == 0 ? RUN : RECORD - RUN;
+            const int step = PARTS == 1 ? RECORD : p == 0 ? PLACE : RECORD - PLACE;
             if (!last) record += step;
             codes = gs_mxfp4_load_codes(record, lane);  // of the next tile
             scales = gs_mxfp4_load_scales(record, lane);
@@ -320,7 +329,6 @@ ${entry}(const bf16* x, const u8* w, const i32* ids, u32 tokens, u32* counter${p
       }
     }
     // A warp's sums pass through its own shared memory, some rows at a time, to lanes that store columns beside each other. A lane keeps its column.
-    const int strip = (unit.slab + group) * 4 + multiplier % 4;
     const int n = strip * OUTPUTS + lane % OUTPUTS;
 #pragma unroll
     for (int chunk = 0; chunk < SLOTS / FINISHED; chunk++) {

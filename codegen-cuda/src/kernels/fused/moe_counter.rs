@@ -4,7 +4,7 @@
 use super::super::contraction::{PROCESSORS, pieces};
 use super::super::region::{Index, Sink};
 use super::super::{Cx, Size, blocks, operand};
-use super::moe::{Experts, Held, RECORD, Strips, TILE, combines, epilogue};
+use super::moe::{Experts, Held, RECORD, ROOM, Strips, TILE, combines, epilogue, place};
 use super::moe_stream::{row, table_bytes};
 use super::{Body, Params};
 use crate::emit::{Piece, Text};
@@ -90,6 +90,8 @@ struct Plan {
     x_pitch: i64,
     /// Bytes of the list of strips that a block brings the last sums of.
     won: i64,
+    /// Bytes of a slot behind its records: [`ROOM`], or 0.
+    room: i64,
 }
 
 impl Plan {
@@ -102,8 +104,11 @@ impl Plan {
         v.chunk = blocks(longest, blocks(longest, v.chunk));
         let won = if combine { 2 * strips.count + 16 } else { 0 };
         loop {
-            let plan = Plan { v, tiles: strips.tiles(), rows, pieces, x_pitch: 128 * shape.k_tiles() + 16, won };
-            if plan.fits() {
+            let tiles = strips.tiles();
+            let plan = |room| Plan { v, tiles, rows, pieces, x_pitch: 128 * shape.k_tiles() + 16, won, room };
+            let roomy = plan(if tiles == 1 { ROOM } else { 0 });
+            // Whatever would be made smaller is worth more than faster copies.
+            if let Some(plan) = [roomy, plan(0)].into_iter().find(Plan::fits) {
                 return Some(plan);
             }
             match v {
@@ -128,12 +133,13 @@ impl Plan {
     fn dynamic(&self) -> i64 {
         let Variant { x_rows, held, warps, chunk, ahead, kept, .. } = self.v;
         let pitch = 4 * (TILE * self.tiles + 4);
-        warps * ahead * self.tiles * chunk * RECORD + held * x_rows * self.x_pitch + kept * self.pieces * x_rows * pitch
+        let slot = if self.room == 0 { self.tiles * chunk * RECORD } else { place(chunk, self.room) };
+        warps * ahead * slot + held * x_rows * self.x_pitch + kept * self.pieces * x_rows * pitch
     }
 
     /// Tables of rows, units and signals.
     fn fixed(&self) -> i64 {
-        table_bytes(self.rows) + 16 * self.v.warps * self.v.ahead + 28 * self.v.kept + 64 + self.won
+        table_bytes(self.rows) + 16 * self.v.warps * self.v.ahead + 32 * self.v.kept + 64 + self.won
     }
 
     fn fits(&self) -> bool {
@@ -196,6 +202,7 @@ pub(super) fn lower(cx: &Cx, body: &Body, shape: &Experts, found: &[Sink], rows:
         .set("rows", plan.rows)
         .set("held", held)
         .set("chunk", chunk)
+        .set("room", plan.room)
         .set("ahead", ahead)
         .set("kept", kept)
         .set("own", own)

@@ -6,7 +6,7 @@
 use super::super::contraction::{PROCESSORS, pieces};
 use super::super::region::Index;
 use super::super::{Cx, Size, blocks, operand, single};
-use super::moe::{Experts, Held, RECORD, Strips, TILE, combines, epilogue, results_of};
+use super::moe::{Experts, Held, RECORD, ROOM, Strips, TILE, combines, epilogue, place, results_of};
 use super::{Body, Params, moe_counter};
 use crate::emit::{Piece, Text};
 use crate::kernels::region::unsupported;
@@ -138,7 +138,7 @@ impl Plan {
     fn dynamic(&self) -> i64 {
         let Variant { tiles, x_rows, chunk, ahead, groups, .. } = self.v;
         let slot = match tiles {
-            1 => blocks(chunk * RECORD + 96, 128) * 128,
+            1 => place(chunk, ROOM),
             _ => tiles * chunk * RECORD,
         };
         let pitch = 4 * (TILE * tiles + 4);

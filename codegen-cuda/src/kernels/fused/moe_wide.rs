@@ -5,7 +5,7 @@ use super::super::contraction::{PROCESSORS, pieces};
 use super::super::region::{Index, unsupported};
 use super::super::wgmma::multiply_held;
 use super::super::{Cx, Size, blocks, operand, single};
-use super::moe::{Experts, Held, RECORD, Strips, TILE, combines, epilogue, results_of};
+use super::moe::{Experts, Held, RECORD, ROOM, Strips, TILE, combines, epilogue, place, results_of};
 use super::{Body, Params};
 use crate::emit::{Piece, Text};
 use crate::lower::{Arg, LowerError, Lowered};
@@ -66,6 +66,8 @@ struct Plan {
     rows: i64,
     experts: i64,
     stages: i64,
+    /// Bytes behind the records of a tile in a stage: [`ROOM`], or 0.
+    room: i64,
     /// Rows whose results are finished at a time.
     finished: i64,
 }
@@ -82,10 +84,12 @@ impl Plan {
         loop {
             // Stages of a piece as even as can be.
             v.chunk = blocks(longest, blocks(longest, v.chunk));
-            let plan = |stages| Plan { v, rows, experts: shape.experts, stages, finished: 16 };
+            let plan = |stages, room| Plan { v, rows, experts: shape.experts, stages, room, finished: 16 };
             // Two are needed to fetch one while another is multiplied.
-            if let Some(stages) = (2..=STAGES).rev().find(|s| plan(*s).fits()) {
-                return Ok(plan(stages));
+            if let Some(stages) = (2..=STAGES).rev().find(|s| plan(*s, 0).fits()) {
+                // A stage more is worth more than faster copies.
+                let roomy = plan(stages, if v.parts == 1 { ROOM } else { 0 });
+                return Ok(if roomy.fits() { roomy } else { plan(stages, 0) });
             }
             if v.chunk == 1 {
                 return Err(unsupported(
@@ -108,7 +112,7 @@ impl Plan {
     /// Bytes of dynamic shared memory: stages, then counts of rows and later results under way.
     fn dynamic(&self) -> i64 {
         let v = &self.v;
-        let stage = v.chunk * (v.slots * 128 + self.strips() * v.parts * RECORD);
+        let stage = v.chunk * v.slots * 128 + self.strips() * v.parts * place(v.chunk, self.room);
         let out = self.strips() * self.finished * (TILE * v.parts + 4) * 4;
         let counts = 2 * (self.strips() + COPIERS) * (self.experts + 1);
         // What it may take to begin at a multiple of 1024 bytes.
@@ -208,6 +212,7 @@ pub fn lower(cx: &Cx, body: &Body) -> Result<Lowered> {
         .set("groups", v.groups)
         .set("parts", v.parts)
         .set("chunk", v.chunk)
+        .set("room", plan.room)
         .set("finished", plan.finished)
         .set("fast", shape.fast)
         .set("early", cx.early(ids))
@@ -266,6 +271,7 @@ mod tests {
                         let v = p.v;
                         assert!(p.rows >= 4 * tokens && p.fits() && p.stages >= 2, "{p:?}");
                         assert!(v.slots % p.finished == 0 && v.slots % 8 == 0 && v.narrower.is_sorted(), "{p:?}");
+                        assert!(p.room == 0 || v.parts == 1, "{p:?}");
                         assert!(v.parts * p.strips() <= 32 && (v.parts % 2 == 0 || !even), "{p:?}");
                         // What setmaxnreg hands out may not exceed what the launch got: 65,536 registers in units of 8 a thread.
                         let launched = 65536 / p.threads() / 8 * 8;
@@ -285,6 +291,7 @@ mod tests {
         for (tokens, experts) in [(32, 32), (64, 32), (128, 32), (256, 32), (64, 128), (256, 128)] {
             let p = Plan::choose(&shape(tokens, experts, 2880), false).unwrap();
             let bytes = p.v.chunk * p.strips() * p.v.parts * RECORD;
+            assert_eq!(p.room, ROOM, "{tokens} of {experts}: {p:?}");
             // Little's law for 132 SMs asks for 32 KB; what more rows than 16 an expert need is tensor cores first.
             assert!(
                 (p.stages - 1) * bytes >= if p.v.slots > 32 { 28 << 10 } else { 48 << 10 },
