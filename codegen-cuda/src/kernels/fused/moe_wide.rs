@@ -5,7 +5,7 @@ use super::super::contraction::{PROCESSORS, pieces};
 use super::super::region::{Index, unsupported};
 use super::super::wgmma::multiply_held;
 use super::super::{Cx, Size, blocks, operand, single};
-use super::moe::{Experts, Held, RECORD, ROOM, Strips, TILE, combines, epilogue, place, results_of};
+use super::moe::{Experts, Held, ROOM, Strips, TILE, combines, epilogue, place, results_of};
 use super::{Body, Params};
 use crate::emit::{Piece, Text};
 use crate::lower::{Arg, LowerError, Lowered};
@@ -237,6 +237,7 @@ pub fn lower(cx: &Cx, body: &Body) -> Result<Lowered> {
 
 #[cfg(test)]
 mod tests {
+    use super::super::moe::RECORD;
     use super::*;
 
     /// Some value.
