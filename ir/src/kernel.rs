@@ -152,7 +152,7 @@ impl Kernel {
 
     /// The region before region `region` that is there.
     fn before(&self, region: usize) -> Option<&Func> {
-        self.numbered().filter(|(i, _)| *i < region).last().map(|(_, f)| f)
+        self.numbered().rfind(|(i, _)| *i < region).map(|(_, f)| f)
     }
 
     /// Region `region` for messages: `` `main` ``, or `` `main` of stage 2 ``.
@@ -226,7 +226,7 @@ impl Kernel {
             if let Some(operand) = self.operand_of(region, i) {
                 return Source::Operand(operand);
             }
-            let before = self.numbered().filter(|(r, _)| *r < region).last();
+            let before = self.numbered().rfind(|(r, _)| *r < region);
             match before.and_then(|(r, f)| Some((r, *f.results.get(i)?))) {
                 Some(from) => (region, v) = from,
                 None => return Source::Made { region, value: v },

@@ -51,6 +51,32 @@ fn function(name: &str, param: &str, kinds: &[&str], a: &[&str], transposed: &st
     )
 }
 
+/// The narrowest multiply for `count` rows of x, as text; `SLOTS` is the widest.
+pub(crate) fn narrowest(narrower: &[i64]) -> String {
+    let tests = narrower.iter().map(|w| format!("count <= {w} ? {w} : "));
+    format!("{}SLOTS", tests.collect::<String>())
+}
+
+/// Four multiplies of 16 k by an operand `a` that is held, into `sum`, as text: for all widths, the widest first. `first` says whether the first adds to what
+/// the sums are.
+pub(crate) fn multiplies_held(narrower: &[i64], slots: i64, first: &str) -> String {
+    let mut lines = Vec::new();
+    for (i, n) in narrower.iter().chain([&slots]).rev().enumerate() {
+        let last = i == narrower.len();
+        let test = if last { String::new() } else { format!("if (width == {n}) ") };
+        lines.push(format!("{}{test}{{", if i == 0 { "" } else { "} else " }));
+        lines.push("  multiply_begin();".to_string());
+        for s in 0..4 {
+            let keep = if s == 0 { first } else { "true" };
+            let b = if s == 0 { "b".to_string() } else { format!("b + {}", 2 * s) };
+            lines.push(format!("  multiply_held((f32(&)[{}])sum[p], a[i][{s}], operand_of({b}), {keep});", n / 2));
+        }
+        lines.push("  multiply_commit();".to_string());
+    }
+    lines.push("}".to_string());
+    lines.join("\n")
+}
+
 #[cfg(test)]
 mod tests {
     use super::{is_width, multiply, multiply_across, multiply_held};

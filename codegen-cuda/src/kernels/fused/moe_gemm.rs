@@ -3,7 +3,7 @@
 
 use super::super::contraction::PROCESSORS;
 use super::super::region::unsupported;
-use super::super::wgmma::multiply_held;
+use super::super::wgmma::{multiplies_held, multiply_held, narrowest};
 use super::super::{Cx, blocks, operand};
 use super::moe::{Experts, RECORD, Strips, TILE, combines, results_of, runs};
 use super::{Body, Params};
@@ -101,31 +101,6 @@ impl Variant {
     fn threads(&self) -> i64 {
         128 * (self.groups + 1)
     }
-
-    /// The narrowest multiply for `count` rows, as text.
-    fn width(&self) -> String {
-        let tests = self.narrower.iter().map(|w| format!("count <= {w} ? {w} : "));
-        format!("{}SLOTS", tests.collect::<String>())
-    }
-
-    /// One part's multiplies of a stage: all widths, the widest first.
-    fn multiplies(&self) -> String {
-        let mut lines = Vec::new();
-        for (i, n) in self.narrower.iter().chain([&self.slots]).rev().enumerate() {
-            let last = i == self.narrower.len();
-            let test = if last { String::new() } else { format!("if (width == {n}) ") };
-            lines.push(format!("{}{test}{{", if i == 0 { "" } else { "} else " }));
-            lines.push("  multiply_begin();".to_string());
-            for s in 0..4 {
-                let keep = if s == 0 { "u + s != 0" } else { "true" };
-                let b = if s == 0 { "b".to_string() } else { format!("b + {}", 2 * s) };
-                lines.push(format!("  multiply_held((f32(&)[{}])sum[p], a[i][{s}], operand_of({b}), {keep});", n / 2));
-            }
-            lines.push("  multiply_commit();".to_string());
-        }
-        lines.push("}".to_string());
-        lines.join("\n")
-    }
 }
 
 /// Lowers a kernel of template `moe_gemm`.
@@ -180,8 +155,8 @@ pub fn lower(cx: &Cx, body: &Body) -> Result<Lowered> {
         .set("fast", shape.fast)
         .set("multiplies", functions.join("\n"))
         .set("tile", strips.tile())
-        .set("widths", v.multiplies())
-        .set("width", v.width())
+        .set("widths", multiplies_held(v.narrower, v.slots, "u + s != 0"))
+        .set("width", narrowest(v.narrower))
         .set("copy_registers", v.registers.0)
         .set("multiply_registers", v.registers.1)
         .set("x_row", shape.x_row())
@@ -255,8 +230,8 @@ mod tests {
     #[test]
     fn widths_are_tried_from_the_widest() {
         let v = variant(64, 8, false);
-        assert_eq!(v.width(), "count <= 16 ? 16 : SLOTS");
-        let text = v.multiplies();
+        assert_eq!(narrowest(v.narrower), "count <= 16 ? 16 : SLOTS");
+        let text = multiplies_held(v.narrower, v.slots, "u + s != 0");
         assert!(text.starts_with("if (width == 32) {\n  multiply_begin();\n"), "{text}");
         assert!(text.contains(
             "} else {\n  multiply_begin();\n  multiply_held((f32(&)[8])sum[p], a[i][0], operand_of(b), u + s != 0);"

@@ -192,9 +192,9 @@ pub fn lower(cx: &Cx, kernel: &Kernel) -> Result<Lowered> {
     let places: Vec<usize> = (0..(rounds[0] + rounds[1]) as usize).collect();
     let (near, far) = places.split_at(rounds[0] as usize);
     let place = |p: &usize, apart: bool| Place {
-        t: Index::var(&format!("t{p}")),
-        j: apart.then(|| Index::var(&format!("j{p}"))),
-        n: Index::var(&format!("n{p}")),
+        t: Index::var(format!("t{p}")),
+        j: apart.then(|| Index::var(format!("j{p}"))),
+        n: Index::var(format!("n{p}")),
     };
     let product = |t: &Index, _: &Index, local: &str| format!("total({}, {local}, PIECES1)", of_place("i", t));
     let held = Held { product: &product, expert: &|_, _| "expert".to_string() };

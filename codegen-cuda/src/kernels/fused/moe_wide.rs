@@ -3,7 +3,7 @@
 
 use super::super::contraction::{PROCESSORS, pieces};
 use super::super::region::{Index, unsupported};
-use super::super::wgmma::multiply_held;
+use super::super::wgmma::{multiplies_held, multiply_held, narrowest};
 use super::super::{Cx, Size, blocks, operand, single};
 use super::moe::{Experts, Held, ROOM, Strips, TILE, combines, epilogue, place, results_of};
 use super::{Body, Params};
@@ -136,33 +136,6 @@ impl Plan {
     }
 }
 
-impl Variant {
-    /// The narrowest multiply for `count` rows, as text.
-    fn width(&self) -> String {
-        let tests = self.narrower.iter().map(|w| format!("count <= {w} ? {w} : "));
-        format!("{}SLOTS", tests.collect::<String>())
-    }
-
-    /// The multiplies of a tile: all widths, the widest first.
-    fn multiplies(&self) -> String {
-        let mut lines = Vec::new();
-        for (i, n) in self.narrower.iter().chain([&self.slots]).rev().enumerate() {
-            let last = i == self.narrower.len();
-            let test = if last { String::new() } else { format!("if (width == {n}) ") };
-            lines.push(format!("{}{test}{{", if i == 0 { "" } else { "} else " }));
-            lines.push("  multiply_begin();".to_string());
-            for s in 0..4 {
-                let keep = if s == 0 { "keep" } else { "true" };
-                let b = if s == 0 { "b".to_string() } else { format!("b + {}", 2 * s) };
-                lines.push(format!("  multiply_held((f32(&)[{}])sum[p], a[i][{s}], operand_of({b}), {keep});", n / 2));
-            }
-            lines.push("  multiply_commit();".to_string());
-        }
-        lines.push("}".to_string());
-        lines.join("\n")
-    }
-}
-
 /// Lowers a kernel of template `moe_wide`.
 pub fn lower(cx: &Cx, body: &Body) -> Result<Lowered> {
     let shape = Experts::of(cx, body)?;
@@ -219,8 +192,8 @@ pub fn lower(cx: &Cx, body: &Body) -> Result<Lowered> {
         .set("own", v.own)
         .set("multiplies", functions.join("\n"))
         .set("tile", strips.tile())
-        .set("widths", v.multiplies())
-        .set("width", v.width())
+        .set("widths", multiplies_held(v.narrower, v.slots, "keep"))
+        .set("width", narrowest(v.narrower))
         .set("copy_registers", v.registers.0)
         .set("multiply_registers", v.registers.1)
         .set("x_row", shape.x_row())
