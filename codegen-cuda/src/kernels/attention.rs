@@ -205,7 +205,7 @@ impl Flash {
     fn fit(mut self, kv: &kv::Kv, group: i64) -> Flash {
         let tokens = self.groups * (64 / group.min(64));
         let list = 8 + 4 * blocks(tokens, 32) + 8 * tokens + 4 * tokens * (1 + 2 * self.groups);
-        let lists = |f: &Flash| f.slots * (list + 24) + f.stages * (16 + f.keys / 8) + 128;
+        let lists = |f: &Flash| f.slots * (list + 48) + f.stages * (16 + f.keys / 8) + 128;
         while self.stages > 2 && self.dynamic(kv.dim) + lists(&self) > SHARED {
             self.stages -= 1;
         }

@@ -41,8 +41,8 @@ struct Run {
 };
 // The tokens of a tile.
 struct Tokens {
+  alignas(16) u32 starts[(WORDS + 3) / 4 * 4];  // tokens that begin a run; whole quads, which is how they are read
   i32 runs;
-  u32 starts[WORDS];  // tokens that begin a run
   i32 run[TOKENS];    // -1: none, the result is 0
   i32 pos[TOKENS];
   Run at[TOKENS];
