@@ -118,6 +118,39 @@ impl Layer {
         format!("attention {heads}/{kv_heads} heads of {head_dim}, page {page}, {window}{sinks}, {dtype}")
     }
 
+    /// A step of these tokens, each its sequence and position, with random q, k and v. `pages`: `[sequences, columns]`.
+    fn step(&self, tokens: &[(i32, i32)], rng: &mut Rng, sinks: &Tensor, pages: &Tensor) -> Step {
+        let rows = tokens.len();
+        let mut wide = |heads: usize, scale| rng.floats(self.dtype, &[rows, heads * self.head_dim], scale);
+        let mut inputs = BTreeMap::from([
+            ("q".to_string(), wide(self.heads, 1.5)),
+            ("k".to_string(), wide(self.kv_heads, 1.5)),
+            ("v".to_string(), wide(self.kv_heads, 1.0)),
+            ("pos".to_string(), int(&[rows], tokens.iter().map(|t| t.1).collect())),
+            ("seq".to_string(), int(&[rows], tokens.iter().map(|t| t.0).collect())),
+            ("pages".to_string(), pages.clone()),
+        ]);
+        if self.sinks {
+            inputs.insert("sinks".into(), sinks.clone());
+        }
+        let [sequences, columns] = [pages.shape[0], pages.shape[1]];
+        Step { sizes: sizes(rows, sequences, columns, 1), inputs }
+    }
+
+    /// The scenario of steps over a cache of `units` pages.
+    fn over(&self, label: String, steps: Vec<Step>, alone: Step, units: usize) -> Scenario {
+        Scenario {
+            label,
+            module: self.module(),
+            states: vec![StateSpec { name: "kv".into(), decl: self.decl(), units }],
+            weights: BTreeMap::new(),
+            steps,
+            alone: Some(alone),
+            tolerance: OpKind::Attention.info().tolerance,
+            fused: None,
+        }
+    }
+
     /// Prompts of the given lengths, two more tokens for each, then one token each with a padding row between.
     fn scenario(&self, lengths: &[usize]) -> Scenario {
         let label = format!("{}, prompts {lengths:?}", self.label());
@@ -137,22 +170,7 @@ impl Layer {
         let sequences = lengths.len() + 2;
         let pages = int(&[sequences, columns], pages);
         let sinks = rng.floats(DType::BF16, &[self.heads], 2.0);
-        let mut step = |tokens: &[(i32, i32)]| {
-            let rows = tokens.len();
-            let mut wide = |heads: usize, scale| rng.floats(self.dtype, &[rows, heads * self.head_dim], scale);
-            let mut inputs = BTreeMap::from([
-                ("q".to_string(), wide(self.heads, 1.5)),
-                ("k".to_string(), wide(self.kv_heads, 1.5)),
-                ("v".to_string(), wide(self.kv_heads, 1.0)),
-                ("pos".to_string(), int(&[rows], tokens.iter().map(|t| t.1).collect())),
-                ("seq".to_string(), int(&[rows], tokens.iter().map(|t| t.0).collect())),
-                ("pages".to_string(), pages.clone()),
-            ]);
-            if self.sinks {
-                inputs.insert("sinks".into(), sinks.clone());
-            }
-            Step { sizes: sizes(rows, sequences, columns, 1), inputs }
-        };
+        let mut step = |tokens: &[(i32, i32)]| self.step(tokens, &mut rng, &sinks, &pages);
         let each = |from: usize, to: usize| -> Vec<(i32, i32)> {
             let of =
                 |(s, len): (usize, &usize)| (len + from..len + to).map(|p| (s as i32, p as i32)).collect::<Vec<_>>();
@@ -166,18 +184,7 @@ impl Layer {
         decode.push((-1, 7));
         let steps = vec![step(&prompts), step(&each(0, 2)), step(&decode)];
         let alone = first_rows(&steps[2], &["q", "k", "v", "pos", "seq"], "T", 1);
-        let states = vec![StateSpec { name: "kv".into(), decl: self.decl(), units }];
-        let tolerance = OpKind::Attention.info().tolerance;
-        Scenario {
-            label,
-            module: self.module(),
-            states,
-            weights: BTreeMap::new(),
-            steps,
-            alone: Some(alone),
-            tolerance,
-            fused: None,
-        }
+        self.over(label, steps, alone, units)
     }
 
     /// A prompt of one sequence after the other in chunks, several to a step, one of them split by another; then the first few tokens of a step by
@@ -193,22 +200,7 @@ impl Layer {
         (1..free.len()).rev().for_each(|i| free.swap(i, rng.below(i + 1)));
         let pages = int(&[sequences, columns], free[..sequences * columns].to_vec());
         let sinks = rng.floats(DType::BF16, &[self.heads], 2.0);
-        let mut step = |tokens: &[(i32, i32)]| {
-            let rows = tokens.len();
-            let mut wide = |heads: usize, scale| rng.floats(self.dtype, &[rows, heads * self.head_dim], scale);
-            let mut inputs = BTreeMap::from([
-                ("q".to_string(), wide(self.heads, 1.5)),
-                ("k".to_string(), wide(self.kv_heads, 1.5)),
-                ("v".to_string(), wide(self.kv_heads, 1.0)),
-                ("pos".to_string(), int(&[rows], tokens.iter().map(|t| t.1).collect())),
-                ("seq".to_string(), int(&[rows], tokens.iter().map(|t| t.0).collect())),
-                ("pages".to_string(), pages.clone()),
-            ]);
-            if self.sinks {
-                inputs.insert("sinks".into(), sinks.clone());
-            }
-            Step { sizes: sizes(rows, sequences, columns, 1), inputs }
-        };
+        let mut step = |tokens: &[(i32, i32)]| self.step(tokens, &mut rng, &sinks, &pages);
         let run = |s: usize, from: usize, to: usize| (from..to).map(move |p| (s as i32, p as i32));
         let cut = first / 3;
         let mut early: Vec<(i32, i32)> = run(0, 0, cut).collect();
@@ -223,18 +215,7 @@ impl Layer {
         }
         let steps = vec![step(&early), step(&late)];
         let alone = first_rows(&steps[1], &["q", "k", "v", "pos", "seq"], "T", sequences + 4);
-        let states = vec![StateSpec { name: "kv".into(), decl: self.decl(), units }];
-        let tolerance = OpKind::Attention.info().tolerance;
-        Scenario {
-            label,
-            module: self.module(),
-            states,
-            weights: BTreeMap::new(),
-            steps,
-            alone: Some(alone),
-            tolerance,
-            fused: None,
-        }
+        self.over(label, steps, alone, units)
     }
 }
 
