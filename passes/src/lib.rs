@@ -24,6 +24,7 @@ pub mod fuse;
 pub mod inline;
 pub mod layout;
 pub mod manager;
+pub mod narrow;
 pub mod plan;
 pub mod rule;
 pub mod schedule;

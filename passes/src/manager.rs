@@ -8,7 +8,7 @@ use gossamer_ir::{Bindings, InferError, LayoutName, Module};
 
 use crate::cost::Machine;
 use crate::fuse::{self, FuseError};
-use crate::{canonicalise, cse, dce, layout, rule};
+use crate::{canonicalise, cse, dce, layout, narrow, rule};
 
 /// What passes may ask about the target, and how the manager behaves.
 #[derive(Clone, Debug)]
@@ -95,6 +95,11 @@ pub const PASSES: &[Pass] = &[
     },
     Pass { name: "cse", summary: "merges ops that compute the same value", run: |m, o| Ok(cse::run(m, o)?.into()) },
     Pass {
+        name: "narrow",
+        summary: "of a prompt computes only the rows that are read where rows are independent; needs sizes",
+        run: |m, o| Ok(narrow::run(m, o)?.into()),
+    },
+    Pass {
         name: "layout",
         summary: "gives packed weights the layout the target wants",
         run: |m, o| Ok(layout::run(m, o)?.into()),
@@ -116,7 +121,7 @@ pub const PASSES: &[Pass] = &[
 
 /// The passes that `--passes default` runs, in order.
 pub fn default_pipeline() -> Vec<Pass> {
-    ["canonicalise", "cse", "layout", "fuse", "dce"].iter().filter_map(|n| pass(n)).collect()
+    ["canonicalise", "cse", "narrow", "layout", "fuse", "dce"].iter().filter_map(|n| pass(n)).collect()
 }
 
 /// The passes as a table: name and what each does.

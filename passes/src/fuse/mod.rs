@@ -241,9 +241,9 @@ pub fn run(module: &mut Module, options: &Options) -> Result<Option<Report>, Fus
         prompt_rows: bucket::prompt_rows(&options.sizes),
         excluded: &excluded,
     };
-    for f in &mut module.funcs {
+    let fuse = |f: &Func| -> Result<(Func, FuncReport), FuseError> {
         let space = options.spaces.space(&decls, f, &excluded)?;
-        let chosen = match choose(&decls, &space, &point, options.refuses.as_ref()) {
+        match choose(&decls, &space, &point, options.refuses.as_ref()) {
             // What no template of prompts can make is made by the others, whatever the size: code generation refuses shapes of weights, not numbers of rows.
             Err(FuseError::NoKernel { .. } | FuseError::Extract { source: ExtractError::Unsatisfiable { .. }, .. })
                 if point.prompt_rows.is_some() =>
@@ -251,8 +251,16 @@ pub fn run(module: &mut Module, options: &Options) -> Result<Option<Report>, Fus
                 choose(&decls, &space, &Point { prompt_rows: None, ..point }, options.refuses.as_ref())
             }
             chosen => chosen,
-        };
-        let (fused, part) = chosen?;
+        }
+    };
+    // Functions do not depend on each other. Their order is kept, and with it the first error.
+    let fuse = &fuse;
+    let done: Vec<_> = std::thread::scope(|threads| {
+        let running: Vec<_> = module.funcs.iter().map(|f| threads.spawn(move || fuse(f))).collect();
+        running.into_iter().map(|t| t.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))).collect()
+    });
+    for (f, done) in module.funcs.iter_mut().zip(done) {
+        let (fused, part) = done?;
         *f = fused;
         report.funcs.push(part);
     }

@@ -1,0 +1,234 @@
+//! Narrowing: of the rows of a prompt only those that are read behind a layer go through what computes each row by itself.
+//!
+//! A step gathers the rows that get logits from what its last layer returns. Everything in that layer that makes a row from the same row of its operands (projections,
+//! norms, experts, residuals) may gather first: of a prompt of 8192 tokens one row is left. The layer gets a copy of its own with the rows as one more parameter, in
+//! which operands are gathered where the first such op reads them; keys and values are still made of every row.
+//!
+//! Only in steps that feed prompts ([`bucket::prompt_rows`]), but in all of those, however many rows are read: the order in which a row is summed
+//! then depends on nothing else in the step. Precondition: a verified module. Postcondition: an equal one for rows inside (of an index outside, a row of zeros
+//! goes through the ops instead of being their result). Never changes a rounding.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+
+use gossamer_ir::{Attr, Attrs, Class, Dim, Func, InferError, Module, Op, OpId, OpKind, Param, Type, Value};
+
+use crate::{Options, bucket, dce};
+
+/// Runs the pass; true if anything changed.
+///
+/// # Errors
+/// None: the ops it makes are valid by construction.
+pub fn run(module: &mut Module, options: &Options) -> Result<bool, InferError> {
+    let Some(symbol) = bucket::prompt_rows(&options.sizes) else { return Ok(false) };
+    let mut changed = false;
+    let mut at = 0;
+    while at < module.funcs.len() {
+        while let Some(found) = find(module, &module.funcs[at], symbol)? {
+            let Found { call, gather, callee, read } = found;
+            let name = callee.name.clone();
+            // A function stands in front of what calls it.
+            module.funcs.insert(at, callee);
+            at += 1;
+            let mut caller = module.funcs[at].clone();
+            replace_call(module, &mut caller, call, gather, &name, &read)?;
+            module.funcs[at] = caller;
+            changed = true;
+        }
+        at += 1;
+    }
+    Ok(changed)
+}
+
+/// A call with a result that only one gather reads.
+struct Found {
+    call: OpId,
+    gather: OpId,
+    /// The callee on the gathered rows.
+    callee: Func,
+    /// Results of the call that something reads, by number.
+    read: Vec<u16>,
+}
+
+fn find(module: &Module, f: &Func, symbol: &str) -> Result<Option<Found>, InferError> {
+    for gather in f.graph.ids() {
+        let op = f.graph.op(gather);
+        if op.kind != OpKind::GatherRows {
+            continue;
+        }
+        let (x, rows) = (op.operands[0], op.operands[1]);
+        let call = f.graph.op(x.op);
+        let alone = f.graph.users(x).len() == 1 && !f.results.contains(&x);
+        let vector = f.graph.ty(rows).as_tensor().is_some_and(|t| t.rank() == 1);
+        if call.kind != OpKind::Call || !alone || !vector || behind(f, [rows]).contains(&x.op) {
+            continue;
+        }
+        let Some(callee) = module.func(call.attrs.word("callee")) else { continue };
+        let is_read = |v: Value| f.results.contains(&v) || !f.graph.users(v).is_empty();
+        let read: Vec<u16> = (0..call.results.len() as u16).filter(|i| is_read(Value { op: x.op, result: *i })).collect();
+        if let Some(callee) = narrowed(module, callee, symbol, f.graph.ty(rows), x.result, &read)? {
+            return Ok(Some(Found { call: x.op, gather, callee, read }));
+        }
+    }
+    Ok(None)
+}
+
+/// The ops that these values depend on.
+fn behind(f: &Func, values: impl IntoIterator<Item = Value>) -> BTreeSet<OpId> {
+    let mut seen = BTreeSet::new();
+    let mut work: Vec<OpId> = values.into_iter().map(|v| v.op).collect();
+    while let Some(id) = work.pop() {
+        if seen.insert(id) {
+            work.extend(f.graph.op(id).operands.iter().map(|v| v.op));
+        }
+    }
+    seen
+}
+
+/// Calls the function `name`, which returns the results `read` of `call` and has what `gather` makes in place of what it reads.
+fn replace_call(
+    module: &Module,
+    f: &mut Func,
+    call: OpId,
+    gather: OpId,
+    name: &Arc<str>,
+    read: &[u16],
+) -> Result<(), InferError> {
+    let (old, picks) = (f.graph.op(call).clone(), f.graph.op(gather).operands.clone());
+    let mut operands = old.operands.clone();
+    operands.push(picks[1]);
+    let names: Vec<&str> = read.iter().map(|i| &*old.names[usize::from(*i)]).collect();
+    let attrs = Attrs::from([("callee", Attr::Word(name.clone()))]);
+    let new = f.add(module, OpKind::Call, operands, attrs, &names, old.loc.clone())?;
+    for (i, to) in read.iter().zip(new) {
+        let from = Value { op: call, result: *i };
+        let from = if from == picks[0] { Value { op: gather, result: 0 } } else { from };
+        f.graph.replace_uses(from, to);
+        f.results.iter_mut().filter(|r| **r == from).for_each(|r| *r = to);
+    }
+    f.graph.remove(gather);
+    f.graph.remove(call);
+    Ok(())
+}
+
+/// `callee` with the results `read`, of which number `result` has the rows that one more parameter of type `rows` picks. `None` if nothing but the result
+/// itself could have fewer rows.
+fn narrowed(
+    module: &Module,
+    callee: &Func,
+    symbol: &str,
+    rows: &Type,
+    result: u16,
+    read: &[u16],
+) -> Result<Option<Func>, InferError> {
+    let mut func = callee.clone();
+    func.name = Arc::from(format!("{}.rows", callee.name));
+    let index = func.params.len();
+    func.params.push(Param { name: "rows".into(), ty: rows.clone(), weight: false });
+    let param = func.graph.add(Op {
+        kind: OpKind::Param,
+        attrs: Attrs::from([("index", Attr::Int(index as i64))]),
+        operands: vec![],
+        results: vec![rows.clone()],
+        names: vec!["rows".into()],
+        seq: 0,
+        loc: None,
+    });
+    func.results = read.iter().map(|i| callee.results[usize::from(*i)]).collect();
+    let whole = callee.results[usize::from(result)];
+    // What other results need of every row is made of every row, once.
+    let others = func.results.iter().zip(read).filter(|(_, i)| **i != result).map(|(v, _)| *v);
+    let shared = behind(&func, others);
+    let rows = Value { op: param, result: 0 };
+    let mut narrowing = Narrowing { module, func, rows, symbol, shared, made: BTreeMap::new(), ops: 0 };
+    let Some(value) = narrowing.value(whole)? else { return Ok(None) };
+    if narrowing.ops == 0 {
+        return Ok(None);
+    }
+    let mut func = narrowing.func;
+    func.results.iter_mut().zip(read).filter(|(_, i)| **i == result).for_each(|(v, _)| *v = value);
+    dce::dead_ops(&mut func);
+    Ok(Some(func))
+}
+
+struct Narrowing<'a> {
+    module: &'a Module,
+    func: Func,
+    /// The rows that are left.
+    rows: Value,
+    symbol: &'a str,
+    /// Ops whose results other results of the function need.
+    shared: BTreeSet<OpId>,
+    made: BTreeMap<Value, Value>,
+    /// Ops that have fewer rows now.
+    ops: usize,
+}
+
+impl Narrowing<'_> {
+    /// True for tensors with a row for each of all.
+    fn has_rows(&self, v: Value) -> bool {
+        let dims = self.func.graph.ty(v).as_tensor().map(|t| &t.dims[..]);
+        dims.and_then(|d| d.first()).is_some_and(|d| *d == Dim::sym(self.symbol))
+    }
+
+    /// The rows of `v` that are left; `None` if it is nothing that has them.
+    fn value(&mut self, v: Value) -> Result<Option<Value>, InferError> {
+        if !self.has_rows(v) {
+            return Ok(None);
+        }
+        if let Some(made) = self.made.get(&v) {
+            return Ok(Some(*made));
+        }
+        let by_rows = if self.shared.contains(&v.op) { None } else { operands_by_row(&self.func, v.op) };
+        let made = match by_rows {
+            Some(by_rows) if self.op(v.op, &by_rows)? => self.made[&v],
+            _ => {
+                let (name, operands) = (self.func.graph.op(v.op).names[0].clone(), vec![v, self.rows]);
+                self.func.add(self.module, OpKind::GatherRows, operands, Attrs::default(), &[&name], None)?[0]
+            }
+        };
+        self.made.insert(v, made);
+        Ok(Some(made))
+    }
+
+    /// Makes op `id` again on the rows that are left of its operands `by_rows`; false if one of them has no rows.
+    fn op(&mut self, id: OpId, by_rows: &[usize]) -> Result<bool, InferError> {
+        let op = self.func.graph.op(id).clone();
+        let mut operands = op.operands.clone();
+        if by_rows.is_empty() || !by_rows.iter().all(|i| self.has_rows(operands[*i])) {
+            return Ok(false);
+        }
+        for i in by_rows {
+            if let Some(narrow) = self.value(operands[*i])? {
+                operands[*i] = narrow;
+            }
+        }
+        let names: Vec<&str> = op.names.iter().map(|n| &**n).collect();
+        let results = self.func.add(self.module, op.kind, operands, op.attrs.clone(), &names, op.loc.clone())?;
+        for (i, v) in results.into_iter().enumerate() {
+            self.made.insert(Value { op: id, result: i as u16 }, v);
+        }
+        self.ops += 1;
+        Ok(true)
+    }
+}
+
+/// Operands of which each row makes that row of every result, for ops that make rows one by one.
+fn operands_by_row(f: &Func, id: OpId) -> Option<Vec<usize>> {
+    use OpKind as K;
+    let op = f.graph.op(id);
+    let rank = |v: &Value| f.graph.ty(*v).as_tensor().map_or(0, |t| t.rank());
+    let whole = op.results.first().and_then(Type::as_tensor).map_or(0, |t| t.rank());
+    Some(match op.kind {
+        // Operands of fewer dims lie along the last ones.
+        _ if op.kind.info().class == Class::Elementwise => {
+            (0..op.operands.len()).filter(|i| rank(&op.operands[*i]) == whole).collect()
+        }
+        K::MatMul | K::RmsNorm | K::LayerNorm => vec![0],
+        K::Softmax | K::TopK | K::Swiglu if rank(&op.operands[0]) > 1 => vec![0],
+        K::MoeMatMul => vec![0, 2],
+        K::MoeCombine => vec![0, 1],
+        K::GatherRows => vec![1],
+        _ => return None,
+    })
+}
