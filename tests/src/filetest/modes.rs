@@ -4,6 +4,7 @@ use gossamer_ir::verify::{self, Stage, VerifyErrors};
 use gossamer_ir::{Module, text};
 use gossamer_passes::manager;
 
+use super::compiled::Settings;
 use super::matcher::{Captures, check, find};
 use super::{Failure, Kind, Source, cost, cuda, eval, run as on_gpu};
 
@@ -54,14 +55,14 @@ pub const MODES: &[Mode] = &[
     },
     Mode {
         name: "opt",
-        summary: "runs passes (`none`, `default` or names with commas) and checks the output",
-        directives: &[Kind::Check, Kind::Next, Kind::Not],
+        summary: "runs passes (`none`, `default` or names with commas) and checks the output; passes that need sizes have those of `set:`",
+        directives: &[Kind::Check, Kind::Next, Kind::Not, Kind::Set],
         run: opt,
     },
     Mode {
         name: "exact",
         summary: "as `opt`, but the whole output is given after `exact:`",
-        directives: &[Kind::Exact],
+        directives: &[Kind::Exact, Kind::Set],
         run: exact,
     },
     Mode {
@@ -176,7 +177,14 @@ fn line(source: &Source, e: &verify::VerifyError) -> usize {
 fn optimised(source: &Source, mode: &str, args: &str) -> Result<String, Failure> {
     let at = line_of(source, mode);
     let passes = manager::parse_pipeline(args).map_err(|e| Failure::new(at, e.to_string()))?;
-    let options = gossamer_passes::Options::default();
+    let settings = Settings::of(source)?;
+    let options = gossamer_passes::Options {
+        mxfp4_layout: settings.layout.as_deref().map(Into::into),
+        sizes: settings.sizes,
+        enabled_rules: settings.enabled,
+        disabled_rules: settings.disabled,
+        ..Default::default()
+    };
     let (module, _) =
         gossamer_passes::compile(module(source)?, &passes, &options).map_err(|e| Failure::new(at, e.to_string()))?;
     verify::roundtrip(&module).map_err(|e| unverified(source, &e))?;

