@@ -241,12 +241,14 @@ impl Cut {
             3..=4 => 120,
             _ => 96,
         };
-        let rounds = blocks(blocks(shape.rows, self.rows) * self.cluster, room);
-        let rows = match self.rows {
-            1 => 0,
-            2 => 10,
-            // Alone 8 rows a block are faster for prompts (81 us instead of 104 at 8192 rows); in the step they are slower (181 instead of 117).
-            n => 20 * blocks(n, 4),
+        let resident = self.resident(shape, pieces);
+        let rounds = blocks(blocks(shape.rows, self.rows) * self.cluster, room * resident);
+        let rows = match (self.rows, resident) {
+            (1, _) => 0,
+            (2, _) => 10,
+            // In the step, 8192 rows: 112 us with 32 rows a block, 94 with two blocks of 16, 111 with two of 8.
+            (n, 1) => 20 * blocks(n, 4),
+            (n, _) => 35 * blocks(n, 4),
         };
         let ranked = blocks(blocks(self.rows, self.cluster), pieces);
         let tile = if self.height == 8 { 10 } else { 15 };
@@ -264,10 +266,9 @@ impl Cut {
         let cuts: Vec<(i64, i64)> = narrow.into_iter().chain(wide).collect();
         let cuts =
             rows.into_iter().flat_map(|rows| cuts.iter().map(move |&(height, cluster)| Cut { cluster, rows, height }));
-        let forced = match std::env::var("GS_X").as_deref() { Ok("p") if shape.rows >= 1024 => Some(16), Ok("q") if shape.rows >= 1024 => Some(8), _ => None };
-        cuts.filter(|c| forced.is_none_or(|r| c.rows == r && c.cluster == 1)).filter(|c| shared(shape, pieces, *c) <= most).min_by_key(|c| c.time(shape, pieces)).ok_or_else(
-            || unsupported(format!("a matmul over {} columns", shape.k), "rows of which 8 fit shared memory"),
-        )
+        cuts.filter(|c| shared(shape, pieces, *c) <= most).min_by_key(|c| c.time(shape, pieces)).ok_or_else(|| {
+            unsupported(format!("a matmul over {} columns", shape.k), "rows of which 8 fit shared memory")
+        })
     }
 }
 
@@ -556,7 +557,7 @@ mod tests {
     fn cuts_are_those_that_were_fastest() {
         let shape = |rows| Shape { rows, n: 32, k: 2880, dtype: DType::BF16, norm: 5760 };
         let cut = |rows| Cut::choose(&shape(rows), pieces(Size::known(2880))).map(|c| (c.rows, c.cluster)).ok();
-        for (rows, best) in [(1, (1, 4)), (512, (4, 1)), (2048, (16, 1)), (8192, (32, 1)), (16384, (32, 1))] {
+        for (rows, best) in [(1, (1, 4)), (512, (4, 1)), (2048, (8, 1)), (8192, (16, 1)), (16384, (16, 1))] {
             assert_eq!(cut(rows), Some(best), "{rows} rows");
         }
     }
