@@ -37,7 +37,7 @@ ${entry}(${params}, i32 rows) {
   const int g = lane >> 2;
   const int c = lane & 3;
   const u32 rank = BLOCKS > 1 ? blockIdx.x % BLOCKS : 0;
-  const i32 row0 = (i32)(blockIdx.x / BLOCKS) * ROWS;
+  const i32 row0 = (i32)(${group}) * ROWS;
   const int count = rows - row0 < ROWS ? rows - row0 : ROWS;
   let_successors_start();
   cluster_arrive<BLOCKS>();

@@ -128,10 +128,18 @@ pub fn lower(cx: &Cx, body: &Body) -> Result<Lowered> {
         .set("height", cut.height)
         .set("pieces", pieces)
         .set("resident", cut.resident(&shape, pieces))
+        // Of many rows those that the kernel in front wrote last may still be in L2.
+        .set(
+            "group",
+            if cut.resident(&shape, pieces) > 1 { "gridDim.x - 1 - blockIdx.x" } else { "blockIdx.x / BLOCKS" },
+        )
         .set("slots", slots)
         .set("rows", cut.rows)
         .set("lanes", lanes)
-        .set("abreast", abreast(shape.k, pieces, lanes, if cut.resident(&shape, pieces) > 1 { 4 } else { cut.rows }))
+        .set(
+            "abreast",
+            abreast(shape.k, pieces, lanes, if cut.resident(&shape, pieces) > 1 { cut.rows / 4 } else { cut.rows }),
+        )
         .set("cluster", if cluster > 1 { format!("__cluster_dims__({cluster}, 1, 1) ") } else { String::new() })
         .set("params", params)
         .set("weights", w)

@@ -171,7 +171,11 @@ pub fn lower(cx: &Cx, body: &Body) -> Result<Lowered> {
         row.push(format!("const i32 i{i} = (i32)take_dim(row, {size});"));
     }
     if !lead.is_empty() {
-        row.insert(0, "i64 row = blockIdx.x;".to_string());
+        // What the kernel in front wrote last may still be in L2, so the last rows come first.
+        row.insert(
+            0,
+            "i64 row = gridDim.x - 1 - blockIdx.x;  // the last ones first: they may still be in L2".to_string(),
+        );
         row.push("const i32 i0 = (i32)row;".to_string());
     }
     for (r, value) in body.epilogue().results.iter().enumerate() {
