@@ -29,8 +29,12 @@ const FILTERING: i64 = 96;
 
 /// Warps of a block for rows without filters.
 const WARPS: i64 = 8;
+/// Loads of four logits that a thread has under way.
+const AT_ONCE: i64 = 4;
+/// The same of few rows, where a thread has no more than one or two.
+const FEW_AT_ONCE: i64 = 2;
 /// Logits that a block loads at once.
-const STRIDE: i64 = WARPS * 32 * 16;
+const STRIDE: i64 = WARPS * 32 * AT_ONCE * 4;
 /// Blocks for all rows without filters, of one stride if these are enough: two for each multiprocessor.
 const SPREAD: i64 = 280;
 /// Strides of a block at most: the first, which finds a bound, is a small part of so many.
@@ -120,7 +124,7 @@ fn once(cx: &Cx, shape: &Shape, clusters: i64) -> Result<(Launch, i64), LowerErr
     );
     let body =
         concat!(include_str!("cuda/sample_plain.cu"), include_str!("cuda/sample_filters.cu"), include_str!("cuda/sample_once.cu"));
-    let text = keeps_all(has_filters(text(cx, &name, body, shape), shape), shape, THREADS / 32).set("few", true);
+    let text = keeps_all(has_filters(text(cx, &name, body, shape), shape), shape, THREADS / 32).set("few", true).set("at_once", FEW_AT_ONCE);
     // A thread has a quad at least.
     let share = (clusters / rows).min(blocks(n, 4 * THREADS * shape.cluster())) * shape.cluster();
     let count = rows * share;
@@ -156,7 +160,7 @@ fn plain(cx: &Cx, shape: &Shape) -> Result<(Launch, i64), LowerError> {
         flag(early, "_early")
     );
     let body = concat!(include_str!("cuda/sample_plain.cu"), include_str!("cuda/sample.cu"));
-    let text = keeps_all(text(cx, &name, body, shape), shape, WARPS).set("few", false);
+    let text = keeps_all(text(cx, &name, body, shape), shape, WARPS).set("few", false).set("at_once", AT_ONCE);
     let share = share(shape);
     let count = rows * share;
     Ok((launch(cx, text.build(), count, 32 * WARPS as u32, 0, plain_args(shape, share))?, count))

@@ -2,7 +2,7 @@
 // and the last to finish compares their winners.
 constexpr int WARPS = ${warps};
 constexpr int THREADS = 32 * WARPS;
-constexpr int AT_ONCE = 4;  // loads of 16 bytes that a thread has under way
+constexpr int AT_ONCE = ${at_once};  // loads of 16 bytes that a thread has under way
 constexpr int TILE = ${tile};  // logits of each of the given maxima; 0: none are given
 constexpr bool ALIGNED = ${aligned};  // rows are a whole number of 16 bytes
 constexpr bool FEW = ${few};  // few rows: equal parts, no whole strides, and the first random words are made before the logits are there
