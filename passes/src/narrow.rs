@@ -65,7 +65,8 @@ fn find(module: &Module, f: &Func, symbol: &str) -> Result<Option<Found>, InferE
         }
         let Some(callee) = module.func(call.attrs.word("callee")) else { continue };
         let is_read = |v: Value| f.results.contains(&v) || !f.graph.users(v).is_empty();
-        let read: Vec<u16> = (0..call.results.len() as u16).filter(|i| is_read(Value { op: x.op, result: *i })).collect();
+        let read: Vec<u16> =
+            (0..call.results.len() as u16).filter(|i| is_read(Value { op: x.op, result: *i })).collect();
         if let Some(callee) = narrowed(module, callee, symbol, f.graph.ty(rows), x.result, &read)? {
             return Ok(Some(Found { call: x.op, gather, callee, read }));
         }
@@ -231,4 +232,135 @@ fn operands_by_row(f: &Func, id: OpId) -> Option<Vec<usize>> {
         K::GatherRows => vec![1],
         _ => return None,
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use gossamer_ir::interp::{Datum, Rounding, StateStore, Tensor, run_func};
+    use gossamer_ir::{DType, text, verify};
+    use gossamer_models::{gpt_oss, presets, step};
+
+    fn prompt(tokens: usize, rows: usize) -> Options {
+        Options { sizes: bucket::sizes(tokens, 1, rows, 64, 2), ..Options::default() }
+    }
+
+    /// A layer of experts in text: `ret` is what it returns behind its result, `read` what the step does with that.
+    fn module(ret: &str, returned: &str, read: &str) -> Module {
+        let source = format!(
+            "gir 1\nsym T in 1..=64\nsym S in 1..=4\nsym R in 1..=64\n\
+             weight @norm : f32[32] = \"n\"\nweight @w : f32[8, 32] = \"w\"\nweight @b : f32[8] = \"b\"\nweight @experts : mxfp4[8, 32, 32] = \"e\"\n\
+             func @mixed(%x: f32[T, 32], %y: f32[T, 32]) -> (f32[T, 32]{returned}) {{\n\
+             \x20 %sum = add %x, %y : f32[T, 32]\n  %n = rms_norm %sum, @norm : f32[T, 32]\n  %s = matmul %n, @w : f32[T, 8]\n\
+             \x20 %s.1 = add %s, @b : f32[T, 8]\n  %v, %ids = topk %s.1 {{k = 2}} : f32[T, 2], i32[T, 2]\n  %p = softmax %v : f32[T, 2]\n\
+             \x20 %e = dequant @experts : bf16[8, 32, 32]\n  %n.1 = cast %n {{to = bf16}} : bf16[T, 32]\n\
+             \x20 %m = moe_matmul %n.1, %e, %ids : f32[T, 2, 32]\n  %c = moe_combine %m, %p : f32[T, 32]\n  %z = add %sum, %c : f32[T, 32]\n\
+             \x20 return %z{ret}\n}}\n\
+             func @step(%x: f32[T, 32], %y: f32[T, 32], %pick: i32[R]) -> {read}"
+        );
+        text::parse("m.gir", &source).unwrap_or_else(|e| panic!("{e}\n{source}"))
+    }
+
+    const READ: &str = "(f32[R, 32]) {\n  %a = call @mixed %x, %y : f32[T, 32]\n  %g = gather_rows %a, %pick : f32[R, 32]\n  return %g\n}";
+
+    fn run_with(module: &Module, sizes: &gossamer_ir::Bindings, picks: &[i32]) -> Vec<Datum> {
+        let noise = |seed: u32, n: usize| -> Vec<f32> {
+            (0..n as u32)
+                .map(|i| (i.wrapping_mul(2_654_435_761).wrapping_add(seed * 97) >> 8) as f32 / 8_388_608.0 - 1.0)
+                .collect()
+        };
+        let tokens = sizes["T"] as usize;
+        let rows = |seed| Datum::Tensor(Tensor::f32(&[tokens, 32], noise(seed, tokens * 32)).unwrap());
+        let args = vec![rows(1), rows(2), Datum::Tensor(Tensor::i32(&[picks.len()], picks.to_vec()).unwrap())];
+        let weights = |name: &str| {
+            let ty = &module.weight(name).unwrap().ty;
+            let shape: Vec<usize> = ty.shape(sizes).unwrap().iter().map(|n| *n as usize).collect();
+            let n: usize = shape.iter().product();
+            Ok(match ty.dtype {
+                DType::Mxfp4 => {
+                    let codes = (0..n / 2).map(|i| (i * 7 % 251) as u8).collect();
+                    Tensor::mxfp4(&shape, codes, vec![125; n / 32]).unwrap()
+                }
+                _ => Tensor::f32(&shape, noise(3, n)).unwrap(),
+            })
+        };
+        let mut states: Vec<StateStore> = vec![];
+        run_func(module, "step", args, &weights, &mut states, sizes, Rounding::Typed).unwrap_or_else(|e| panic!("{e}"))
+    }
+
+    #[test]
+    fn rows_that_are_read_have_the_same_bits() {
+        let before = module("", "", READ);
+        for (tokens, picks) in [(9, vec![8]), (9, vec![3, 3, 0]), (5, vec![4, 3, 2, 1, 0]), (64, vec![63, 1])] {
+            let options = prompt(tokens, picks.len());
+            let mut after = before.clone();
+            assert!(run(&mut after, &options).unwrap());
+            verify::verify(&after, verify::Stage::Tensor).unwrap_or_else(|e| panic!("{e:?}\n{after}"));
+            let [old, new] = [&before, &after].map(|m| run_with(m, &options.sizes, &picks));
+            let bits = |d: &[Datum]| d[0].as_tensor().unwrap().to_f32().iter().map(|x| x.to_bits()).collect::<Vec<_>>();
+            assert_eq!(bits(&old), bits(&new), "{tokens} {picks:?}");
+            let func = after.func("mixed.rows").unwrap();
+            let whole = func
+                .graph
+                .ids()
+                .into_iter()
+                .map(|id| func.graph.op(id))
+                .filter(|op| op.kind != OpKind::Param && op.results.iter().any(|t| t.to_string().contains("[T")));
+            assert_eq!(whole.count(), 0, "{func}");
+            assert!(!run(&mut after, &options).unwrap(), "nothing is left to do");
+        }
+    }
+
+    #[test]
+    fn what_others_need_of_every_row_is_made_once() {
+        let read = "(f32[R, 32], i32[T, 2]) {\n  %a, %i = call @mixed %x, %y : f32[T, 32], i32[T, 2]\n  %g = gather_rows %a, %pick : f32[R, 32]\n  return %g, %i\n}";
+        let before = module(", %ids", ", i32[T, 2]", read);
+        let options = prompt(9, 2);
+        let mut after = before.clone();
+        assert!(run(&mut after, &options).unwrap());
+        let printed = after.func("mixed.rows").unwrap().to_string();
+        assert_eq!(printed.matches("= matmul ").count(), 1, "{printed}");
+        assert!(printed.contains("moe_matmul") && printed.contains("f32[R, 2, 32]"), "{printed}");
+        let [old, new] = [&before, &after].map(|m| run_with(m, &options.sizes, &[8, 2]));
+        assert_eq!(old[0].as_tensor().unwrap().to_f32(), new[0].as_tensor().unwrap().to_f32());
+        assert_eq!(old[1].as_tensor().unwrap().as_i32(), new[1].as_tensor().unwrap().as_i32());
+    }
+
+    #[test]
+    fn what_more_than_one_gather_reads_stays() {
+        for read in [
+            "(f32[R, 32], f32[T, 32]) {\n  %a = call @mixed %x, %y : f32[T, 32]\n  %g = gather_rows %a, %pick : f32[R, 32]\n  return %g, %a\n}",
+            "(f32[R, 32], f32[T, 32]) {\n  %a = call @mixed %x, %y : f32[T, 32]\n  %g = gather_rows %a, %pick : f32[R, 32]\n  %h = neg %a : f32[T, 32]\n  return %g, %h\n}",
+            "(f32[T, 32]) {\n  %a = call @mixed %x, %y : f32[T, 32]\n  return %a\n}",
+        ] {
+            let before = module("", "", read);
+            let mut after = before.clone();
+            assert!(!run(&mut after, &prompt(9, 1)).unwrap());
+            assert_eq!(after.to_string(), before.to_string());
+        }
+        let mut decode = module("", "", READ);
+        let sizes = bucket::sizes(4, 4, 4, 64, 2);
+        assert!(!run(&mut decode, &Options { sizes, ..Options::default() }).unwrap());
+        assert!(!run(&mut decode, &Options::default()).unwrap());
+    }
+
+    /// Of a model's last layer what is behind the attention has rows for the logits alone; keys and values are still made of every row.
+    #[test]
+    fn the_last_layer_of_a_model() {
+        let options =
+            step::StepOptions { head: step::Head::Greedy, max_tokens: 64, max_seqs: 4, context: 1024, page: 64 };
+        let mut module = gpt_oss::build(&presets::gpt_oss_20b(), &options).unwrap().module;
+        assert!(run(&mut module, &prompt(64, 1)).unwrap());
+        verify::verify(&module, verify::Stage::Tensor).unwrap_or_else(|e| panic!("{e:?}"));
+        let names: Vec<&str> = module.funcs.iter().map(|f| &*f.name).collect();
+        assert_eq!(names, ["layer_window", "layer_full", "layer_full.rows", step::ENTRY]);
+        let last = &module.funcs[2];
+        let rows = |kind: OpKind| -> Vec<String> {
+            let ops = last.graph.ids().into_iter().map(|id| last.graph.op(id)).filter(|op| op.kind == kind);
+            ops.map(|op| op.results[0].as_tensor().unwrap().dims[0].to_string()).collect()
+        };
+        assert_eq!(rows(OpKind::MatMul), ["T", "T", "T", "R", "R"]);
+        assert_eq!(rows(OpKind::MoeMatMul), ["R", "R"]);
+        assert_eq!(rows(OpKind::Attention), ["T"]);
+    }
 }

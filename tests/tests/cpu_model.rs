@@ -284,7 +284,7 @@ fn no_pass_changes_a_result() {
         (logits, answers)
     };
     let expected = run("none");
-    for passes in ["canonicalise", "cse", "layout", "dce", "default"] {
+    for passes in ["canonicalise", "cse", "narrow", "layout", "dce", "default"] {
         assert!(run(passes) == expected, "{passes}");
     }
 }

@@ -65,6 +65,11 @@ const SQUARE: Variant = Variant {
     ..WIDE
 };
 
+/// The same with fewer rows of x, so that a warp can decode a tile while another is multiplied: what decoding costs counts more where an expert's last tile is
+/// half empty.
+const NARROWER: Variant = Variant { slots: 160, held: 2, narrower: &[16, 32, 64, 96, 128], ..SQUARE };
+const D128: Variant = Variant { slots: 128, held: 2, narrower: &[16, 32, 64, 96], ..SQUARE };
+
 /// By the average number of rows an expert has. `even`: a strip must hold an even number of tiles.
 pub(super) fn variant(rows: i64, experts: i64, even: bool) -> Variant {
     // Decoding takes longer than multiplying few rows, so more warps share it.
@@ -75,9 +80,12 @@ pub(super) fn variant(rows: i64, experts: i64, even: bool) -> Variant {
     match blocks(rows, experts) {
         ..=16 => few(32, &[16]),
         17..=48 => few(64, &[16, 32]),
+        49..=159 if !even && std::env::var("GS_X").as_deref() == Ok("d") => NARROWER,
+        49..=159 if !even && std::env::var("GS_X").as_deref() == Ok("e") => D128,
         49..=96 => WIDE,
-        97..=383 => WIDER,
+        97..=159 => WIDER,
         _ if even => WIDER,
+        160..=383 => NARROWER,
         _ => SQUARE,
     }
 }
