@@ -5,7 +5,7 @@
 //!
 //! Filters need a whole row in shared memory and blocks that wait for each other; a row without filters needs neither, and many of its blocks
 //! fit a multiprocessor at once. So many rows take two launches: one for those with filters, which most often finds none, and one for the others.
-//! Of few rows all have multiprocessors enough, and one launch draws them: rows as far as there is a cluster for each ([`once`]).
+//! As few rows as there are clusters at once are drawn in one launch: there all blocks are of clusters, and those of a row without filters share it out.
 
 use std::sync::Arc;
 
@@ -122,9 +122,14 @@ fn once(cx: &Cx, shape: &Shape, clusters: i64) -> Result<(Launch, i64), LowerErr
         flag(shape.aligned(), "_aligned"),
         flag(early, "_early")
     );
-    let body =
-        concat!(include_str!("cuda/sample_plain.cu"), include_str!("cuda/sample_filters.cu"), include_str!("cuda/sample_once.cu"));
-    let text = keeps_all(has_filters(text(cx, &name, body, shape), shape), shape, THREADS / 32).set("few", true).set("at_once", FEW_AT_ONCE);
+    let body = concat!(
+        include_str!("cuda/sample_plain.cu"),
+        include_str!("cuda/sample_filters.cu"),
+        include_str!("cuda/sample_once.cu")
+    );
+    let text = keeps_all(has_filters(text(cx, &name, body, shape), shape), shape, THREADS / 32)
+        .set("few", true)
+        .set("at_once", FEW_AT_ONCE);
     // A thread has a quad at least.
     let share = (clusters / rows).min(blocks(n, 4 * THREADS * shape.cluster())) * shape.cluster();
     let count = rows * share;
@@ -136,12 +141,8 @@ fn once(cx: &Cx, shape: &Shape, clusters: i64) -> Result<(Launch, i64), LowerErr
 fn filtering(cx: &Cx, shape: &Shape) -> Result<Launch, LowerError> {
     let &Shape { rows, n, early, .. } = shape;
     let cluster = shape.cluster();
-    let name = format!(
-        "sample_filter_b{}_c{cluster}{}{}",
-        shape.part(),
-        flag(shape.held(), "_held"),
-        flag(early, "_early")
-    );
+    let name =
+        format!("sample_filter_b{}_c{cluster}{}{}", shape.part(), flag(shape.held(), "_held"), flag(early, "_early"));
     let body = concat!(include_str!("cuda/sample_filters.cu"), include_str!("cuda/sample_filter.cu"));
     let text = has_filters(text(cx, &name, body, shape), shape);
     let mut args: Vec<Arg> = (0..7).map(operand).collect();

@@ -347,8 +347,7 @@ fn sampling() -> Vec<Case> {
 /// Drawing from rows of `v` logits, with their maxima if `tile` is not 0.
 fn sample(v: i64, tile: i64, rows: i64) -> Case {
     let row = |dtype| t(dtype, "R");
-    let mut operands =
-        vec![t(F32, &format!("R {v}")), row(F32), row(I32), row(F32), row(F32), t(I32, "R 2"), row(I32)];
+    let mut operands = vec![t(F32, &format!("R {v}")), row(F32), row(I32), row(F32), row(F32), t(I32, "R 2"), row(I32)];
     let mut with = attrs([]);
     if tile > 0 {
         operands.push(t(F32, &format!("R {}", (v + tile - 1) / tile)));
