@@ -47,8 +47,6 @@ pub struct StepOptions {
 pub enum Output {
     /// i32 [R]: the chosen tokens.
     Token,
-    /// i32 [R]: position of the next token, one above `sample_pos`.
-    NextPos,
     /// f32 [R, V].
     Logits,
     /// Residual stream number i, [T, H].
@@ -127,7 +125,7 @@ pub type HeadResults = (Vec<(T, Output)>, Option<T>);
 
 /// Turns logits `f32 [R, V]` into what `head` asks for; returns the results, their meaning, and the new counts state if there is one.
 ///
-/// Inputs it adds, all [R]: `temperature`, `top_p`, `min_p` (f32), `top_k`, `sample_pos` (i32), `seed` (i32 [R, 2]); for `Full` also `row_slots` (i32),
+/// Inputs it adds for `Sample` and `Full`, all [R]: `temperature`, `top_p`, `min_p` (f32), `top_k`, `sample_pos` (i32), `seed` (i32 [R, 2]); for `Full` also `row_slots` (i32),
 /// `repetition`, `presence`, `frequency` (f32), `bias_ids` (i32 [R, 512]), `bias_values` (f32 [R, 512]), and `slots`, `prompt_len` (i32 [S]).
 pub fn sampling_head(
     f: &mut FuncBuilder,
@@ -141,14 +139,11 @@ pub fn sampling_head(
     if let Head::Logits { .. } = head {
         return Ok((vec![(logits, Output::Logits)], None));
     }
-    let pos = f.input("sample_pos", DType::I32, &r);
-    let one = f.int(1)?;
-    let next = f.add(pos, one)?;
-    f.name(next, "next_pos");
     if head == Head::Greedy {
         let token = f.argmax(logits)?;
-        return Ok((vec![(token, Output::Token), (next, Output::NextPos)], None));
+        return Ok((vec![(token, Output::Token)], None));
     }
+    let pos = f.input("sample_pos", DType::I32, &r);
     let (mut logits, mut state, mut outputs) = (logits, None, Vec::new());
     if let (Head::Full, Some(seen)) = (head, counts) {
         let slots = f.input("slots", DType::I32, &dims!["S"]);
@@ -170,7 +165,7 @@ pub fn sampling_head(
     let seed = f.input("seed", DType::I32, &dims!["R", 2]);
     let operands = [logits, temperature, top_k, top_p, min_p, seed, pos];
     let token = f.op(OpKind::Sample, &operands, Attrs::default())?[0];
-    outputs.extend([(token, Output::Token), (next, Output::NextPos)]);
+    outputs.push((token, Output::Token));
     if head == Head::Full {
         let k = TOP_LOGPROBS.min(vocab);
         let logprob = f.token_logprob(logits, token)?;

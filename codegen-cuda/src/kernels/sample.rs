@@ -3,8 +3,9 @@
 //! The arithmetic is that of the interpreter (`gossamer_ir::interp::sample` lists the steps), so that both draw the same tokens: filters are
 //! thresholds on logit / temperature, probabilities are summed as integers of 2^-40, noise is Gumbel from Philox-4x32-10.
 //!
-//! Two launches: one for rows with filters, which most often finds none, and one for the others. Filters need a whole row in shared memory and
-//! blocks that wait for each other; a row without filters needs neither, and many of its blocks fit a multiprocessor at once.
+//! Filters need a whole row in shared memory and blocks that wait for each other; a row without filters needs neither, and many of its blocks
+//! fit a multiprocessor at once. So many rows take two launches: one for those with filters, which most often finds none, and one for the others.
+//! As few rows as there are clusters at once are drawn in one launch: there all blocks are of clusters, and those of a row without filters share it out.
 
 use std::sync::Arc;
 
@@ -20,20 +21,26 @@ const SHORT: i64 = 16384;
 const CLUSTER: i64 = 8;
 /// Logits that a block of a cluster can hold in shared memory.
 const HELD: i64 = 48 * 1024;
+/// Threads of a block for rows with filters.
+const THREADS: i64 = 1024;
 /// Blocks for rows with filters. Each has a multiprocessor, and where some are switched off not all clusters that would fit their number fit:
 /// one that has to wait doubles the time.
 const FILTERING: i64 = 96;
 
 /// Warps of a block for rows without filters.
 const WARPS: i64 = 8;
+/// Loads of four logits that a thread has under way.
+const AT_ONCE: i64 = 4;
+/// The same of few rows, where a thread has no more than one or two.
+const FEW_AT_ONCE: i64 = 2;
 /// Logits that a block loads at once.
-const STRIDE: i64 = WARPS * 32 * 16;
+const STRIDE: i64 = WARPS * 32 * AT_ONCE * 4;
 /// Blocks for all rows without filters, of one stride if these are enough: two for each multiprocessor.
 const SPREAD: i64 = 280;
 /// Strides of a block at most: the first, which finds a bound, is a small part of so many.
 const STRIDES: i64 = 8;
 
-/// What both kernels depend on.
+/// What all kernels depend on.
 struct Shape {
     rows: i64,
     n: i64,
@@ -60,64 +67,141 @@ pub fn lower(cx: &Cx) -> Result<Lowered, LowerError> {
     let tile = if cx.operand_count() > 7 { cx.op.attrs.int("tile") } else { 0 };
     let early = (1..7).all(|i| cx.early(i));
     let shape = Shape { rows, n, known: columns.as_const(), tile, early };
-    let (plain, blocks) = plain(cx, &shape)?;
+    let clusters = FILTERING / shape.cluster();
+    let (launches, blocks) = if rows <= clusters {
+        let (launch, blocks) = once(cx, &shape, clusters)?;
+        (vec![launch], blocks)
+    } else {
+        let (plain, blocks) = plain(cx, &shape)?;
+        (vec![filtering(cx, &shape)?, plain], blocks)
+    };
     let counters = rows.min(i64::from(MAX_COUNTERS)) as u32;
-    Ok(Lowered {
-        launches: vec![filtering(cx, &shape)?, plain],
-        scratch: vec![blocks as u64 * 8],
-        counters,
-        ..Lowered::default()
-    })
+    Ok(Lowered { launches, scratch: vec![blocks as u64 * 8], counters, ..Lowered::default() })
+}
+
+impl Shape {
+    /// Blocks that draw a row with filters.
+    fn cluster(&self) -> i64 {
+        if self.known.is_some() && self.n > SHORT { CLUSTER } else { 1 }
+    }
+
+    /// Logits that each of them has.
+    fn slice(&self) -> i64 {
+        blocks(self.n, 4 * self.cluster()) * 4
+    }
+
+    /// They are in shared memory.
+    fn held(&self) -> bool {
+        self.cluster() > 1 && self.slice() <= HELD
+    }
+
+    /// Bytes of shared memory for that.
+    fn shared(&self) -> u32 {
+        if self.held() { self.slice() as u32 * 4 } else { 0 }
+    }
+
+    fn aligned(&self) -> bool {
+        self.known.is_some_and(|n| n % 4 == 0)
+    }
+
+    /// Bits that sums of `n` of them leave within 32.
+    fn part(&self) -> u32 {
+        32 - (self.known.unwrap_or(MOST) as u64).next_power_of_two().trailing_zeros()
+    }
+}
+
+/// The one launch for a few rows, at most as many as `clusters`, and its blocks.
+fn once(cx: &Cx, shape: &Shape, clusters: i64) -> Result<(Launch, i64), LowerError> {
+    let &Shape { rows, n, tile, early, .. } = shape;
+    let name = format!(
+        "sample_once_b{}_c{}{}{}{}{}",
+        shape.part(),
+        shape.cluster(),
+        flag(shape.held(), "_held"),
+        flag(tile > 0, &format!("_t{tile}")),
+        flag(shape.aligned(), "_aligned"),
+        flag(early, "_early")
+    );
+    let body = concat!(
+        include_str!("cuda/sample_plain.cu"),
+        include_str!("cuda/sample_filters.cu"),
+        include_str!("cuda/sample_once.cu")
+    );
+    let text = keeps_all(has_filters(text(cx, &name, body, shape), shape), shape, THREADS / 32)
+        .set("few", true)
+        .set("at_once", FEW_AT_ONCE);
+    // A thread has a quad at least.
+    let share = (clusters / rows).min(blocks(n, 4 * THREADS * shape.cluster())) * shape.cluster();
+    let count = rows * share;
+    let launch = launch(cx, text.build(), count, THREADS as u32, shape.shared(), plain_args(shape, share))?;
+    Ok((launch, count))
 }
 
 /// The launch for rows with filters.
 fn filtering(cx: &Cx, shape: &Shape) -> Result<Launch, LowerError> {
-    let &Shape { rows, n, known, early, .. } = shape;
-    // Sums of n parts of this many bits fit 32.
-    let part = 32 - (known.unwrap_or(MOST) as u64).next_power_of_two().trailing_zeros();
-    let slice = blocks(n, 4 * CLUSTER) * 4;
-    let cluster = if known.is_some() && n > SHORT { CLUSTER } else { 1 };
-    let held = cluster > 1 && slice <= HELD;
-    let name = format!("sample_filter_b{part}_c{cluster}{}{}", flag(held, "_held"), flag(early, "_early"));
-    let text = text(cx, &name, include_str!("cuda/sample_filter.cu"), shape)
-        .with(Piece::Select)
-        .with(Piece::Cluster)
-        .set("part", part)
-        .set("n_text", format!("2^{}", 32 - part))
-        .set("blocks", cluster)
-        .set("cluster", if cluster > 1 { format!("__cluster_dims__({cluster}, 1, 1) ") } else { String::new() })
-        .set("shared", flag(held, "extern __shared__ uint4 shared[];"))
-        .set("hold", flag(held, "((f32*)shared)[i - row.first] = logit;"))
-        .set("held", flag(held, "row.slice = (const f32*)shared;"));
+    let &Shape { rows, n, early, .. } = shape;
+    let cluster = shape.cluster();
+    let name =
+        format!("sample_filter_b{}_c{cluster}{}{}", shape.part(), flag(shape.held(), "_held"), flag(early, "_early"));
+    let body = concat!(include_str!("cuda/sample_filters.cu"), include_str!("cuda/sample_filter.cu"));
+    let text = has_filters(text(cx, &name, body, shape), shape);
     let mut args: Vec<Arg> = (0..7).map(operand).collect();
     args.extend([result(0), Arg::I32(n as i32), Arg::I32(rows as i32)]);
     let count = rows.min(FILTERING / cluster) * cluster;
-    launch(cx, text.build(), count, 1024, if held { slice as u32 * 4 } else { 0 }, args)
+    launch(cx, text.build(), count, THREADS as u32, shape.shared(), args)
 }
 
 /// The launch for the other rows, and its blocks.
 fn plain(cx: &Cx, shape: &Shape) -> Result<(Launch, i64), LowerError> {
-    let &Shape { rows, n, known, tile, early } = shape;
-    let aligned = known.is_some_and(|n| n % 4 == 0);
-    let name =
-        format!("sample{}{}{}", flag(tile > 0, &format!("_t{tile}")), flag(aligned, "_aligned"), flag(early, "_early"));
+    let &Shape { rows, tile, early, .. } = shape;
+    let name = format!(
+        "sample{}{}{}",
+        flag(tile > 0, &format!("_t{tile}")),
+        flag(shape.aligned(), "_aligned"),
+        flag(early, "_early")
+    );
+    let body = concat!(include_str!("cuda/sample_plain.cu"), include_str!("cuda/sample.cu"));
+    let text = keeps_all(text(cx, &name, body, shape), shape, WARPS).set("few", false).set("at_once", AT_ONCE);
+    let share = share(shape);
+    let count = rows * share;
+    Ok((launch(cx, text.build(), count, 32 * WARPS as u32, 0, plain_args(shape, share))?, count))
+}
+
+/// Arguments of a launch for rows without filters, `share` blocks for each.
+fn plain_args(shape: &Shape, share: i64) -> Vec<Arg> {
+    let mut args: Vec<Arg> = (0..if shape.tile > 0 { 8 } else { 7 }).map(operand).collect();
+    args.extend([result(0), Arg::Scratch(0), Arg::Counters, Arg::I32(shape.n as i32), Arg::I32(share as i32)]);
+    args
+}
+
+/// Fills what `cuda/sample_filters.cu` needs.
+fn has_filters(text: Text, shape: &Shape) -> Text {
+    let (cluster, held) = (shape.cluster(), shape.held());
+    text.with(Piece::Select)
+        .with(Piece::Cluster)
+        .set("part", shape.part())
+        .set("n_text", format!("2^{}", 32 - shape.part()))
+        .set("blocks", cluster)
+        .set("cluster", if cluster > 1 { format!("__cluster_dims__({cluster}, 1, 1) ") } else { String::new() })
+        .set("shared", flag(held, "extern __shared__ uint4 shared[];"))
+        .set("hold", flag(held, "((f32*)shared)[i - row.first] = logit;"))
+        .set("held", flag(held, "row.slice = (const f32*)shared;"))
+}
+
+/// Fills what `cuda/sample_plain.cu` needs; blocks have `warps` warps.
+fn keeps_all(text: Text, shape: &Shape, warps: i64) -> Text {
+    let tile = shape.tile;
     let of_row = match tile {
         0 => "const f32* const of_tiles = nullptr;".to_string(),
         _ => format!("const f32* const of_tiles = maxima + (i64)r * ((n + {last}) / {tile});", last = tile - 1),
     };
-    let text = text(cx, &name, include_str!("cuda/sample.cu"), shape)
-        .with(Piece::Grid)
+    text.with(Piece::Grid)
         .with(Piece::Tiles)
-        .set("warps", WARPS)
+        .set("warps", warps)
         .set("tile", tile)
-        .set("aligned", aligned)
+        .set("aligned", shape.aligned())
         .set("maxima", flag(tile > 0, "const f32* maxima, "))
-        .set("maxima_of_row", of_row);
-    let share = share(shape);
-    let mut args: Vec<Arg> = (0..if tile > 0 { 8 } else { 7 }).map(operand).collect();
-    args.extend([result(0), Arg::Scratch(0), Arg::Counters, Arg::I32(n as i32), Arg::I32(share as i32)]);
-    let count = rows * share;
-    Ok((launch(cx, text.build(), count, 32 * WARPS as u32, 0, args)?, count))
+        .set("maxima_of_row", of_row)
 }
 
 /// Blocks of a row without filters.
@@ -130,7 +214,7 @@ fn share(shape: &Shape) -> i64 {
     blocks(strides, blocks(strides * rows, SPREAD).min(STRIDES))
 }
 
-/// What the texts of both kernels share.
+/// What all texts share.
 fn text(cx: &Cx, name: &str, body: &'static str, shape: &Shape) -> Text {
     let mut operands = vec!["f32[R, V]".to_string()];
     if shape.tile > 0 {

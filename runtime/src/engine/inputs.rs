@@ -52,10 +52,10 @@ pub(super) fn step(engine: &Engine, work: &[Work], head: Head, bucket: StepSize)
     if all_rows {
         return inputs;
     }
-    put_i("sample_pos", sampled.iter().map(|(_, _, pos)| *pos as i32).collect(), r, 0);
     if head == Head::Greedy {
         return inputs;
     }
+    put_i("sample_pos", sampled.iter().map(|(_, _, pos)| *pos as i32).collect(), r, 0);
     put_i("top_k", sampled.iter().map(|(p, ..)| p.top_k as i32).collect(), r, 0);
     let words = |seed: u64| [seed as u32 as i32, (seed >> 32) as u32 as i32];
     put_i("seed", sampled.iter().flat_map(|(p, ..)| words(p.seed)).collect(), 2 * r, 0);

@@ -40,3 +40,14 @@ __device__ __forceinline__ f32 sure(const f32 (&z)[4], uint4 random) {
   const f32 b = fmaxf(z[2] + least_noise(random.z), z[3] + least_noise(random.w));
   return below(fmaxf(a, b));
 }
+
+// How a row is drawn. At temperature 0 the greatest logit is taken, and no filter matters.
+struct Filters {
+  f32 temperature;
+  i32 k;
+  f32 p;
+  f32 least;  // probability relative to the greatest
+};
+__device__ __forceinline__ bool any(const Filters& by, i32 n) {
+  return by.temperature > 0.0f && ((by.k > 0 && by.k < n) || by.p < 1.0f || by.least > 0.0f);
+}

@@ -336,24 +336,24 @@ fn sampling() -> Vec<Case> {
     out.push(case(K::Penalize, operands, attrs([]), &[seen], "R=4"));
     out.push(plain(K::LogitBias, vec![t(F32, "R 2500"), t(I32, "R B"), t(F32, "R B")], [], "R=3 B=10"));
     for (v, tile) in [(7, 0), (3000, 0), (3000, 64), (3000, 128), (9000, 0), (9001, 256)] {
-        let mut operands = vec![
-            t(F32, &format!("R {v}")),
-            t(F32, "R"),
-            t(I32, "R"),
-            t(F32, "R"),
-            t(F32, "R"),
-            t(I32, "R 2"),
-            t(I32, "R"),
-        ];
-        let mut with = attrs([]);
-        if tile > 0 {
-            operands.push(t(F32, &format!("R {}", (v + tile - 1) / tile)));
-            with = attrs([("tile", Attr::Int(tile))]);
-        }
-        out.push(case(K::Sample, operands, with, &[], "R=12"));
+        out.push(sample(v, tile, 12));
         out.push(plain(K::TokenLogprob, vec![t(F32, &format!("R {v}")), t(I32, "R")], [], "R=5"));
     }
+    // More rows than one launch draws.
+    out.extend([(7, 0), (3000, 0), (3000, 128)].map(|(v, tile)| sample(v, tile, 100)));
     out
+}
+
+/// Drawing from rows of `v` logits, with their maxima if `tile` is not 0.
+fn sample(v: i64, tile: i64, rows: i64) -> Case {
+    let row = |dtype| t(dtype, "R");
+    let mut operands = vec![t(F32, &format!("R {v}")), row(F32), row(I32), row(F32), row(F32), t(I32, "R 2"), row(I32)];
+    let mut with = attrs([]);
+    if tile > 0 {
+        operands.push(t(F32, &format!("R {}", (v + tile - 1) / tile)));
+        with = attrs([("tile", Attr::Int(tile))]);
+    }
+    case(OpKind::Sample, operands, with, &[], &format!("R={rows}"))
 }
 
 /// The ops of GPT-OSS 20B at full size, in a decode step of one token and a prefill step of 512.
@@ -382,6 +382,10 @@ pub fn full_size() -> Vec<Case> {
         out.push(plain(K::Add, vec![t(F32, "T 5760"), t(BF16, "5760")], [], &sizes));
         out.push(plain(K::TopK, vec![row(F32, 32)], [("k", Attr::Int(4))], &sizes));
         out.push(plain(K::TopK, vec![t(F32, "R 201088")], [("k", Attr::Int(20))], &sizes));
+    }
+    // Clusters: all rows in one launch, and rows with filters in one of their own.
+    for rows in [1, 64] {
+        out.extend([(201_088, 128), (201_088, 0), (50_257, 0)].map(|(v, tile)| sample(v, tile, rows)));
     }
     out.extend(super::fused::full_size());
     out

@@ -90,7 +90,7 @@ mod tests {
         let plan = decode_plan(3);
         let (block, index) = inputs(&plan).unwrap();
         let names: Vec<&str> = block.slots.iter().map(|s| s.name.as_str()).collect();
-        assert_eq!(names, ["tokens", "pos", "seq", "rows", "pages.window", "pages.full", "sample_pos"]);
+        assert_eq!(names, ["tokens", "pos", "seq", "rows", "pages.window", "pages.full"]);
         for pair in block.slots.windows(2) {
             assert!(pair[0].offset + pair[0].bytes <= pair[1].offset);
         }
@@ -98,7 +98,7 @@ mod tests {
         let tokens = &block.slots[0];
         assert_eq!((tokens.dtype, tokens.elements, tokens.bytes, tokens.offset), (DType::I32, 3, 12, 0));
         assert_eq!(block.slots[4].elements, 3 * 8);
-        assert_eq!(block.bytes, 256 * 7);
+        assert_eq!(block.bytes, 256 * 6);
         assert_eq!(index.len(), block.slots.len());
         assert!(index.iter().all(|(p, s)| *plan.func.params[*p].name == block.slots[*s].name));
     }
@@ -107,7 +107,7 @@ mod tests {
     fn outputs_leave_out_the_states() {
         let block = outputs(&decode_plan(3)).unwrap();
         let sizes: Vec<_> = block.slots.iter().map(|s| (s.dtype, s.elements)).collect();
-        assert_eq!(sizes, [(DType::I32, 3), (DType::I32, 3)]);
+        assert_eq!(sizes, [(DType::I32, 3)]);
     }
 
     #[test]

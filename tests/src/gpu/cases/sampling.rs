@@ -48,13 +48,13 @@ const SAMPLING: [(f32, i32, f32, f32); 12] = [
 pub(super) fn samples() -> Vec<Scenario> {
     let mut rng = Rng::new("sample");
     let mut out = Vec::new();
-    let mut push = |name: &str, logits: Tensor, rng: &mut Rng| {
+    // Rows take their parameters in turn, the first those at `from`.
+    let mut push = |name: &str, from: usize, logits: Tensor, rng: &mut Rng| {
         let rows = logits.shape[0];
-        let column = |get: fn(&(f32, i32, f32, f32)) -> f32| -> Vec<f32> {
-            (0..rows).map(|r| get(&SAMPLING[r % SAMPLING.len()])).collect()
-        };
+        let of = move |r: usize| &SAMPLING[(from + r) % SAMPLING.len()];
+        let column = |get: fn(&(f32, i32, f32, f32)) -> f32| -> Vec<f32> { (0..rows).map(|r| get(of(r))).collect() };
         let floats = |v| Operand::rows(float(DType::F32, &[rows], v));
-        let top_k = (0..rows).map(|r| SAMPLING[r % SAMPLING.len()].1).collect();
+        let top_k = (0..rows).map(|r| of(r).1).collect();
         let width = logits.shape[1];
         let operands = vec![
             Operand::rows(logits),
@@ -67,16 +67,31 @@ pub(super) fn samples() -> Vec<Scenario> {
         ];
         out.push(Scenario::op(format!("{rows} rows of {width} {name}"), OpKind::Sample, Attrs::default(), operands));
     };
-    for (rows, width) in [(12, 1), (24, 33), (48, 1000), (24, 4096), (12, 201_088)] {
+    for (rows, width) in [(12, 1), (24, 33), (48, 1000), (24, 4096), (100, 1000), (12, 201_088), (24, 20_001)] {
         let logits = rng.floats(DType::F32, &[rows, width], 3.0);
-        push("", logits, &mut rng);
+        push("", 0, logits, &mut rng);
     }
-    let coarse = (0..12 * 600).map(|_| rng.below(3) as f32).collect();
-    push("of ties", float(DType::F32, &[12, 600], coarse), &mut rng);
-    let mut odd: Vec<f32> = (0..12 * 100).map(|_| rng.normal()).collect();
-    odd.iter_mut().step_by(7).for_each(|x| *x = f32::NAN);
-    odd.iter_mut().skip(3).step_by(11).for_each(|x| *x = f32::NEG_INFINITY);
-    push("with NaN", float(DType::F32, &[12, 100], odd), &mut rng);
+    // Few rows, which share all blocks: without filters, with each of them, and greedy.
+    for (rows, from, width) in [(1, 1, 201_088), (1, 8, 201_088), (2, 0, 201_088), (5, 3, 20_001), (6, 10, 50_000)] {
+        let logits = rng.floats(DType::F32, &[rows, width], 3.0);
+        push(&format!("from {from}"), from, logits, &mut rng);
+    }
+    for (rows, width) in [(12, 600), (12, 20_000), (14, 20_000)] {
+        let coarse = (0..rows * width).map(|_| rng.below(3) as f32).collect();
+        push("of ties", 0, float(DType::F32, &[rows, width], coarse), &mut rng);
+    }
+    for (rows, width) in [(12, 100), (12, 20_000), (14, 20_000)] {
+        let mut odd: Vec<f32> = (0..rows * width).map(|_| rng.normal()).collect();
+        odd.iter_mut().step_by(7).for_each(|x| *x = f32::NAN);
+        odd.iter_mut().skip(3).step_by(11).for_each(|x| *x = f32::NEG_INFINITY);
+        push("with NaN", 0, float(DType::F32, &[rows, width], odd), &mut rng);
+    }
+    // Nothing to draw from.
+    for rows in [3, 14] {
+        let none = [f32::NAN, f32::NEG_INFINITY, f32::INFINITY];
+        let logits = (0..rows * 20_000).map(|i| none[i / 20_000 % 3]).collect();
+        push("without finite logits", 1, float(DType::F32, &[rows, 20_000], logits), &mut rng);
+    }
     out
 }
 
