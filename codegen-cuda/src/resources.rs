@@ -18,6 +18,8 @@ pub const REGISTERS_PER_SM: u32 = 65_536;
 pub const SHARED_PER_BLOCK: u32 = 232_448;
 /// Shared memory of one SM, in bytes; each block takes [`SHARED_RESERVED`] more than it asks for.
 pub const SHARED_PER_SM: u32 = 233_472;
+/// Dynamic shared memory in bytes of which an SM never holds two blocks, whatever they have statically.
+pub const SHARED_ALONE: u32 = SHARED_PER_SM / 2 - SHARED_RESERVED + 128;
 /// Shared memory the system keeps per block, in bytes.
 pub const SHARED_RESERVED: u32 = 1024;
 /// Threads of one block.

@@ -7,9 +7,11 @@
 
 use gossamer_ir::DType;
 
+use super::contraction::PROCESSORS;
 use super::{Cx, blocks, kv, operand, result, rows_of, single, wgmma};
 use crate::emit::{Piece, Text, c_type, f32_literal};
 use crate::lower::{Arg, LowerError, Lowered, Part};
+use crate::resources::SHARED_ALONE;
 
 /// Tokens of a step up to which each is on its own even where they are of one sequence.
 const FEW: i64 = 64;
@@ -344,7 +346,9 @@ fn few(cx: &Cx, fill: impl Fn(Text) -> Text, few: Few) -> Result<Lowered, LowerE
         Some(_) => 0,
         None => blocks(heads * kv.dim / 4, threads) * threads * 32 + (MAX_FEW + 4) * 4,
     };
-    launch.shared = (slots + rest) as u32;
+    // The few blocks of a single sequence's window have multiprocessors of their own: beside a block that fills a ring their reads wait for the ring's.
+    let alone = narrow.is_some() && 16 * works <= PROCESSORS;
+    launch.shared = (slots + rest).max(if alone { i64::from(SHARED_ALONE) } else { 0 }) as u32;
     let scratch = vec![(works.min(PARTS) * part) as u64];
     Ok(Lowered { launches: vec![launch], scratch, counters: PARTS as u32, ..Lowered::default() })
 }

@@ -34,3 +34,15 @@ template <int BLOCKS> __device__ __forceinline__ void store_peer(f32* p, u32 ran
     asm volatile("st.shared::cluster.f32 [%0], %1;" ::"r"(at), "f"(x) : "memory");
   }
 }
+// The same in the background. The bytes are reported to the signal that block `rank` has where this one has `signal`; it must have started, and must not
+// end before they are there. A block alone writes at once and reports nothing.
+template <int BLOCKS> __device__ __forceinline__ void send_peer(f32* p, u32 rank, f32 x, u32 signal) {
+  if (BLOCKS == 1) {
+    *p = x;
+  } else {
+    u32 at = (u32)__cvta_generic_to_shared(p);
+    asm volatile("mapa.shared::cluster.u32 %0, %0, %1;" : "+r"(at) : "r"(rank));
+    asm volatile("mapa.shared::cluster.u32 %0, %0, %1;" : "+r"(signal) : "r"(rank));
+    asm volatile("st.async.shared::cluster.mbarrier::complete_tx::bytes.b32 [%0], %1, [%2];" ::"r"(at), "r"(__float_as_uint(x)), "r"(signal) : "memory");
+  }
+}

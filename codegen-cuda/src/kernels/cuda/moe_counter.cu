@@ -101,7 +101,7 @@ ${entry}(const bf16* x, const u8* w, const i32* ids, u32 tokens, u32* counters${
     wait_inputs();
     start_next();
   }
-  find_items<ROWS, XROWS, THREADS, EXPERTS>(items, ids, (int)tokens * CHOICES);
+  find_items<ROWS, XROWS, THREADS, EXPERTS>(items, ids, (int)tokens * CHOICES, first_id(ids, (int)tokens * CHOICES));
 
   if (warp == 0) {  // asks for weights and rows
     const int grid = gridDim.x;

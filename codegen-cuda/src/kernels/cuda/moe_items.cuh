@@ -10,13 +10,14 @@ template <int ROWS> struct Items {
   u32 experts[(ROWS + 31) / 32];  // bits of places in the order where an expert starts
   u32 heads[(ROWS + 31) / 32];    // where an item starts
 };
+// The id that a thread gives to find_items, to be asked for as early as ids may be read.
+__device__ __forceinline__ i32 first_id(const i32* ids, int rows) { return (int)threadIdx.x < rows ? load_now(ids + threadIdx.x) : 0; }
 template <int ROWS, int PER, int THREADS, int EXPERTS>
-__device__ __forceinline__ void find_items(Items<ROWS>& items, const i32* ids, int rows) {
+__device__ __forceinline__ void find_items(Items<ROWS>& items, const i32* ids, int rows, i32 first) {
   if (ROWS <= 32) {  // one warp, a row a lane
     if (threadIdx.x < 32) {
       const int lane = threadIdx.x;
-      const i32 id = lane < rows ? load_now(ids + lane) : 0;
-      const i32 own = lane >= rows ? EXPERTS + 1 : id < 0 || id >= EXPERTS ? EXPERTS : id;
+      const i32 own = lane >= rows ? EXPERTS + 1 : first < 0 || first >= EXPERTS ? EXPERTS : first;
       int before = 0;
       int same = 0;
 #pragma unroll 4
@@ -49,7 +50,7 @@ __device__ __forceinline__ void find_items(Items<ROWS>& items, const i32* ids, i
   for (int i = threadIdx.x; i < ROWS; i += THREADS) {
     u32 order = 0xffffffffu;  // behind all rows
     if (i < rows) {
-      const i32 id = load_now(ids + i);
+      const i32 id = i < THREADS ? first : load_now(ids + i);
       const i32 own = id < 0 || id >= EXPERTS ? EXPERTS : id;
       items.key[i] = own;
       order = (u32)own * ROWS + i;

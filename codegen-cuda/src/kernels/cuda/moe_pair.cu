@@ -288,7 +288,7 @@ ${entry}(const bf16* x, const u8* w1, const u8* w2, const i32* ids, u32 tokens, 
   Walk w;
   int seq = 0;
   if (ROWS > 32) {
-    find_items<TABLE, XROWS, THREADS, EXPERTS>(items, ids, (int)tokens * CHOICES);
+    find_items<TABLE, XROWS, THREADS, EXPERTS>(items, ids, (int)tokens * CHOICES, first_id(ids, (int)tokens * CHOICES));
     w = start_walk(items);
   } else if (warp == 0) {
     find_items_of_warp<TABLE, XROWS, EXPERTS>(items, ids, (int)tokens * CHOICES);

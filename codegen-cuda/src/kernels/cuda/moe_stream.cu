@@ -48,7 +48,7 @@ struct Cursor {
   const u8* from;  // weights; lane r of TILES has its own
 };
 
-extern "C" __global__ void __launch_bounds__(THREADS, ${blocks})
+extern "C" __global__ void __launch_bounds__(THREADS, ${bounds})
 ${entry}(const bf16* x, const u8* w, const i32* ids, u32 tokens${params}) {
   alignas(128) extern __shared__ uint4 shared[];  // bulk copies to places 16 bytes off a sector of 32 take longer
   __shared__ Items<ROWS> items;
@@ -84,12 +84,13 @@ ${entry}(const bf16* x, const u8* w, const i32* ids, u32 tokens${params}) {
     }
     copy_commit();
   };
+  if (!EARLY) wait_inputs();
+  const i32 id = first_id(ids, (int)tokens * CHOICES);  // asked for in front of the rows, as all weights wait for it
   if (!EARLY) {
-    wait_inputs();
     start_next();
     hold_x();
   }
-  find_items<ROWS, XROWS, THREADS, EXPERTS>(items, ids, (int)tokens * CHOICES);
+  find_items<ROWS, XROWS, THREADS, EXPERTS>(items, ids, (int)tokens * CHOICES, id);
   const int item_count = items.count;
 
   auto tile_of = [&](int strip, int r) {  // tile of 16 rows of w

@@ -39,7 +39,16 @@ ${entry}(${params}, i32 rows) {
   const u32 rank = BLOCKS > 1 ? blockIdx.x % BLOCKS : 0;
   const i32 row0 = (i32)(${group}) * ROWS;
   const int count = rows - row0 < ROWS ? rows - row0 : ROWS;
+  // Logits come from all blocks of the cluster to the one that ranks their row: it waits for their bytes, the others may end.
+  __shared__ u64 logits_there;
+  const u32 signal = shared_address(&logits_there);
+  const int own_rows = count > (int)rank ? (count - (int)rank + BLOCKS - 1) / BLOCKS : 0;
   let_successors_start();
+  if (BLOCKS > 1 && threadIdx.x == 0) {
+    signal_init(signal, 1);
+    signal_publish();
+    signal_expect(signal, (u32)(own_rows * N) * 4);
+  }
   cluster_arrive<BLOCKS>();
 
   // What is asked for before the wait is not touched there: a block that waits for weights is late for the rows.
@@ -121,12 +130,12 @@ ${entry}(${params}, i32 rows) {
       for (int p = 0; p < PIECES; p++) z += sums[(p * SLOTS + slot) * 20 + i % HEIGHT];
       ${bias}
       ${store_logits}
-      store_peer<BLOCKS>(logits + slot * N + n, (u32)slot % BLOCKS, z);
+      send_peer<BLOCKS>(logits + slot * N + n, (u32)slot % BLOCKS, z, signal);
     }
-    __syncthreads();
+    if (BLOCKS == 1 || tile + 1 < TILES) __syncthreads();
   }
-  cluster_sync<BLOCKS>();
   ${export_last}
+  if (BLOCKS > 1 && piece < own_rows) signal_wait(signal, 0);
   // The greatest of a row, a warp a row: lane r gets the r-th. Equal elements go by index, NaN counts as the least.
   for (int slot = (int)rank + piece * BLOCKS; TOP > 0 && slot < count; slot += PIECES * BLOCKS) {
     const i64 t = row0 + slot;

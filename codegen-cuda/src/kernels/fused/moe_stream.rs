@@ -11,7 +11,7 @@ use super::{Body, Params, moe_counter};
 use crate::emit::{Piece, Text};
 use crate::kernels::region::unsupported;
 use crate::lower::{Arg, LowerError, Lowered};
-use crate::resources::{SHARED_PER_BLOCK, SHARED_PER_SM, SHARED_RESERVED, THREADS_PER_BLOCK};
+use crate::resources::{SHARED_ALONE, SHARED_PER_BLOCK, SHARED_PER_SM, SHARED_RESERVED, THREADS_PER_BLOCK};
 
 type Result<T> = std::result::Result<T, LowerError>;
 
@@ -47,6 +47,9 @@ pub(super) struct Variant {
     pub blocks: i64,
     /// Blocks hold all rows of x; else warps read what they need.
     pub held: bool,
+    /// Registers for two blocks, though shared memory is taken for one: a block of the next kernel fits beside, and asks for its weights meanwhile.
+    /// Where two blocks of this kernel fit, a dependent launch gives some multiprocessors two and others none.
+    pub beside: bool,
     /// The ids are complete before the kernel in front is, so weights can be asked for before it ends.
     pub early: bool,
 }
@@ -62,6 +65,7 @@ pub(super) fn variant(tokens: i64, owner: bool) -> Variant {
         groups,
         blocks: 1,
         held: false,
+        beside: false,
         early: false,
     };
     let held = |x_rows| Variant { held: true, ..of(1, x_rows, 5, 1, 3) };
@@ -72,7 +76,7 @@ pub(super) fn variant(tokens: i64, owner: bool) -> Variant {
         (5..=16, false) => held(8),
         (17..=32, false) => of(4, 8, 1, 2, 3),
         (_, false) => of(4, 16, 1, 2, 2),
-        (..=1, true) => held(1),
+        (..=1, true) => Variant { beside: true, ..held(1) },
         (2, true) => of(1, 2, 5, 2, 2),
         (3..=4, true) => of(1, 4, 5, 2, 3),
         (5..=8, true) => of(1, 8, 5, 4, 2),
@@ -134,8 +138,13 @@ impl Plan {
         if self.v.tiles * self.v.x_rows > 16 { 1 } else { 2 }
     }
 
-    /// Rings, rows of x, partial sums, and the results of a strip by row where a group keeps them.
+    /// Dynamic shared memory of a block: what it uses, and more where two of them are not to fit a multiprocessor.
     fn dynamic(&self) -> i64 {
+        if self.v.beside { self.used().max(i64::from(SHARED_ALONE)) } else { self.used() }
+    }
+
+    /// Rings, rows of x, partial sums, and the results of a strip by row where a group keeps them.
+    fn used(&self) -> i64 {
         let Variant { tiles, x_rows, chunk, ahead, groups, .. } = self.v;
         let slot = match tiles {
             1 => place(chunk, ROOM),
@@ -174,7 +183,7 @@ pub fn lower(cx: &Cx, body: &Body) -> Result<Lowered> {
     let even = Strips::choose(&found, shape.n, 1)?.tiles() == 2;
     let mut plan = Plan::choose(&shape, owner, even)?;
     plan.v.early = cx.early(shape.ids);
-    let Variant { tiles, x_rows, chunk, ahead, groups, blocks: resident, early, .. } = plan.v;
+    let Variant { tiles, x_rows, chunk, ahead, groups, blocks: resident, beside, early, .. } = plan.v;
     let strips = Strips::choose(&found, shape.n, tiles)?;
 
     let mut params = Params::default();
@@ -211,7 +220,7 @@ pub fn lower(cx: &Cx, body: &Body) -> Result<Lowered> {
         .set("chunk", chunk)
         .set("ahead", ahead)
         .set("buffers", plan.buffers())
-        .set("blocks", resident)
+        .set("bounds", if beside { resident.max(2) } else { resident })
         .set("held", plan.held)
         .set("x_all", if shape.shared_x { "tokens" } else { "tokens * CHOICES" })
         .set("unroll", if tiles == 1 || plan.held == 0 { chunk } else { 1 })

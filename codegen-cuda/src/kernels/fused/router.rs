@@ -119,6 +119,7 @@ pub fn lower(cx: &Cx, body: &Body) -> Result<Lowered> {
         .with(Piece::Mma)
         .with(Piece::Dependent)
         .with(Piece::Grid)
+        .with(Piece::Async)
         .with(Piece::Cluster)
         .set("in_type", c_type(shape.dtype))
         .set("x_type", x_type)

@@ -114,9 +114,15 @@ fn host_text(text: &str, shared: u32) -> String {
             if trimmed.ends_with('}') {
                 out.push('}');
             }
-        } else if ["barrier.cluster", "mapa.shared::cluster", "ld.shared::cluster", "st.shared::cluster"]
-            .iter()
-            .any(|asm| trimmed.contains(&format!("asm volatile(\"{asm}")))
+        } else if [
+            "barrier.cluster",
+            "mapa.shared::cluster",
+            "ld.shared::cluster",
+            "st.shared::cluster",
+            "st.async.shared::cluster",
+        ]
+        .iter()
+        .any(|asm| trimmed.contains(&format!("asm volatile(\"{asm}")))
         {
             // Kernels are run with clusters of one block only.
         } else if !(trimmed.starts_with("u32 at = (u32)__cvta") || trimmed.starts_with("#pragma unroll")) {
