@@ -26,6 +26,8 @@ const THREADS: i64 = 1024;
 /// Blocks for rows with filters. Each has a multiprocessor, and where some are switched off not all clusters that would fit their number fit:
 /// one that has to wait doubles the time.
 const FILTERING: i64 = 96;
+/// Blocks of clusters that share out rows without filters, where there are fewer rows: more start late behind a kernel that fills the GPU.
+const SHARING: i64 = 64;
 
 /// Warps of a block for rows without filters.
 const WARPS: i64 = 8;
@@ -67,9 +69,8 @@ pub fn lower(cx: &Cx) -> Result<Lowered, LowerError> {
     let tile = if cx.operand_count() > 7 { cx.op.attrs.int("tile") } else { 0 };
     let early = (1..7).all(|i| cx.early(i));
     let shape = Shape { rows, n, known: columns.as_const(), tile, early };
-    let clusters = FILTERING / shape.cluster();
-    let (launches, blocks) = if rows <= clusters {
-        let (launch, blocks) = once(cx, &shape, clusters)?;
+    let (launches, blocks) = if rows <= FILTERING / shape.cluster() {
+        let (launch, blocks) = once(cx, &shape)?;
         (vec![launch], blocks)
     } else {
         let (plain, blocks) = plain(cx, &shape)?;
@@ -110,13 +111,13 @@ impl Shape {
     }
 }
 
-/// The one launch for a few rows, at most as many as `clusters`, and its blocks.
-fn once(cx: &Cx, shape: &Shape, clusters: i64) -> Result<(Launch, i64), LowerError> {
+/// The one launch for a few rows, and its blocks.
+fn once(cx: &Cx, shape: &Shape) -> Result<(Launch, i64), LowerError> {
     let &Shape { rows, n, tile, early, .. } = shape;
+    let cluster = shape.cluster();
     let name = format!(
-        "sample_once_b{}_c{}{}{}{}{}",
+        "sample_once_b{}_c{cluster}{}{}{}{}",
         shape.part(),
-        shape.cluster(),
         flag(shape.held(), "_held"),
         flag(tile > 0, &format!("_t{tile}")),
         flag(shape.aligned(), "_aligned"),
@@ -130,8 +131,8 @@ fn once(cx: &Cx, shape: &Shape, clusters: i64) -> Result<(Launch, i64), LowerErr
     let text = keeps_all(has_filters(text(cx, &name, body, shape), shape), shape, THREADS / 32)
         .set("few", true)
         .set("at_once", FEW_AT_ONCE);
-    // A thread has a quad at least.
-    let share = (clusters / rows).min(blocks(n, 4 * THREADS * shape.cluster())) * shape.cluster();
+    // A thread has four logits at least.
+    let share = (SHARING / (rows * cluster)).clamp(1, blocks(n, 4 * THREADS * cluster)) * cluster;
     let count = rows * share;
     let launch = launch(cx, text.build(), count, THREADS as u32, shape.shared(), plain_args(shape, share))?;
     Ok((launch, count))
