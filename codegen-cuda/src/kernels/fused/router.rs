@@ -104,6 +104,7 @@ pub fn lower(cx: &Cx, body: &Body) -> Result<Lowered> {
     let pieces = pieces(Size::known(shape.k));
     let cut = Cut::choose(&shape, pieces)?;
     let (cluster, slots) = (cut.cluster, cut.slots());
+    let resident = cut.resident(&shape, pieces);
     let lanes = i64::from(rows::threads(Some(shape.k))) / 32;
     let alone = cut.rows == 1 && lanes <= pieces && blocks(shape.k, 32 * lanes) <= 16;
     let (whole, aligned) = (shape.k % UNIT == 0, shape.k % 8 == 0);
@@ -128,12 +129,9 @@ pub fn lower(cx: &Cx, body: &Body) -> Result<Lowered> {
         .set("blocks", cluster)
         .set("height", cut.height)
         .set("pieces", pieces)
-        .set("resident", cut.resident(&shape, pieces))
+        .set("resident", resident)
         // Of many rows those that the kernel in front wrote last may still be in L2.
-        .set(
-            "group",
-            if cut.resident(&shape, pieces) > 1 { "gridDim.x - 1 - blockIdx.x" } else { "blockIdx.x / BLOCKS" },
-        )
+        .set("group", if resident > 1 { "gridDim.x - 1 - blockIdx.x" } else { "blockIdx.x / BLOCKS" })
         .set("slots", slots)
         .set("rows", cut.rows)
         .set("lanes", lanes)

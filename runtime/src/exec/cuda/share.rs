@@ -91,8 +91,9 @@ mod tests {
         let plan = prompt_plan(64, Head::Greedy, &options);
         let lowered = lower_steps(&plan, &Default::default()).unwrap();
         let layer = ["moe_order", "moe_gemm", "moe_gemm"];
-        assert_eq!(names(&lowered), [layer, layer].concat());
-        // Both layers are alike, so they are one.
+        let last = ["moe_stream", "moe_stream"];
+        assert_eq!(names(&lowered), [&layer[..], &layer, &last].concat());
+        // Both whole layers are alike, so they are one.
         let kernels: Vec<_> = lowered.iter().filter(|l| !l.kept.is_empty()).collect();
         assert_eq!(kernels.len(), 4);
         assert!(Arc::ptr_eq(kernels[0], kernels[2]) && Arc::ptr_eq(kernels[1], kernels[3]));

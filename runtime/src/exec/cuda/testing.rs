@@ -13,18 +13,18 @@ pub fn decode_plan(n: usize) -> Plan {
 
 /// As [`decode_plan`], with another head and options for the passes.
 pub fn plan_with(n: usize, head: Head, options: &Options) -> Plan {
-    plan_at(&bucket::sizes(n, n, n, 512, 8), head, options)
+    plan_at(2, &bucket::sizes(n, n, n, 512, 8), head, options)
 }
 
-/// A step that reads a prompt of `tokens`, with the options' own sizes in the passes.
+/// A step of three layers that reads a prompt of `tokens`, with the options' own sizes in the passes. The last layer's experts have the rows that get logits.
 pub fn prompt_plan(tokens: usize, head: Head, options: &Options) -> Plan {
-    plan_at(&bucket::sizes(tokens, 1, 1, 512, 8), head, options)
+    plan_at(3, &bucket::sizes(tokens, 1, 1, 512, 8), head, options)
 }
 
-fn plan_at(sizes: &Bindings, head: Head, options: &Options) -> Plan {
+fn plan_at(layers: usize, sizes: &Bindings, head: Head, options: &Options) -> Plan {
     let mut config = presets::gpt_oss_20b();
-    config.layers = 2;
-    config.layer_types.truncate(2);
+    config.layers = layers;
+    config.layer_types.truncate(layers);
     let o = StepOptions { head, max_tokens: 64, max_seqs: 8, context: 512, page: 64 };
     let program = gpt_oss::build(&config, &o).unwrap();
     let (module, _) = compile(program.module, &manager::default_pipeline(), options).unwrap();
