@@ -15,6 +15,7 @@ constexpr int CHUNK = ${chunk};
 constexpr int AHEAD = ${ahead};
 constexpr bool FAST = ${fast};     // scales are stored as scale + 126
 constexpr bool EARLY = ${early};   // ids are complete before the kernel in front is
+constexpr bool LATE = ${late};    // the next kernel starts when the last weights are there: its own are not to come in between
 constexpr bool OWNER = ${owner};   // a group keeps its strip and goes through all items
 constexpr int GROUP = PIECES * 32;
 constexpr int THREADS = GROUPS * GROUP;
@@ -48,7 +49,8 @@ struct Cursor {
   const u8* from;  // weights; lane r of TILES has its own
 };
 
-extern "C" __global__ void __launch_bounds__(THREADS, ${bounds})
+${limits}
+extern "C" __global__ void LIMITS
 ${entry}(const bf16* x, const u8* w, const i32* ids, u32 tokens${params}) {
   alignas(128) extern __shared__ uint4 shared[];  // bulk copies to places 16 bytes off a sector of 32 take longer
   __shared__ Items<ROWS> items;
@@ -87,7 +89,7 @@ ${entry}(const bf16* x, const u8* w, const i32* ids, u32 tokens${params}) {
   if (!EARLY) wait_inputs();
   const i32 id = first_id(ids, (int)tokens * CHOICES);  // asked for in front of the rows, as all weights wait for it
   if (!EARLY) {
-    start_next();
+    if (!LATE) start_next();
     hold_x();
   }
   find_items<ROWS, XROWS, THREADS, EXPERTS>(items, ids, (int)tokens * CHOICES, id);
@@ -172,7 +174,7 @@ ${entry}(const bf16* x, const u8* w, const i32* ids, u32 tokens${params}) {
   }
   if (EARLY) {
     wait_inputs();
-    start_next();
+    if (!LATE) start_next();
     hold_x();
   }
   if (HELD) {
@@ -180,6 +182,7 @@ ${entry}(const bf16* x, const u8* w, const i32* ids, u32 tokens${params}) {
     __syncthreads();
   }
 
+  if (LATE && head.tiles == 0) start_next();
   const int g = lane >> 2;
   const int c = lane & 3;
   int phase = 0;
@@ -222,6 +225,7 @@ ${entry}(const bf16* x, const u8* w, const i32* ids, u32 tokens${params}) {
           }
         }
         signal_wait(signal + 8 * phase, parity);
+        if (LATE && head.tiles == 0) start_next();
         const u8* const from = ring + phase * SLOT + (TILES == 1 ? (begins >> 2 * phase & 3) * 32 : 0);
 #pragma unroll ${unroll}
         for (int k = 0; k < CHUNK; k++) {

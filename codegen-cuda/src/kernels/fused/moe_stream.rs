@@ -50,9 +50,15 @@ pub(super) struct Variant {
     /// Registers for two blocks, though shared memory is taken for one: a block of the next kernel fits beside, and asks for its weights meanwhile.
     /// Where two blocks of this kernel fit, a dependent launch gives some multiprocessors two and others none.
     pub beside: bool,
+    /// The next kernel starts when this one has its last weights, and few registers leave it room: it is in place when this one ends, and what it asks for
+    /// until then delays nothing here.
+    pub late: bool,
     /// The ids are complete before the kernel in front is, so weights can be asked for before it ends.
     pub early: bool,
 }
+
+/// Registers of a thread where the next kernel's block is to fit beside, which has 32.
+const FEW_REGISTERS: i64 = 40;
 
 /// The fastest measured on an H100 with GPT-OSS's sizes (2880 columns, 4 choices), by the number of tokens. `owner`: results need all choices of a token.
 /// More bytes in flight than these are slower: multiprocessors are served less evenly.
@@ -66,11 +72,12 @@ pub(super) fn variant(tokens: i64, owner: bool) -> Variant {
         blocks: 1,
         held: false,
         beside: false,
+        late: false,
         early: false,
     };
     let held = |x_rows| Variant { held: true, ..of(1, x_rows, 5, 1, 3) };
     match (tokens, owner) {
-        (..=1, false) => held(1),
+        (..=1, false) => Variant { late: true, ..held(1) },
         (2, false) => held(2),
         (3..=4, false) => held(4),
         (5..=16, false) => held(8),
@@ -183,7 +190,7 @@ pub fn lower(cx: &Cx, body: &Body) -> Result<Lowered> {
     let even = Strips::choose(&found, shape.n, 1)?.tiles() == 2;
     let mut plan = Plan::choose(&shape, owner, even)?;
     plan.v.early = cx.early(shape.ids);
-    let Variant { tiles, x_rows, chunk, ahead, groups, blocks: resident, beside, early, .. } = plan.v;
+    let Variant { tiles, x_rows, chunk, ahead, groups, blocks: resident, late, early, .. } = plan.v;
     let strips = Strips::choose(&found, shape.n, tiles)?;
 
     let mut params = Params::default();
@@ -220,7 +227,8 @@ pub fn lower(cx: &Cx, body: &Body) -> Result<Lowered> {
         .set("chunk", chunk)
         .set("ahead", ahead)
         .set("buffers", plan.buffers())
-        .set("bounds", if beside { resident.max(2) } else { resident })
+        .set("late", late)
+        .set("limits", limits(&plan.v))
         .set("held", plan.held)
         .set("x_all", if shape.shared_x { "tokens" } else { "tokens * CHOICES" })
         .set("unroll", if tiles == 1 || plan.held == 0 { chunk } else { 1 })
@@ -241,6 +249,23 @@ pub fn lower(cx: &Cx, body: &Body) -> Result<Lowered> {
     launch.shared = plan.dynamic() as u32;
     launch.dependent = true;
     Ok(single(launch))
+}
+
+/// Registers of a thread: what compilers before 12.4 cannot be told only takes the next kernel its room.
+fn limits(v: &Variant) -> String {
+    let bounds = |blocks| format!("#define LIMITS __launch_bounds__(THREADS, {blocks})");
+    match (v.beside, v.late) {
+        (true, _) => bounds(v.blocks.max(2)),
+        (false, false) => bounds(v.blocks),
+        (false, true) => [
+            "#if __CUDACC_VER_MAJOR__ * 100 + __CUDACC_VER_MINOR__ >= 1204",
+            &format!("#define LIMITS __maxnreg__({FEW_REGISTERS})"),
+            "#else",
+            &bounds(v.blocks),
+            "#endif",
+        ]
+        .join("\n"),
+    }
 }
 
 /// Number of row `[t, j]`, as text.

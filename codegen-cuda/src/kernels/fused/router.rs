@@ -110,9 +110,15 @@ pub fn lower(cx: &Cx, body: &Body) -> Result<Lowered> {
     let (whole, aligned) = (shape.k % UNIT == 0, shape.k % 8 == 0);
     let name = format!("router_{}_n{}_k{}_r{}_c{cluster}", shape.dtype, shape.n, shape.k, cut.rows);
     let (params, args) = params.finish();
-    let softmax = "const f32 most = warp_max(value);\n\
+    // The first is the greatest, and the sum is warp_sum's, whose other lanes are zeros.
+    let softmax = "const f32 most = __shfl_sync(0xffffffffu, value, 0);\n\
                    const f32 e = active ? expf(value - most) : 0.0f;\n\
-                   const f32 weight = e / warp_sum(e);";
+                   f32 sum = e;\n\
+                   #pragma unroll\n\
+                   for (int m = 16; m > 0; m >>= 1) {\n\
+                   \x20 if (m < TOP) sum += __shfl_xor_sync(0xffffffffu, sum, m);\n\
+                   }\n\
+                   const f32 weight = e / sum;";
     let text = Text::new(name, body.kernel.summary(), include_str!("../cuda/router.cu"))
         .with(Piece::Reduce)
         .with(Piece::Order)
