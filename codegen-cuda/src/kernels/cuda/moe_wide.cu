@@ -27,6 +27,7 @@ constexpr int SLABS = (STRIPS + 3) / 4;
 constexpr int K_TILES = (K + 63) / 64;
 constexpr int ROW_TILES = (N + 15) / 16;
 constexpr bool EVEN = K_TILES == PIECES * CHUNK;  // every stage is a whole piece
+constexpr bool UNROLLED = EVEN && PARTS == 1 && CHUNK > 2;  // which takes a sixth fewer instructions
 constexpr int RECORD = 544;
 constexpr int RECORDS = TILES * MULTIPLIERS;
 constexpr int RUN = CHUNK * RECORD;  // of a tile of 16 rows
@@ -44,6 +45,9 @@ static_assert(RECORDS <= 32, "a lane asks for the run of one tile");
 static_assert(ROOM == 0 || PARTS == 1, "a warp reads runs that begin alike");
 
 ${multiplies}
+
+// Columns of a multiply.
+template <int COUNT> struct Width { static constexpr int value = COUNT; };
 
 // A place in a ring; the parity changes each time round.
 template <int COUNT> struct Place {
@@ -283,7 +287,46 @@ ${entry}(const bf16* x, const u8* w, const i32* ids, u32 tokens, u32* counter${p
     // Low bits of where the strip's first tile is in memory.
     const u32 source = (u32)(u64)w + (u32)(expert * ROW_TILES + tile_of(strip, 0)) * (K_TILES * RECORD);
     f32 total[PARTS][SLOTS / 2] = {};
-    if (multiplied) {
+    // Stages of as many tiles as CHUNK: what is known of them is known to the compiler.
+    auto multiply = [&](auto wide) {
+      constexpr int W = decltype(wide)::value;
+      f32 sum[W / 2] = {};  // of a piece
+      u32 a[2][4][4];  // of two multiplies: one runs while the next is decoded
+#pragma unroll 1
+      for (Span span; span.there(); span.next()) {
+        const int stage = at.at;
+        const u8* record = records + stage * W_STAGE + begin_of(source + span.k * RECORD);
+        const u32 rows_at = __shfl_sync(0xffffffffu, operand_low(base + stage * X_STAGE), 0);  // so that steps are added once a warp
+        signal_wait(full + 8 * stage, at.parity);
+        publish_to_hardware();  // rows of x came by copies that count as ordinary writes
+        uint4 codes = gs_mxfp4_load_codes(record, lane);
+        u32 scales = gs_mxfp4_load_scales(record, lane);
+#pragma unroll
+        for (int tile = 0; tile < CHUNK; tile++) {
+          multiply_wait<1>();  // the one before the last, which read these registers, is done
+          gs_mxfp4_decode_tile<FAST>(codes, scales, a[tile & 1]);
+          if (tile + 1 < CHUNK) {
+            codes = gs_mxfp4_load_codes(record + (tile + 1) * RECORD, lane);
+            scales = gs_mxfp4_load_scales(record + (tile + 1) * RECORD, lane);
+          }
+          const u32 b = rows_at + tile * (X_TILE / 16);
+          multiply_begin();
+          multiply_held(sum, a[tile & 1][0], operand_of(b), tile > 0);
+          multiply_held(sum, a[tile & 1][1], operand_of(b + 2), true);
+          multiply_held(sum, a[tile & 1][2], operand_of(b + 4), true);
+          multiply_held(sum, a[tile & 1][3], operand_of(b + 6), true);
+          multiply_commit();
+        }
+        multiply_wait<0>();
+        if (lane == 0) signal_arrive(empty + 8 * stage);
+#pragma unroll
+        for (int i = 0; i < W / 2; i++) total[0][i] += sum[i];
+        at.next();
+      }
+    };
+    if (multiplied && UNROLLED) {
+      ${unrolled}
+    } else if (multiplied) {
       const int width = ${width};  // of a multiply
       f32 sum[PARTS][SLOTS / 2] = {};  // of a piece
       u32 a[2][4][4];  // of two multiplies: one runs while the next is decoded

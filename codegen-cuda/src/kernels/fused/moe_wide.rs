@@ -192,6 +192,7 @@ pub fn lower(cx: &Cx, body: &Body) -> Result<Lowered> {
         .set("own", v.own)
         .set("multiplies", functions.join("\n"))
         .set("tile", strips.tile())
+        .set("unrolled", unrolled(v.narrower, v.slots))
         .set("widths", multiplies_held(v.narrower, v.slots, "keep"))
         .set("width", narrowest(v.narrower))
         .set("copy_registers", v.registers.0)
@@ -206,6 +207,14 @@ pub fn lower(cx: &Cx, body: &Body) -> Result<Lowered> {
     launch.shared = plan.dynamic() as u32;
     launch.dependent = true;
     Ok(Lowered { counters: 1, ..single(launch) })
+}
+
+/// Multiplies as wide as an item has rows, where the text is unrolled.
+fn unrolled(narrower: &[i64], slots: i64) -> String {
+    let mut out: Vec<String> =
+        narrower.iter().map(|w| format!("if (count <= {w}) multiply(Width<{w}>());\nelse ")).collect();
+    out.push(format!("multiply(Width<{slots}>());"));
+    out.concat()
 }
 
 #[cfg(test)]
