@@ -37,10 +37,10 @@ const AT_ONCE: i64 = 4;
 const FEW_AT_ONCE: i64 = 2;
 /// Logits that a block loads at once.
 const STRIDE: i64 = WARPS * 32 * AT_ONCE * 4;
-/// Blocks for all rows without filters, of one stride if these are enough: two for each multiprocessor.
-const SPREAD: i64 = 280;
-/// Strides of a block at most: the first, which finds a bound, is a small part of so many.
-const STRIDES: i64 = 8;
+/// Blocks for all rows without filters, of one stride if these are enough: the four of each multiprocessor that run at once.
+const SPREAD: i64 = 528;
+/// Strides of a block at most: the first, which finds a bound, is a small part of so many, and the last blocks of a launch are not alone for long.
+const STRIDES: i64 = 13;
 
 /// What all kernels depend on.
 struct Shape {
