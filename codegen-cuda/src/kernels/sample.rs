@@ -126,17 +126,29 @@ fn once(cx: &Cx, shape: &Shape) -> Result<(Launch, i64), LowerError> {
     let body = concat!(
         include_str!("cuda/sample_plain.cu"),
         include_str!("cuda/sample_filters.cu"),
-        include_str!("cuda/sample_once.cu")
+        include_str!("cuda/sample.cu")
     );
     let text = keeps_all(has_filters(text(cx, &name, body, shape), shape), shape, THREADS / 32)
         .set("few", true)
-        .set("at_once", FEW_AT_ONCE);
+        .set("at_once", FEW_AT_ONCE)
+        .set("which", ONCE)
+        .set("launched", format!("{}__launch_bounds__(THREADS, 1)", dims(cluster)))
+        .set("filtered", DRAWN);
     // A thread has four logits at least.
     let share = (SHARING / (rows * cluster)).clamp(1, blocks(n, 4 * THREADS * cluster)) * cluster;
     let count = rows * share;
     let launch = launch(cx, text.build(), count, THREADS as u32, shape.shared(), plain_args(shape, share))?;
     Ok((launch, count))
 }
+
+/// What one launch for all rows says and does beside one for rows without filters.
+const ONCE: &str = "\
+// All rows. `share` blocks, some clusters of them, have a row: all where it keeps all tokens, and the first cluster where it has filters.
+static_assert(THREADS == 1024, \"as rows with filters need\");";
+const DRAWN: &str = "\
+if (b >= BLOCKS) return;
+const i32 token = draw_row(logits + (i64)r * n, n, by, at, key0, key1);
+if (b == 0 && threadIdx.x == 0) tokens[r] = token;";
 
 /// The launch for rows with filters.
 fn filtering(cx: &Cx, shape: &Shape) -> Result<Launch, LowerError> {
@@ -162,7 +174,12 @@ fn plain(cx: &Cx, shape: &Shape) -> Result<(Launch, i64), LowerError> {
         flag(early, "_early")
     );
     let body = concat!(include_str!("cuda/sample_plain.cu"), include_str!("cuda/sample.cu"));
-    let text = keeps_all(text(cx, &name, body, shape), shape, WARPS).set("few", false).set("at_once", AT_ONCE);
+    let text = keeps_all(text(cx, &name, body, shape), shape, WARPS)
+        .set("few", false)
+        .set("at_once", AT_ONCE)
+        .set("which", "// The rows without filters. The others are left to the launch in front.")
+        .set("launched", "__launch_bounds__(THREADS)")
+        .set("filtered", "");
     let share = share(shape);
     let count = rows * share;
     Ok((launch(cx, text.build(), count, 32 * WARPS as u32, 0, plain_args(shape, share))?, count))
@@ -175,6 +192,11 @@ fn plain_args(shape: &Shape, share: i64) -> Vec<Arg> {
     args
 }
 
+/// The attribute of a kernel whose clusters have so many blocks.
+fn dims(cluster: i64) -> String {
+    if cluster > 1 { format!("__cluster_dims__({cluster}, 1, 1) ") } else { String::new() }
+}
+
 /// Fills what `cuda/sample_filters.cu` needs.
 fn has_filters(text: Text, shape: &Shape) -> Text {
     let (cluster, held) = (shape.cluster(), shape.held());
@@ -183,7 +205,7 @@ fn has_filters(text: Text, shape: &Shape) -> Text {
         .set("part", shape.part())
         .set("n_text", format!("2^{}", 32 - shape.part()))
         .set("blocks", cluster)
-        .set("cluster", if cluster > 1 { format!("__cluster_dims__({cluster}, 1, 1) ") } else { String::new() })
+        .set("cluster", dims(cluster))
         .set("shared", flag(held, "extern __shared__ uint4 shared[];"))
         .set("hold", flag(held, "((f32*)shared)[i - row.first] = logit;"))
         .set("held", flag(held, "row.slice = (const f32*)shared;"))

@@ -1,7 +1,7 @@
 
 // ${ir}
-// The rows without filters. The others are left to the launch in front.
-extern "C" __global__ void __launch_bounds__(THREADS)
+${which}
+extern "C" __global__ void ${launched}
 ${entry}(const f32* logits, const f32* temperature, const i32* top_k, const f32* top_p, const f32* min_p, const i32* seed, const i32* pos,
          ${maxima}i32* tokens, u64* scratch, u32* counters, i32 n, i32 share) {
   let_successors_start();
@@ -14,6 +14,7 @@ ${entry}(const f32* logits, const f32* temperature, const i32* top_k, const f32*
   const u32 key1 = (u32)seed[2 * r + 1];
   if (any(by, n)) {
     ${wait_later}
+    ${filtered}
     return;
   }
   const Plain row = plain_row(logits + (i64)r * n, n, by.temperature, at, key0, key1);
