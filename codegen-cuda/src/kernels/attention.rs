@@ -346,8 +346,9 @@ fn few(cx: &Cx, fill: impl Fn(Text) -> Text, few: Few) -> Result<Lowered, LowerE
         Some(_) => 0,
         None => blocks(heads * kv.dim / 4, threads) * threads * 32 + (MAX_FEW + 4) * 4,
     };
-    // The few blocks of a single sequence's window have multiprocessors of their own: beside a block that fills a ring their reads wait for the ring's.
-    let alone = narrow.is_some() && 16 * works <= PROCESSORS;
+    // The blocks of a single token have multiprocessors of their own where there are enough: beside a block that fills a ring their reads wait for the
+    // ring's.
+    let alone = tokens == 1 && works <= PROCESSORS;
     launch.shared = (slots + rest).max(if alone { i64::from(SHARED_ALONE) } else { 0 }) as u32;
     let scratch = vec![(works.min(PARTS) * part) as u64];
     Ok(Lowered { launches: vec![launch], scratch, counters: PARTS as u32, ..Lowered::default() })

@@ -28,7 +28,6 @@ constexpr int SLOTS = NARROW ? WARPS : 16;  // pieces or chunks that are folded 
 constexpr int FOURS = HEADS * DIM / 4;
 constexpr int TURNS = (FOURS + THREADS - 1) / THREADS;  // fours of sums that a thread folds
 constexpr int PART = (HEADS * (DIM + 2) + 3) / 4 * 4;   // floats of a part in memory
-constexpr int FIRST = 128;  // pages of a sequence that are asked for before its position is known
 constexpr int FULL = 31;  // shift of works that are a whole token
 
 // Greatest logit, sum of exponentials and four of the weighted sums of a range of keys.
@@ -61,13 +60,6 @@ struct Work {
   i32 high;        // last piece of the token
 };
 
-// A word that is asked for here, though it is needed later if at all.
-__device__ __forceinline__ i32 load_ahead(const i32* p) {
-  i32 v;
-  asm volatile("ld.global.s32 %0, [%1];" : "=r"(v) : "l"(p));
-  return v;
-}
-
 // Transposes a matrix of 8 x 8 elements that a warp holds, a row in 4 lanes.
 __device__ __forceinline__ u32 transpose8(u32 x) {
   u32 y;
@@ -90,16 +82,6 @@ ${entry}(const T* q, const T* keys, const T* values, const i32* pos, const i32* 
   const int c = lane & 3;
   let_successors_start();
   if (!EARLY) wait_for_predecessors();
-
-  // Page numbers are asked for beside the positions that say which are needed: a lane's share of the first of those of the sequence with the first token's
-  // number, which most often is the token's.
-  const i32 guess = !ALIGNED ? -1 : NARROW ? (i32)blockIdx.x / UNITS : n == 1 ? 0 : -1;
-  i32 first_pages[FIRST / 32];
-#pragma unroll
-  for (int i = 0; i < FIRST / 32; i++) {
-    const i32 page = 32 * i + lane;
-    first_pages[i] = guess >= 0 && guess < sequences && page < row_pages ? load_ahead(pages + guess * row_pages + page) : -1;
-  }
 
   // The pieces a token sees.
   auto see = [&](i32 s, i32 p, i32& low, i32& high) {
@@ -238,26 +220,10 @@ ${entry}(const T* q, const T* keys, const T* values, const i32* pos, const i32* 
     const i32 page = key / PAGE;
     return page < row_pages ? pages[sequence * row_pages + page] : -1;
   };
-  auto looked_up = [&](const Work& w) -> i32 {
-    return single ? first_piece(w) : (w.begin & ~63) + 16 * (lane >> 2 & 3) + 4 * warp + (lane & 3);
-  };
   auto look_up = [&](const Work& w) -> i32 {
     if (!ALIGNED) return -1;
-    const i32 piece = looked_up(w);
+    const i32 piece = single ? first_piece(w) : (w.begin & ~63) + 16 * (lane >> 2 & 3) + 4 * warp + (lane & 3);
     return piece < w.begin || piece > w.end ? -1 : page_of(w.sequence, piece * 32);
-  };
-  // The same where the numbers may be on their way.
-  auto look_up_first = [&](const Work& w) -> i32 {
-    const i32 page = looked_up(w) * 32 / PAGE;
-    if (w.sequence != guess || __any_sync(0xffffffffu, page >= FIRST)) return look_up(w);
-    i32 found = -1;
-#pragma unroll
-    for (int i = 0; i < FIRST / 32; i++) {
-      const i32 of = __shfl_sync(0xffffffffu, first_pages[i], page & 31);
-      if (page >> 5 == i) found = of;
-    }
-    const i32 piece = looked_up(w);
-    return piece < w.begin || piece > w.end ? -1 : found;
   };
 
   // Loads. Memory without a key may hold anything: those keys are masked, and neither they nor their values are read. Where a page holds a whole
@@ -326,7 +292,7 @@ ${entry}(const T* q, const T* keys, const T* values, const i32* pos, const i32* 
   };
 
   Work w = open(at);
-  i32 ids = look_up_first(w);
+  i32 ids = look_up(w);
   i32 piece = first_piece(w);
   From now = from(piece, w.unit, w.sequence, w.pos, ids);
   bool old = false;  // keys of positions that no token of this step has were written by earlier steps

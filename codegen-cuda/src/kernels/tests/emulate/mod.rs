@@ -35,7 +35,6 @@ const ASSEMBLY: &[(&str, &str)] = &[
     (r#"asm volatile("" : "+r"(x));"#, ""),
     ("(u32)__cvta_generic_to_shared(p)", "(u32)(uintptr_t)p"),
     (r#"asm volatile("ld.global.cg.s32 %0, [%1];" : "=r"(v) : "l"(p) : "memory");"#, "v = *p;"),
-    (r#"asm volatile("ld.global.s32 %0, [%1];" : "=r"(v) : "l"(p));"#, "v = *p;"),
     (r#"asm volatile("ld.acquire.gpu.global.u32 %0, [%1];" : "=r"(v) : "l"(p) : "memory");"#, "v = *p;"),
     (r#"asm volatile("red.release.gpu.global.add.u32 [%0], %1;" ::"l"(p), "r"(x) : "memory");"#, "*p += x;"),
     (
