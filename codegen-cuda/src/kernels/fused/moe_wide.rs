@@ -45,7 +45,8 @@ pub(super) struct Variant {
 
 /// By the average number of rows an expert has; an expert with more rows than slots is read again. `even`: a strip must hold an even number of tiles.
 /// Measured on an H100 with GPT-OSS's sizes, 64 to 512 tokens (performance.md 14): long stages always; dividing all beforehand is 6 % faster for up
-/// to 16 rows of 32 experts, 1 to 3 % slower for 128 experts or more rows.
+/// to 16 rows of 32 experts, 1 to 3 % slower for 128 experts or more rows. 56 slots and three stages are 5 % faster for 32 rows an expert than 64 and two
+/// (performance.md 19).
 pub(super) fn variant(rows: i64, experts: i64, even: bool) -> Variant {
     let of = |slots, narrower, own| match (slots, even) {
         (_, true) => Variant { slots, groups: 2, parts: 2, narrower, chunk: 5, own, registers: (56, 224) },
@@ -55,6 +56,8 @@ pub(super) fn variant(rows: i64, experts: i64, even: bool) -> Variant {
     match blocks(rows, experts) {
         ..=4 => of(16, &[8], 90),
         5..=16 => of(32, &[16, 24], 100),
+        // As many slots as leave room for a third stage.
+        17..=40 => of(56, &[32, 40, 48], 90),
         _ => of(64, &[32, 40, 48], 90),
     }
 }
@@ -84,7 +87,8 @@ impl Plan {
         loop {
             // Stages of a piece as even as can be.
             v.chunk = blocks(longest, blocks(longest, v.chunk));
-            let plan = |stages, room| Plan { v, rows, experts: shape.experts, stages, room, finished: 16 };
+            let finished = if v.slots % 16 == 0 { 16 } else { 8 };
+            let plan = |stages, room| Plan { v, rows, experts: shape.experts, stages, room, finished };
             // Two are needed to fetch one while another is multiplied.
             if let Some(stages) = (2..=STAGES).rev().find(|s| plan(*s, 0).fits()) {
                 // A stage more is worth more than faster copies.
