@@ -46,7 +46,7 @@ pub(super) struct Variant {
 /// By the average number of rows an expert has; an expert with more rows than slots is read again. `even`: a strip must hold an even number of tiles.
 /// Measured on an H100 with GPT-OSS's sizes, 64 to 512 tokens (performance.md 14): long stages always; dividing all beforehand is 6 % faster for up
 /// to 16 rows of 32 experts, 1 to 3 % slower for 128 experts or more rows. 56 slots and three stages are 5 % faster for 32 rows an expert than 64 and two
-/// (performance.md 19).
+/// (performance.md 21).
 pub(super) fn variant(rows: i64, experts: i64, even: bool) -> Variant {
     let of = |slots, narrower, own| match (slots, even) {
         (_, true) => Variant { slots, groups: 2, parts: 2, narrower, chunk: 5, own, registers: (56, 224) },
