@@ -160,6 +160,7 @@ fn results_and_usage() {
     assert_eq!(run(&["bench", "demo", "--steps", "0"]).code, 2);
     fails(&["ir", "demo", "--passes", "fuze"], 2, &["unknown pass `fuze`", "canonicalise"]);
     fails(&["run", "nowhere", "hello"], 1, &["nowhere"]);
+    fails(&["run", "./nowhere/model"], 2, &["no folder ./nowhere/model", "gossamer run demo"]);
     fails(&["run", "gpt-oss-20b", "hello"], 1, &["gpt-oss-20b", "--random-weights"]);
     fails(&["run", "demo", "x", "--top-p", "0", "--device", "cpu"], 2, &["top_p is 0"]);
     fails(&["ir", "demo", "--plan", "1,2,x,3"], 2, &["--plan is `1,2,x,3`"]);

@@ -126,11 +126,21 @@ fn words(args: &RunArgs) -> Result<(String, Option<String>), Failure> {
         ([model], false) if !std::io::stdin().is_terminal() && (model == "demo" || Path::new(model).is_dir()) => {
             Ok((model.clone(), None))
         }
+        // A mistyped folder must not become a prompt of the demo model.
+        ([path], false) if is_path(path) && !Path::new(path).exists() => Err(Failure::Usage(format!(
+            "there is no folder {path}; for a prompt that begins like a path write: gossamer run demo '{path}'"
+        ))),
         ([prompt], false) => Ok(("demo".into(), Some(prompt.clone()))),
         ([_, _], true) => Err(Failure::Usage("give either a prompt or --tokens, not both".into())),
         ([model, prompt, ..], false) => Ok((model.clone(), Some(prompt.clone()))),
         _ => Err(Failure::Usage("too many words; quote the prompt".into())),
     }
+}
+
+/// Whether a word is written as a path: from the root, the home or a folder by its dots, without spaces.
+fn is_path(word: &str) -> bool {
+    let begins = ["/", "./", "../", "~/"].iter().any(|p| word.len() > p.len() && word.starts_with(p));
+    begins && !word.contains(char::is_whitespace)
 }
 
 /// The ids of the prompt: of a conversation in harmony format, or of `plain` text with what the tokenizer puts before every text.

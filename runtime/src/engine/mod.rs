@@ -6,43 +6,28 @@
 mod ahead;
 mod inputs;
 pub mod kv;
+mod program;
 pub mod sampling;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use gossamer_ir::{InferError, Module, StateDecl, Type};
+use gossamer_ir::{InferError, Module};
 use gossamer_models::config::ModelConfig;
-use gossamer_models::step::{ENTRY, Head, Output, Program, StepOptions};
+use gossamer_models::step::{Head, Output};
 use gossamer_passes::bucket::{StepSize, choose, choose_prompt};
 use gossamer_passes::manager::Pass;
-use gossamer_passes::plan::{PlanError, plan};
-use gossamer_passes::{Options, PassError, Plan, compile};
+use gossamer_passes::plan::PlanError;
+use gossamer_passes::{Options, PassError, Plan};
 
 use crate::exec::{ExecError, Executor, HostData, Inputs, PlanId, StateSpec};
 use crate::phases::{Phase, Phases};
 use ahead::Drawn;
 pub use ahead::OnDecoded;
 use kv::{Group, PageTable};
+pub use program::{plan_step, program, state_specs};
 pub use sampling::{SamplingError, SamplingParams};
-
-/// The plan of a step of `size`: `program` through the passes and then laid out.
-///
-/// # Errors
-/// A program that does not compile or plan.
-pub fn plan_step(program: &Module, options: &EngineOptions, size: StepSize) -> Result<Plan, EngineError> {
-    let sizes = size.bindings(options.context, options.context.div_ceil(options.page));
-    let mut pass_options = options.pass_options.clone();
-    if options.fuse {
-        pass_options.sizes = sizes.clone();
-        if pass_options.mxfp4_layout.is_some() {
-            pass_options.refuses = Some(crate::kernels::refuse());
-        }
-    }
-    let (module, _) = compile(program.clone(), &options.passes, &pass_options)?;
-    Ok(plan(&module, ENTRY, &sizes)?)
-}
 
 /// Limits of an engine. Memory for state follows from them.
 #[derive(Clone, Debug)]
@@ -218,54 +203,6 @@ fn size_of(work: &[Work]) -> StepSize {
 /// What a step must return: as much as the most demanding of its sequences asks for.
 fn head(work: &[Work]) -> Head {
     work.iter().filter_map(|w| w.params.map(SamplingParams::head)).max().unwrap_or(Head::Greedy)
-}
-
-/// The program of a model for one head under an engine's limits.
-///
-/// # Errors
-/// An op that refuses its operands; a parsed configuration gives none.
-pub fn program(config: &ModelConfig, options: &EngineOptions, head: Head) -> Result<Program, InferError> {
-    let step = StepOptions {
-        head,
-        max_tokens: options.chunk,
-        max_seqs: options.max_seqs,
-        context: options.context,
-        page: options.page,
-    };
-    gossamer_models::build(config, &step)
-}
-
-/// The state that an engine with these limits needs, by parameter of `@step`.
-///
-/// # Errors
-/// As [`program`].
-pub fn state_specs(config: &ModelConfig, options: &EngineOptions) -> Result<Vec<StateSpec>, InferError> {
-    let program = program(config, options, Head::Full)?;
-    let Some(f) = program.module.func(ENTRY) else { return Ok(vec![]) };
-    let mut out = Vec::new();
-    for p in &f.params {
-        let Type::State(_, name) = &p.ty else { continue };
-        if let Some(decl) = program.module.state(name) {
-            let units = match decl {
-                StateDecl::Kv { .. } => pages(decl, options),
-                StateDecl::Counts { .. } => options.max_seqs,
-            };
-            out.push(StateSpec { name: p.name.to_string(), decl: decl.clone(), units });
-        }
-    }
-    Ok(out)
-}
-
-/// Pages of a KV declaration.
-fn pages(decl: &StateDecl, options: &EngineOptions) -> usize {
-    let all = Group::pages_for(decl, options.max_seqs, options.context, options.chunk);
-    match (decl, options.kv_tokens) {
-        // At least one page a sequence, or none could start.
-        (StateDecl::Kv { window: None, page, .. }, Some(tokens)) => {
-            all.min(tokens.div_ceil(*page as usize).max(options.max_seqs))
-        }
-        _ => all,
-    }
 }
 
 impl Engine {
