@@ -25,13 +25,14 @@ pub enum Factor {
 /// A dimension in normal form: products (sorted factors) with positive coefficients, sorted; the empty product is the constant.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
 pub struct Dim {
-    terms: BTreeMap<Vec<Factor>, i64>,
+    /// Shared: dims are cloned far more often than they are made.
+    terms: Arc<BTreeMap<Vec<Factor>, i64>>,
 }
 
 impl Dim {
     /// The symbol `name`.
     pub fn sym(name: &str) -> Dim {
-        Dim { terms: BTreeMap::from([(vec![Factor::Sym(name.into())], 1)]) }
+        Dim { terms: Arc::new(BTreeMap::from([(vec![Factor::Sym(name.into())], 1)])) }
     }
 
     /// The value, if no symbol occurs.
@@ -51,20 +52,21 @@ impl Dim {
         }
         match self.as_const() {
             Some(c) => Dim::from(c.saturating_add(n - 1) / n),
-            None => Dim { terms: BTreeMap::from([(vec![Factor::CeilDiv(Box::new(self.clone()), n)], 1)]) },
+            None => Dim { terms: Arc::new(BTreeMap::from([(vec![Factor::CeilDiv(Box::new(self.clone()), n)], 1)])) },
         }
     }
 
     /// `self / n` if every coefficient is a multiple of `n`.
     pub fn div_exact(&self, n: i64) -> Option<Dim> {
-        let terms = self.terms.iter().map(|(k, c)| (c % n == 0).then(|| (k.clone(), c / n))).collect::<Option<_>>()?;
-        Some(Dim { terms })
+        let terms: Option<BTreeMap<_, _>> =
+            self.terms.iter().map(|(k, c)| (c % n == 0).then(|| (k.clone(), c / n))).collect();
+        Some(Dim { terms: Arc::new(terms?) })
     }
 
     /// The value under `bindings`; the error names the unbound symbol.
     pub fn eval(&self, bindings: &Bindings) -> Result<i64, Sym> {
         let mut sum = 0i64;
-        for (product, coefficient) in &self.terms {
+        for (product, coefficient) in &*self.terms {
             let mut value = *coefficient;
             for factor in product {
                 let f = match factor {
@@ -81,7 +83,7 @@ impl Dim {
     /// The dim with every bound symbol replaced by its value.
     pub fn substitute(&self, bindings: &Bindings) -> Dim {
         let mut sum = Dim::default();
-        for (product, coefficient) in &self.terms {
+        for (product, coefficient) in &*self.terms {
             let mut value = Dim::from(*coefficient);
             for factor in product {
                 let f = match factor {
@@ -129,7 +131,7 @@ impl Dim {
 
     fn insert(&mut self, product: Vec<Factor>, coefficient: i64) {
         if coefficient != 0 {
-            let slot = self.terms.entry(product).or_insert(0);
+            let slot = Arc::make_mut(&mut self.terms).entry(product).or_insert(0);
             *slot = slot.saturating_add(coefficient);
         }
     }
@@ -153,7 +155,7 @@ impl std::ops::Add for &Dim {
     type Output = Dim;
     fn add(self, rhs: &Dim) -> Dim {
         let mut out = self.clone();
-        for (product, coefficient) in &rhs.terms {
+        for (product, coefficient) in &*rhs.terms {
             out.insert(product.clone(), *coefficient);
         }
         out
@@ -164,8 +166,8 @@ impl std::ops::Mul for &Dim {
     type Output = Dim;
     fn mul(self, rhs: &Dim) -> Dim {
         let mut out = Dim::default();
-        for (a, ca) in &self.terms {
-            for (b, cb) in &rhs.terms {
+        for (a, ca) in &*self.terms {
+            for (b, cb) in &*rhs.terms {
                 let mut product: Vec<Factor> = a.iter().chain(b).cloned().collect();
                 product.sort();
                 out.insert(product, ca.saturating_mul(*cb));

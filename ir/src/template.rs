@@ -20,6 +20,8 @@ pub struct Slot {
     pub ops: &'static [OpKind],
     /// True if what the slot computes may also be stored as a result.
     pub exports: bool,
+    /// True if scalar code makes each element where it is read: then the ops may be any number in any order.
+    pub scalar: bool,
 }
 
 /// In which order a template sums the products of a contraction: kernels of one order give a row the same bits.
@@ -117,6 +119,9 @@ const CHOICES: &[OpKind] = scalar_and!(Const, GatherRows, Swiglu, MoeCombine);
 
 const MAPPED: &[OpKind] = scalar_and!(Cmp, Select, Const, GatherRows, Swiglu, MoeCombine, Rope);
 
+/// What the elements of a row may be made of in front of a reduction over it.
+const ROW: &[OpKind] = &[K::GatherRows, K::Cast, K::Add, K::MoeCombine];
+
 const HALF: &[DType] = &[DType::BF16, DType::F16];
 
 /// Every template, by name.
@@ -127,7 +132,7 @@ pub const TEMPLATES: &[Template] = &[
         main: &[K::MatMul],
         free: &[],
         dtypes: HALF,
-        prologue: &[Slot { operand: 0, ops: &[K::GatherRows, K::RmsNorm, K::Cast], exports: false }],
+        prologue: &[Slot { operand: 0, ops: &[K::GatherRows, K::RmsNorm, K::Cast], exports: false, scalar: false }],
         epilogue: HEAD,
         rows: (1, 64),
         width: ANY,
@@ -207,7 +212,7 @@ pub const TEMPLATES: &[Template] = &[
         main: &[K::MoeMatMul],
         free: &[],
         dtypes: &[DType::BF16],
-        prologue: &[Slot { operand: 1, ops: &[K::Dequant], exports: false }],
+        prologue: &[Slot { operand: 1, ops: &[K::Dequant], exports: false, scalar: false }],
         epilogue: CHOICES,
         rows: (1, 256),
         width: ANY,
@@ -227,7 +232,7 @@ pub const TEMPLATES: &[Template] = &[
         main: &[K::MoeMatMul],
         free: &[],
         dtypes: &[DType::BF16],
-        prologue: &[Slot { operand: 1, ops: &[K::Dequant], exports: false }],
+        prologue: &[Slot { operand: 1, ops: &[K::Dequant], exports: false, scalar: false }],
         epilogue: CHOICES,
         rows: (1, 32),
         width: ANY,
@@ -247,7 +252,7 @@ pub const TEMPLATES: &[Template] = &[
         main: &[K::MoeMatMul],
         free: &[],
         dtypes: &[DType::BF16],
-        prologue: &[Slot { operand: 1, ops: &[K::Dequant], exports: false }],
+        prologue: &[Slot { operand: 1, ops: &[K::Dequant], exports: false, scalar: false }],
         epilogue: EXPERTS,
         rows: (9, ANY),
         width: ANY,
@@ -267,7 +272,7 @@ pub const TEMPLATES: &[Template] = &[
         main: &[K::MoeMatMul],
         free: &[],
         dtypes: &[DType::BF16],
-        prologue: &[Slot { operand: 1, ops: &[K::Dequant], exports: false }],
+        prologue: &[Slot { operand: 1, ops: &[K::Dequant], exports: false, scalar: false }],
         epilogue: EXPERTS,
         rows: (9, 4096),
         width: ANY,
@@ -287,7 +292,7 @@ pub const TEMPLATES: &[Template] = &[
         main: &[K::MoeMatMul],
         free: &[],
         dtypes: &[DType::BF16],
-        prologue: &[Slot { operand: 1, ops: &[K::Dequant], exports: false }],
+        prologue: &[Slot { operand: 1, ops: &[K::Dequant], exports: false, scalar: false }],
         epilogue: EXPERTS,
         rows: (1, ANY),
         width: ANY,
@@ -307,7 +312,7 @@ pub const TEMPLATES: &[Template] = &[
         main: &[K::MatMul],
         free: &[],
         dtypes: HALF,
-        prologue: &[Slot { operand: 0, ops: &[K::RmsNorm, K::Cast], exports: true }],
+        prologue: &[Slot { operand: 0, ops: &[K::RmsNorm, K::Cast], exports: true, scalar: false }],
         epilogue: &[K::Add, K::TopK, K::Softmax, K::Cast],
         rows: (1, ANY),
         width: 256,
@@ -347,7 +352,7 @@ pub const TEMPLATES: &[Template] = &[
         main: &[K::RmsNorm, K::LayerNorm, K::Softmax],
         free: &[],
         dtypes: &[],
-        prologue: &[Slot { operand: 0, ops: &[K::GatherRows, K::Cast], exports: false }],
+        prologue: &[Slot { operand: 0, ops: ROW, exports: true, scalar: true }],
         epilogue: SCALAR,
         rows: (1, ANY),
         width: ANY,

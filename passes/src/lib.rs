@@ -26,6 +26,7 @@ pub mod layout;
 pub mod manager;
 pub mod narrow;
 pub mod plan;
+pub mod rotate;
 pub mod rule;
 pub mod schedule;
 pub mod weight_only;

@@ -8,7 +8,7 @@ use gossamer_ir::{Bindings, InferError, LayoutName, Module};
 
 use crate::cost::Machine;
 use crate::fuse::{self, FuseError};
-use crate::{canonicalise, cse, dce, layout, narrow, rule};
+use crate::{canonicalise, cse, dce, layout, narrow, rotate, rule};
 
 /// What passes may ask about the target, and how the manager behaves.
 #[derive(Clone, Debug)]
@@ -95,6 +95,11 @@ pub const PASSES: &[Pass] = &[
     },
     Pass { name: "cse", summary: "merges ops that compute the same value", run: |m, o| Ok(cse::run(m, o)?.into()) },
     Pass {
+        name: "rotate",
+        summary: "moves the norm that a layer begins with behind the layer in front, for steps of many rows; needs sizes",
+        run: |m, o| Ok(rotate::run(m, o)?.into()),
+    },
+    Pass {
         name: "narrow",
         summary: "of a prompt computes only the rows that are read where rows are independent; needs sizes",
         run: |m, o| Ok(narrow::run(m, o)?.into()),
@@ -121,7 +126,7 @@ pub const PASSES: &[Pass] = &[
 
 /// The passes that `--passes default` runs, in order.
 pub fn default_pipeline() -> Vec<Pass> {
-    ["canonicalise", "cse", "narrow", "layout", "fuse", "dce"].iter().filter_map(|n| pass(n)).collect()
+    ["canonicalise", "cse", "rotate", "narrow", "layout", "fuse", "dce"].iter().filter_map(|n| pass(n)).collect()
 }
 
 /// The passes as a table: name and what each does.

@@ -37,6 +37,10 @@ pub fn run(module: &mut Module, options: &Options) -> Result<bool, InferError> {
         }
         at += 1;
     }
+    // A layer of which no call is left would be fused for nothing.
+    if changed {
+        dce::run(module, options)?;
+    }
     Ok(changed)
 }
 

@@ -1,5 +1,7 @@
 //! What a [`Template`] accepts: its regions' ops, their shapes, and sizes.
 
+use std::collections::BTreeSet;
+
 use super::{ANY, Earlier, Template, heavy};
 use crate::dim::{Bindings, Dim};
 use crate::dtype::DType;
@@ -192,7 +194,7 @@ impl Template {
         }
     }
 
-    /// Each yield of the prologue is a parameter or a chain of the slot's ops on one.
+    /// Each yield of the prologue is a parameter or a chain of the slot's ops on one; of a scalar slot anything made of its ops.
     fn check_prologue(&self, f: &Func, main: &Func) -> Result<(), String> {
         let heavy = heavy(main);
         for (i, root) in f.results.iter().enumerate() {
@@ -204,7 +206,11 @@ impl Template {
             let mut v = *root;
             let mut allowed = slot.map_or(&[][..], |s| s.ops);
             // From the main op outward: the ops of a slot in reverse.
-            while f.graph.op(v.op).kind != OpKind::Param {
+            let scalar = slot.is_some_and(|s| s.scalar);
+            if scalar {
+                self.check_scalar(f, v, allowed)?;
+            }
+            while !scalar && f.graph.op(v.op).kind != OpKind::Param {
                 let op = f.graph.op(v.op);
                 let Some(at) = allowed.iter().rposition(|k| *k == op.kind) else {
                     let takes = slot.map_or("nothing there".to_string(), |s| names(s.ops));
@@ -219,6 +225,25 @@ impl Template {
             }
         }
         Ok(())
+    }
+
+    /// `root` is made of no other ops than these, and not of too many.
+    fn check_scalar(&self, f: &Func, root: Value, takes: &[OpKind]) -> Result<(), String> {
+        let (mut seen, mut work) = (BTreeSet::new(), vec![root.op]);
+        while let Some(id) = work.pop() {
+            let op = f.graph.op(id);
+            if op.kind == OpKind::Param || !seen.insert(id) {
+                continue;
+            }
+            if !takes.contains(&op.kind) {
+                return Err(self.no(format!("`{}` in the prologue", op.kind.name()), names(takes)));
+            }
+            work.extend(op.operands.iter().map(|v| v.op));
+        }
+        match seen.len() > self.ops {
+            true => Err(self.no(format!("{} ops in the prologue", seen.len()), format!("at most {}", self.ops))),
+            false => Ok(()),
+        }
     }
 
     fn check_epilogue(&self, f: &Func, main: &Func, takes: &[OpKind]) -> Result<(), String> {

@@ -138,8 +138,9 @@ mod tests {
         let passes = manager::parse_pipeline(passes.unwrap_or("none")).unwrap();
         let (module, trace) = compile(module, &passes, &options).unwrap();
         let report = trace.passes.into_iter().find_map(|p| p.fusion);
-        let report = report.and_then(|r| r.funcs.into_iter().find(|f| &*f.name == "layer_window"));
-        (print_func(module.func("layer_window").unwrap()), report)
+        let layer = module.funcs.iter().find(|f| f.name.starts_with("layer_window")).unwrap();
+        let report = report.and_then(|r| r.funcs.into_iter().find(|f| f.name == layer.name));
+        (print_func(layer), report)
     }
 
     /// Kernel by kernel: what is inside, and the rules in the order in which they were applied.

@@ -46,6 +46,8 @@ pub enum How {
         region: usize,
         /// What is taken in also becomes a result.
         export: bool,
+        /// Only an op of which one operand is made by an op of this kind.
+        of: Option<OpKind>,
     },
     /// A kernel and the one whose result it reads, both complete kernels of template `parts`, become the stages of one.
     Chain {
@@ -95,7 +97,7 @@ const fn grow(
 }
 
 const fn absorb(name: &'static str, kinds: &'static [OpKind], region: usize, meaning: &'static str) -> Rule {
-    Rule { info: info(name, Family::Absorb, meaning), kinds, how: How::Absorb { region, export: false } }
+    Rule { info: info(name, Family::Absorb, meaning), kinds, how: How::Absorb { region, export: false, of: None } }
 }
 
 /// Every rule, by family.
@@ -206,12 +208,27 @@ pub static RULES: &[Rule] = &[
     absorb("absorb/map", ABSORBED, 1, "the scalar op that makes an operand of a scalar kernel joins it"),
     Rule {
         info: info(
+            "absorb/sum",
+            Family::Absorb,
+            "what is added to a weighted sum over experts is added where a reduction reads the rows, and also stored for others",
+        ),
+        kinds: &[K::Add],
+        how: How::Absorb { region: 1, export: true, of: Some(K::MoeCombine) },
+    },
+    absorb(
+        "absorb/combine",
+        &[K::MoeCombine, K::Cast],
+        0,
+        "the weighted sum over experts, and the cast of what it sums, is made where a reduction reads its rows",
+    ),
+    Rule {
+        info: info(
             "absorb/share",
             Family::Absorb,
             "a cast, and the norm behind it, moves into the prologue and is also stored for others",
         ),
         kinds: &[K::Cast],
-        how: How::Absorb { region: 1, export: true },
+        how: How::Absorb { region: 1, export: true, of: None },
     },
     Rule {
         info: RuleInfo {
@@ -325,8 +342,10 @@ impl Rule {
             (How::Grow { keep, when }, Term::Op(kind, children)) => {
                 grown(eg, class, *kind, children, keep, when, &mut |k| first((class, node, k)))
             }
-            (How::Absorb { region, export }, Term::Kernel(k, operands)) => {
-                absorbed(eg, class, (*k, operands), self.kinds, (region, export), &mut |op| first((class, node, op)))
+            (How::Absorb { region, export, of }, Term::Kernel(k, operands)) => {
+                absorbed(eg, class, (*k, operands), self.kinds, (region, export, of), &mut |op| {
+                    first((class, node, op))
+                })
             }
             (How::Chain { parts, whole }, Term::Kernel(k, operands)) => {
                 chained(eg, class, (*k, operands), parts, whole, &mut |k| first((class, node, k)))
@@ -451,7 +470,7 @@ fn absorbed(
     class: Id,
     kernel: (u32, &[Id]),
     kinds: &[OpKind],
-    (region, export): (usize, bool),
+    (region, export, of): (usize, bool, Option<OpKind>),
     first: &mut dyn FnMut(&Term) -> bool,
 ) -> Vec<Proposal> {
     let (k, ids) = kernel;
@@ -477,10 +496,17 @@ fn absorbed(
                 continue;
             }
             // Another cast behind the one that is there would be a second rounding of what is kept once.
-            if kind.class() == Class::Elementwise && region == 0 {
+            let scalar = t.prologue.iter().any(|s| s.scalar && s.ops.contains(kind));
+            if kind.class() == Class::Elementwise && region == 0 && !scalar {
                 continue;
             }
             let (operands, attrs) = parts(eg, *kind, children);
+            let made_by = |of: OpKind| {
+                operands.iter().any(|v| eg[*v].nodes.iter().any(|n| matches!(n, Term::Op(k, _) if *k == of)))
+            };
+            if of.is_some_and(|of| !made_by(of)) {
+                continue;
+            }
             let mut grown = body.clone();
             let op = Taken { kind: *kind, attrs, operands, name: name_of(eg, operand) };
             if grown.absorb(eg, region, operand, op, export).is_none() {

@@ -9,7 +9,7 @@
 //! ```
 //!
 //! Under a function the figures are those of its own ops, calls left out; in front of all functions those of the whole step (the function `step`, else the last one),
-//! with all calls. Figures: `launches`; `bytes` moved, and of these `weights`, `state`, `activations` (B, KB, MB, GB; decimal); predicted time `us` and least possible `roofline`; of the whole
+//! with all calls. Where passes put others in the place of a function, those of the one that is called most often. Figures: `launches`; `bytes` moved, and of these `weights`, `state`, `activations` (B, KB, MB, GB; decimal); predicted time `us` and least possible `roofline`; of the whole
 //! step also `arena`, `live` and `scratch`. Relations: `=`, `<`, `<=`, `>`, `>=`. `kernels =` lists templates in order, one each kernel. `set:` lines hold for the
 //! `cost:` lines after them.
 
@@ -82,7 +82,8 @@ pub(super) fn run(source: &Source, args: &str) -> Result<(), Stop> {
 fn check(d: &Directive, module: &Module, options: &Options) -> Result<(), String> {
     let figures = match &d.func {
         Some(name) => {
-            let f = module.func(name).ok_or_else(|| format!("there is no function @{name} after the passes"))?;
+            let f =
+                after_passes(module, name).ok_or_else(|| format!("there is no function @{name} after the passes"))?;
             let (fixed, run) = steps(f);
             let made: Result<Vec<_>, String> =
                 run.iter().map(|id| lowered(module, f, *id, &options.sizes).map(Arc::new)).collect();
@@ -99,6 +100,17 @@ fn check(d: &Directive, module: &Module, options: &Options) -> Result<(), String
         }
     };
     d.text.split(',').try_for_each(|claim| holds(claim.trim(), &figures))
+}
+
+/// The function, or of those that passes made of it (`name.suffix`) the one that is called most often.
+fn after_passes<'m>(module: &'m Module, name: &str) -> Option<&'m Func> {
+    let calls = |callee: &str| -> usize {
+        let ops = module.funcs.iter().flat_map(|f| f.graph.ids().into_iter().map(move |id| f.graph.op(id)));
+        ops.filter(|op| op.kind == OpKind::Call && op.attrs.word("callee") == callee).count()
+    };
+    let made = module.funcs.iter().filter(|f| f.name.strip_prefix(name).is_some_and(|rest| rest.starts_with('.')));
+    // Of equals the first.
+    module.func(name).or_else(|| made.rev().max_by_key(|f| calls(&f.name)))
 }
 
 /// Of some ops; `fixed` are weights and ops that are done at load, `counts` the launches of each op, or why one has none.

@@ -419,5 +419,31 @@ fn scalars() -> Vec<Scenario> {
         ],
         weights: vec![],
     };
-    vec![source.scenario(&[1, 2, 33, 200], &["map", "row"], without(&[]))]
+    let mut out = vec![source.scenario(&[1, 2, 33, 200], &["row"], without(&[]))];
+    out.push(source.scenario(&[1, 2, 33, 200], &["map", "row"], without(&["absorb/share"])));
+    for (choices, k) in [(4, k), (3, 9000)] {
+        let source = Source {
+            label: format!("sum over {choices} choices, norm of {k}"),
+            params: format!("%x: f32[T, {k}], %r: bf16[T, {choices}, {k}], %p: f32[T, {choices}], %g: bf16[{k}]"),
+            results: format!("f32[T, {k}], bf16[T, {k}]"),
+            body: vec![
+                format!("%f = cast %r {{to = f32}} : f32[T, {choices}, {k}]"),
+                format!("%c = moe_combine %f, %p : f32[T, {k}]"),
+                format!("%z = add %x, %c : f32[T, {k}]"),
+                format!("%m = rms_norm %z, %g : f32[T, {k}]"),
+                format!("%n = cast %m {{to = bf16}} : bf16[T, {k}]"),
+                "return %z, %n".into(),
+            ],
+            inputs: vec![
+                ("x", rng.floats(DType::F32, &[most, k], 1.0), true),
+                ("r", rng.floats(DType::BF16, &[most, choices, k], 1.0), true),
+                ("p", rng.floats(DType::F32, &[most, choices], 1.0), true),
+                ("g", rng.floats(DType::BF16, &[k], 1.0), false),
+            ],
+            weights: vec![],
+        };
+        out.push(source.scenario(&[1, 2, 33, 200], &["row"], without(&[])));
+        out.push(source.scenario(&[33, 200], &["map", "row"], without(&["absorb/sum"])));
+    }
+    out
 }

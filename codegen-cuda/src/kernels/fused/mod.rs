@@ -177,9 +177,12 @@ impl<'a> Body<'a> {
                 Origin::Main(v) => {
                     computed(v).ok_or_else(|| unsupported("this result of main in an epilogue", "its first"))
                 }
-                Origin::Prologue(_) | Origin::Before(_) => {
-                    Err(unsupported("a prologue's value in the epilogue", "main's results and operands"))
+                Origin::Prologue(_) => {
+                    let through = self.main.results.get(i).and_then(|v| computed(*v));
+                    through
+                        .ok_or_else(|| unsupported("a prologue's value in the epilogue", "main's results and operands"))
                 }
+                Origin::Before(_) => Err(unsupported("an earlier stage's value in the epilogue", "its main's results")),
             })
             .collect()
     }

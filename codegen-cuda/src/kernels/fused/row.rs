@@ -158,10 +158,11 @@ pub fn lower(cx: &Cx, body: &Body) -> Result<Lowered> {
         }
     }
     let (body_lines, y) = middle.scope(|r| r.element(heavy, &index))?;
+    // Beside the op's result, the row itself may be stored for others.
     let given = |v: Value| {
-        let y = y.clone();
-        let source: Source = Source::Given(Box::new(move |_: &[Index]| y.clone()));
-        (v == heavy).then_some(source)
+        let element = if v == heavy { y.clone() } else { x.clone() };
+        let source: Source = Source::Given(Box::new(move |_: &[Index]| element.clone()));
+        (v == heavy || v == input).then_some(source)
     };
     let sources = body.epilogue_sources(cx, &mut params, given)?;
     let mut after = Region::new(body.epilogue(), cx.module(), sources);

@@ -260,6 +260,17 @@ pub fn cases(rule: &Rule, kind: OpKind, s: &Sizes) -> Vec<String> {
             let params = format!("%x: bf16[T, {k}], %p: mxfp4[{e}, {n}, {k}], %ids: i32[T, {j}], %c: bf16[{e}, {n}]");
             one(params, t, lines, "%b")
         }
+        ("absorb/sum" | "absorb/combine", _) => {
+            let lines = vec![
+                format!("%r.1 = cast %r {{to = f32}} : f32[T, {j}, {k}]"),
+                format!("%c = moe_combine %r.1, %p : f32[T, {k}]"),
+                format!("%z = add %y, %c : f32[T, {k}]"),
+                format!("%a = rms_norm %z, %g : f32[T, {k}]"),
+                format!("%h = cast %a {{to = bf16}} : bf16[T, {k}]"),
+            ];
+            let params = format!("%y: f32[T, {k}], %r: bf16[T, {j}, {k}], %p: f32[T, {j}], %g: bf16[{k}]");
+            one(params, format!("f32[T, {k}], bf16[T, {k}]"), lines, "%z, %h")
+        }
         ("absorb/share", _) => {
             let x = format!("bf16[T, {k}]");
             let lines = vec![
