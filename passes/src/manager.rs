@@ -96,7 +96,7 @@ pub const PASSES: &[Pass] = &[
     Pass { name: "cse", summary: "merges ops that compute the same value", run: |m, o| Ok(cse::run(m, o)?.into()) },
     Pass {
         name: "rotate",
-        summary: "moves the norm that a layer begins with behind the layer in front, for steps of many rows; needs sizes",
+        summary: "of a prompt moves the norm that a layer begins with behind the layer in front; needs sizes",
         run: |m, o| Ok(rotate::run(m, o)?.into()),
     },
     Pass {

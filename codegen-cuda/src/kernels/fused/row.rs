@@ -13,6 +13,9 @@ type Result<T> = std::result::Result<T, LowerError>;
 /// Elements of a row that a thread may hold, and of all vectors of columns beside it.
 const HELD: i64 = 32;
 
+/// More rows than this keep several blocks on each multiprocessor busy.
+const MANY: i64 = 512;
+
 /// How a thread goes through its elements of the row: those THREADS apart, in this order wherever a sum is made.
 struct Walk {
     /// Elements of a thread, if it holds them in registers: all are asked for at once and once.
@@ -134,17 +137,20 @@ pub fn lower(cx: &Cx, body: &Body) -> Result<Lowered> {
     let mut prefetch = Vec::new();
     if walk.held.is_some() {
         arrays.push(format!("f32 held[{steps}];"));
+        // Few rows wait for every load, so vectors of columns are asked for with the row; of many rows others work meanwhile, and registers are worth more.
         let vectors = op.operands.iter().skip(1).filter(|v| **v != input);
         for (j, v) in vectors.enumerate() {
             let ty = main.graph.ty(*v).as_tensor().ok_or_else(|| malformed("a norm by a state"))?;
-            if ty.rank() != 1 || steps * (j as i64 + 2) > 2 * HELD {
+            if ty.rank() != 1 {
                 continue;
             }
-            let (lines, element) = middle.scope(|r| r.element(*v, &index[lead.len()..]))?;
-            arrays.push(format!("f32 vector{j}[{steps}];"));
-            first.extend(text(&lines));
-            first.push(format!("vector{j}[i] = {element};"));
-            middle.assume(*v, &index[lead.len()..], &format!("vector{j}[i]"));
+            if count <= MANY && steps * (j as i64 + 2) <= 2 * HELD {
+                let (lines, element) = middle.scope(|r| r.element(*v, &index[lead.len()..]))?;
+                arrays.push(format!("f32 vector{j}[{steps}];"));
+                first.extend(text(&lines));
+                first.push(format!("vector{j}[i] = {element};"));
+                middle.assume(*v, &index[lead.len()..], &format!("vector{j}[i]"));
+            }
             if let (Origin::Operand(o), Some(bytes)) = (body.main_value(*v), ty.dtype.bytes()) {
                 let pointer = params.operand(cx, o)?;
                 let lines = blocks(n * bytes as i64, 128);
@@ -200,6 +206,7 @@ pub fn lower(cx: &Cx, body: &Body) -> Result<Lowered> {
         Text::new(format!("row_{}_n{n}", op.kind.name()), body.kernel.summary(), include_str!("../cuda/row.cu"))
             .with(Piece::Reduce)
             .with(Piece::Dependent)
+            .set("bounds", bounds(count, threads, prologue.is_some(), walk.held))
             .set("threads", threads)
             .set("params", params)
             .set("n", n)
@@ -213,6 +220,15 @@ pub fn lower(cx: &Cx, body: &Body) -> Result<Lowered> {
     let mut launch = cx.launch(source, count, threads, args)?;
     launch.dependent = true;
     Ok(single(launch))
+}
+
+/// Threads, and blocks that must fit on a multiprocessor. Where elements are made of several loads the compiler, left to itself, keeps registers for as many blocks as it can and
+/// asks for few elements at a time: a sum over choices with its norm of 64 rows of 2880 takes 13.6 us so and 6.7 with room for two blocks, of 8192 rows 220 us and 153 with room
+/// for four (performance.md 25). A norm alone is as fast without: 2.1 us for 8 rows, 2.3 with.
+fn bounds(rows: i64, threads: u32, made: bool, held: Option<i64>) -> String {
+    let many = rows > MANY && held.is_none_or(|steps| steps <= HELD / 2);
+    let blocks = (if many { 1024 } else { 512 } / threads).max(1);
+    if made { format!("{threads}, {blocks}") } else { threads.to_string() }
 }
 
 /// Code that reduces a row, and the variables it leaves, as [`Region::set_statistics`] wants them.
