@@ -61,6 +61,10 @@ const ASSEMBLY: &[(&str, &str)] = &[
     (r#"asm("createpolicy.fractional.L2::evict_first.b64 %0, 1.0;" : "=l"(policy));"#, "policy = 0;"),
     (r#"asm volatile("griddepcontrol.wait;" ::: "memory");"#, ""),
     (r#"asm volatile("griddepcontrol.launch_dependents;" ::: "memory");"#, ""),
+    (
+        r#"asm volatile("ld.shared.v4.u32 {%0,%1,%2,%3}, [%4];" : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w) : "r"(at) : "memory");"#,
+        "v = *(const uint4*)(uintptr_t)at;",
+    ),
     (r#"asm volatile("movmatrix.sync.aligned.m8n8.trans.b16 %0, %1;" : "=r"(y) : "r"(x));"#, "y = emu_transpose8(x);"),
 ];
 
