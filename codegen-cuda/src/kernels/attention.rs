@@ -24,15 +24,12 @@ const PARTS: i64 = 8192;
 const PART_KEYS: i64 = 128;
 /// Pieces of 32 keys that a window may touch for a block of the kernel for few tokens to hold them all, a warp each.
 const NARROW: i64 = 8;
-/// Sums that a block of the kernel for few tokens holds where it does chunks of a run: of 15 chunks 12 are done by one warp each and the pieces of the
-/// other three by all four warps.
-const SLOTS: i64 = 12 + 3 * 4;
 /// Blocks of the kernel for few tokens: two on each multiprocessor.
 const BLOCKS: i64 = 264;
 /// Tokens from which the kernel with rings is used where it can be: then each of its blocks has a warp's work for every warp at common lengths.
 const RING_FROM: i64 = 16;
 /// Warps of that kernel that multiply, and pieces of 32 keys that the ring of each holds. More bytes under way bring nothing.
-const RING: (i64, i64) = (8, 3);
+const RING: (i64, i64) = (7, 2);
 /// Chunks that wait to be folded in that kernel, at most.
 const RING_SLOTS: i64 = 16;
 /// Shared memory that a block may have.
@@ -321,7 +318,8 @@ fn sinks_of(sinks: bool, unit: &str, head: &str) -> (String, &'static str) {
 
 /// Whether the kernel with rings can do it: pieces lie in one page, and its lists and counts fit.
 fn rings(few: &Few) -> bool {
-    let chunks = few.tokens.saturating_mul(few.kv.heads * blocks(few.group, 8)).saturating_mul(few.keys / PART_KEYS + 1);
+    let chunks =
+        few.tokens.saturating_mul(few.kv.heads * blocks(few.group, 8)).saturating_mul(few.keys / PART_KEYS + 1);
     few.window == 0
         && few.kv.dim <= 64
         && few.kv.page % 32 == 0
@@ -356,6 +354,7 @@ fn ring(cx: &Cx, fill: impl Fn(Text) -> Text, few: Few) -> Result<Lowered, Lower
     .set("stages", stages)
     .set("slots", slots)
     .set("listed", listed)
+    .set("read", 4)
     .set("sink_early", sink_early)
     .set("sink", sink);
     let at = args.iter().position(|a| matches!(a, Arg::Result { .. })).map_or(args.len(), |i| i + 1);
@@ -400,7 +399,6 @@ fn few(cx: &Cx, fill: impl Fn(Text) -> Text, few: Few) -> Result<Lowered, LowerE
     .set("early", early)
     .set("limit", PARTS)
     .set("warps", warps)
-    .set("slots", SLOTS)
     .set("held", kv.dim <= 64)
     .set("resident", if warps <= 5 { 2 } else { 1 })
     .set("sink_early", sink_early)
@@ -412,7 +410,7 @@ fn few(cx: &Cx, fill: impl Fn(Text) -> Text, few: Few) -> Result<Lowered, LowerE
     let part = blocks(heads * (kv.dim + 2), 4) * 16;
     launch.dependent = true;
     // Sums of pieces or chunks with their statistics; for works of several parts also runs so far and the list of parts.
-    let slots = narrow.unwrap_or(SLOTS) * heads * (kv.dim + 6) * 4;
+    let slots = narrow.unwrap_or(16) * heads * (kv.dim + 6) * 4;
     let rest = match narrow {
         Some(_) => 0,
         None => blocks(heads * kv.dim / 4, threads) * threads * 32 + (MAX_FEW + 4) * 4,

@@ -3,7 +3,7 @@
 // quads. Pieces are folded into chunks, chunks into quads, quads into runs, runs into the result, each in order, whatever warps and blocks they
 // came from; the few pieces of a narrow window are folded as they come. So a row's bits are its own, and those of the kernel for many tokens.
 // A block does a chunk, a quad or a run of a token's keys at a time, whichever keeps the grid busy; its warps take pieces of a chunk, else chunks in
-// turn and the pieces of the last few chunks, of which there are fewer than warps; the next piece's keys and values are under way meanwhile. Blocks that make one result together leave their parts in memory for the last of them.
+// turn, with the next piece's keys and values under way. Blocks that make one result together leave their parts in memory for the last of them.
 // Multiplies have keys (or elements of values) as rows and query heads as columns.
 typedef ${type} T;
 constexpr int DIM = ${dim};        // elements of a head
@@ -24,7 +24,7 @@ constexpr bool HELD = ${held};  // a piece's keys and values fit the registers; 
 constexpr int QC = (DIM + 31) / 32;   // steps of 32 elements of q and k
 constexpr int VC = (DIM + 63) / 64;   // steps of 64 elements of v
 constexpr int ROW = DIM + 4;          // a head's sums in shared memory
-constexpr int SLOTS = NARROW ? WARPS : ${slots};  // pieces and chunks that are folded at a time
+constexpr int SLOTS = NARROW ? WARPS : 16;  // pieces or chunks that are folded at a time
 constexpr int FOURS = HEADS * DIM / 4;
 constexpr int TURNS = (FOURS + THREADS - 1) / THREADS;  // fours of sums that a thread folds
 constexpr int PART = (HEADS * (DIM + 2) + 3) / 4 * 4;   // floats of a part in memory
@@ -204,32 +204,25 @@ ${entry}(const T* q, const T* keys, const T* values, const i32* pos, const i32* 
     next.token = -1;
     return at < total * UNITS ? open(at) : next;
   };
-  // Pieces of this warp in a round. Whole fours of its chunks are done in turn, a chunk by a warp; of the chunks that are left each warp does a piece.
-  auto shared_from = [&](const Work& w) -> i32 {  // the first chunk that is done together
-    const i32 first = w.begin >> 2;
-    return single ? first : first + (((w.end >> 2) - first + 1) & ~3);
+  // Pieces of this warp in a round, -1: none (left).
+  auto first_piece = [&](const Work& w) -> i32 {
+    i32 piece = single ? (NARROW ? w.begin : w.begin & ~3) + warp : (w.begin & ~15) + 4 * warp;
+    if (!single && piece + 3 < w.begin) piece += 16;
+    if (!single && piece < w.begin) piece = w.begin;
+    return piece < w.begin || piece > w.end ? -1 : piece;
   };
-  auto piece_at = [&](const Work& w, i32 turn) -> i32 {
-    if (NARROW) return w.begin + warp;
-    const i32 first = w.begin >> 2;
-    const i32 alone = shared_from(w) - first;  // as many turns: four chunks are four pieces of each warp
-    return turn < alone ? (first + (turn & ~3) + warp) * 4 + (turn & 3) : (first + turn) * 4 + warp;
+  auto next_piece = [&](const Work& w, i32 piece) -> i32 {
+    const i32 next = (piece & 3) == 3 ? piece + 13 : piece + 1;
+    return single || next > w.end ? -1 : next;
   };
-  auto turn_from = [&](const Work& w, i32 turn) -> i32 {  // the first turn from this one on that has a piece, -1: none
-    if (single && turn > 0) return -1;
-    i32 piece = piece_at(w, turn);
-    while (piece < w.begin) piece = piece_at(w, ++turn);
-    return piece > w.end ? -1 : turn;
-  };
-  auto first_turn = [&](const Work& w) -> i32 { return w.end < w.begin ? -1 : turn_from(w, 0); };
-  // Pages of the warp's pieces in a round, one a lane: that of turn t is in lane t.
+  // Pages of the warp's pieces in a round, one a lane: that of piece p is in lane p / 16 % 4 * 4 + p % 4.
   auto page_of = [&](i32 sequence, i32 key) -> i32 {
     const i32 page = key / PAGE;
     return page < row_pages ? pages[sequence * row_pages + page] : -1;
   };
   auto look_up = [&](const Work& w) -> i32 {
-    if (!ALIGNED || w.end < w.begin) return -1;
-    const i32 piece = piece_at(w, single ? 0 : lane & 15);
+    if (!ALIGNED) return -1;
+    const i32 piece = single ? first_piece(w) : (w.begin & ~63) + 16 * (lane >> 2 & 3) + 4 * warp + (lane & 3);
     return piece < w.begin || piece > w.end ? -1 : page_of(w.sequence, piece * 32);
   };
 
@@ -248,10 +241,9 @@ ${entry}(const T* q, const T* keys, const T* values, const i32* pos, const i32* 
   auto place = [&](i32 unit, i32 key, i32 page) -> i64 {
     return page < 0 ? -1 : ((i64)(page * KV_HEADS + unit / SETS) * PAGE + key % PAGE) * DIM;
   };
-  auto from = [&](const Work& w, i32 turn, i32 ids) -> From {
-    const i32 page = __shfl_sync(0xffffffffu, ids, turn & 15);
-    const i32 piece = piece_at(w, turn);
-    return {piece, w.unit, w.sequence, w.pos, ALIGNED ? place(w.unit, piece * 32, page) : 0};
+  auto from = [&](i32 piece, i32 unit, i32 sequence, i32 pos, i32 ids) -> From {
+    const i32 page = __shfl_sync(0xffffffffu, ids, (piece >> 4 & 3) * 4 + (piece & 3));
+    return {piece, unit, sequence, pos, ALIGNED ? place(unit, piece * 32, page) : 0};
   };
   auto seen = [&](const From& f, int i) -> bool {
     const i32 key = f.piece * 32 + i;
@@ -301,8 +293,8 @@ ${entry}(const T* q, const T* keys, const T* values, const i32* pos, const i32* 
 
   Work w = open(at);
   i32 ids = look_up(w);
-  i32 turn = first_turn(w);  // -1: this warp has no piece
-  From now = from(w, turn < 0 ? 0 : turn, ids);
+  i32 piece = first_piece(w);
+  From now = from(piece, w.unit, w.sequence, w.pos, ids);
   bool old = false;  // keys of positions that no token of this step has were written by earlier steps
   if (EARLY) {
     i32 fresh = w.pos;
@@ -311,8 +303,8 @@ ${entry}(const T* q, const T* keys, const T* values, const i32* pos, const i32* 
       if (seq[t] == w.sequence && pos[t] < fresh) fresh = pos[t];
     }
     if (n > 1) fresh = (i32)(__reduce_min_sync(0xffffffffu, (u32)fresh ^ 0x80000000u) ^ 0x80000000u);
-    old = turn >= 0 && now.piece * 32 + 32 <= fresh;
-    if (!old && turn >= 0 && now.base >= 0 && seen(now, lane)) {
+    old = piece >= 0 && piece * 32 + 32 <= fresh;
+    if (!old && piece >= 0 && now.base >= 0 && seen(now, lane)) {
       const i64 offset = row(now, lane);
 #pragma unroll
       for (int d = 0; d < DIM; d += 64) {
@@ -328,7 +320,7 @@ ${entry}(const T* q, const T* keys, const T* values, const i32* pos, const i32* 
   }
   if (EARLY) wait_for_predecessors();
   load_query(w);
-  if (turn >= 0 && !old) {
+  if (piece >= 0 && !old) {
     load_keys(now);
     load_values(now);
   }
@@ -345,8 +337,8 @@ ${entry}(const T* q, const T* keys, const T* values, const i32* pos, const i32* 
     f32 out[VC][4][4] = {};
 #pragma unroll 1
     for (bool walks = true; walks;) {
-      const bool active = turn >= 0 && now.base >= 0;
-      const i32 in_round = turn >= 0 ? turn_from(w, turn + 1) : -1;
+      const bool active = piece >= 0 && now.base >= 0;
+      const i32 in_round = piece >= 0 ? next_piece(w, piece) : -1;
       walks = in_round >= 0;
       f32 z[2][4] = {};
       if (active) {
@@ -371,9 +363,9 @@ ${entry}(const T* q, const T* keys, const T* values, const i32* pos, const i32* 
       }
       // What comes next is loaded meanwhile.
       const From done = now;
-      const i32 after = walks ? in_round : more ? first_turn(next) : -1;
+      const i32 after = walks ? in_round : more ? first_piece(next) : -1;
       if (after >= 0) {
-        now = walks ? from(w, after, ids) : from(next, after, next_ids);
+        now = from(after, walks ? w.unit : next.unit, walks ? w.sequence : next.sequence, walks ? w.pos : next.pos, walks ? ids : next_ids);
         load_keys(now);
       }
       if (!walks && more) load_query(next);
@@ -439,12 +431,8 @@ ${entry}(const T* q, const T* keys, const T* values, const i32* pos, const i32* 
         }
       }
       if (after >= 0) load_values(now);
-      const i32 chunk = done.piece >> 2;
-      const bool together = NARROW || chunk >= shared_from(w);
-      if (turn >= 0 && (!walks || together || (done.piece & 3) == 3)) {
-        const i32 first = NARROW ? 0 : w.begin >> 2;
-        const i32 own = shared_from(w) - first;  // slots of chunks; behind them four for each that is done together
-        const int slot = NARROW ? warp : together ? own + 4 * (chunk - first - own) + warp : chunk - first;
+      if (piece >= 0 && (!walks || (piece & 3) == 3)) {
+        const int slot = single ? warp : piece >> 2 & 15;
 #pragma unroll
         for (int e = 0; e < 2; e++) {
           if (2 * c + e >= HEADS) continue;
@@ -466,7 +454,7 @@ ${entry}(const T* q, const T* keys, const T* values, const i32* pos, const i32* 
           for (int i = 0; i < 16; i++) out[v][i / 4][i % 4] = 0.0f;
         }
       }
-      turn = after;
+      piece = after;
     }
     __syncthreads();
 
@@ -479,30 +467,14 @@ ${entry}(const T* q, const T* keys, const T* values, const i32* pos, const i32* 
       const Pack<f32, 4> x = *(const Pack<f32, 4>*)(slots + row * ROW + four % (DIM / 4) * 4);
       return there ? Fold{stat.at[0], stat.at[1], x} : nothing();
     };
-    // A chunk done together, whose pieces are in slots from this one on.
-    auto chunk_of = [&](int i, int slot, i32 chunk) -> Fold {
-      Fold held[4];
-#pragma unroll
-      for (int s = 0; s < 4; s++) held[s] = slot_at(i, slot + s, chunk * 4 + s >= w.begin && chunk * 4 + s <= w.end);
-      Fold f = nothing();
-#pragma unroll
-      for (int s = 0; s < 4; s++) merge(f, held[s]);
-      return f;
-    };
-    // Folds nodes first .. last, of which `node` is in slot node - base, into what there is; from node `pieces` on they are chunks done together. `flat`:
-    // one after the other; else fours into the next level, and with `runs` those into `run`, which is folded in after 16 nodes and after node `end`.
-    auto fold_slots = [&](int i, i32 base, i32 first, i32 last, i32 pieces, bool flat, bool runs, Fold& run, i32 end) {
+    // Folds nodes first .. last, of which `node` is in slot node - base, into what there is. `flat`: one after the other; else fours into the next
+    // level, and with `runs` those into `run`, which is folded in after 16 nodes and after node `end`.
+    auto fold_slots = [&](int i, i32 base, i32 first, i32 last, bool flat, bool runs, Fold& run, i32 end) {
 #pragma unroll 1
       for (i32 node = first & ~3; node <= last; node += 4) {
         Fold held[4];
 #pragma unroll
-        for (int s = 0; s < 4; s++) held[s] = slot_at(i, node + s - base, node + s >= first && node + s <= last && node + s < pieces);
-        if (node + 3 >= pieces) {
-#pragma unroll
-          for (int s = 0; s < 4; s++) {
-            if (node + s >= pieces && node + s <= last) held[s] = chunk_of(i, pieces - base + 4 * (node + s - pieces), node + s);
-          }
-        }
+        for (int s = 0; s < 4; s++) held[s] = slot_at(i, node + s - base, node + s >= first && node + s <= last);
         Fold f = flat ? result[i] : nothing();
 #pragma unroll
         for (int s = 0; s < 4; s++) merge(f, held[s]);
@@ -536,9 +508,9 @@ ${entry}(const T* q, const T* keys, const T* values, const i32* pos, const i32* 
         for (int s = 0; s < WARPS; s++) merge(result[i], held[s]);
         return;
       }
-      const i32 first = w.begin >> 2;
-      if (single) result[i] = w.end < w.begin ? nothing() : chunk_of(i, 0, first);
-      else fold_slots(i, first, first, w.end >> 2, shared_from(w), false, false, runs[i], 0);
+      const i32 level = single ? 0 : 2;
+      const i32 base = single ? w.begin & ~3 : w.begin >> 2 & ~15;
+      fold_slots(i, base, w.begin >> level, w.end >> level, single, false, runs[i], 0);
     });
     bool whole = closes(w);  // this block has the result
     if (!NARROW && shift == FULL) {
@@ -577,7 +549,7 @@ ${entry}(const T* q, const T* keys, const T* values, const i32* pos, const i32* 
         }
         copy_wait<0>();
         __syncthreads();
-        each_four([&](int i, int) { fold_slots(i, base, low, high, last + 1, shift == 6, shift == 2, runs[i], last); });
+        each_four([&](int i, int) { fold_slots(i, base, low, high, shift == 6, shift == 2, runs[i], last); });
         __syncthreads();
       }
     }

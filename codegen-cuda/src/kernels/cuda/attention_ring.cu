@@ -3,8 +3,8 @@
 // chunks, chunks into quads, quads into runs and runs into the result, each in order, so a row has the bits that the kernel for few gives it.
 // The chunks of all tokens and key heads stand in one list, of which every block takes an equal stretch, whatever the lengths. In a block each warp but
 // the last takes chunks in turn: their keys and values come by bulk copies through a ring of pieces of its own, which goes on into the next chunk. The last
-// warp folds what they leave in slots. Where a stretch ends within a token and key head, what can be folded is left in memory, and the block that is last
-// folds all of it.
+// warp folds what they leave in slots. Where stretches end within a token and key head, the block that has its first chunks folds as they come and the others
+// leave in memory what they can fold; the block that is last goes on from there.
 // Multiplies have keys (or elements of values) as rows and query heads as columns.
 typedef ${type} T;
 constexpr int DIM = ${dim};        // elements of a head
@@ -20,6 +20,7 @@ constexpr int STAGES = ${stages};  // pieces of a warp's ring
 constexpr int SLOTS = ${slots};   // chunks that wait to be folded
 constexpr int LISTED = ${listed};  // tokens that the lists have room for
 constexpr int THREADS = WARPS * 32 + 32;
+constexpr int READ = ${read};     // nodes that are read at a time
 constexpr int QC = (DIM + 31) / 32;  // steps of 32 elements of q and k
 constexpr u32 HALF = 32 * DIM * 2;   // bytes of the keys of a piece
 constexpr int ROW = DIM + 4;         // a head's sums in shared memory
@@ -97,14 +98,13 @@ ${entry}(const T* q, const T* keys, const T* values, const i32* pos, const i32* 
   let_successors_start();
   if (!EARLY) wait_for_predecessors();
 
-  if (threadIdx.x == 0) {
-    for (int i = 0; i < WARPS * STAGES; i++) signal_init(shared_address(&full[0][0] + i), 1);
-    for (int i = 0; i < SLOTS; i++) signal_init(shared_address(ready + i), 1);
-    for (int i = 0; i < SLOTS; i++) signal_init(shared_address(empty + i), 1);
+  for (int i = (int)threadIdx.x; i < WARPS * STAGES + 2 * SLOTS; i += THREADS) {
+    u64* const signal = i < WARPS * STAGES ? &full[0][0] + i : i < WARPS * STAGES + SLOTS ? ready + (i - WARPS * STAGES) : empty + (i - WARPS * STAGES - SLOTS);
+    signal_init(shared_address(signal), 1);
     signal_publish();
-    before[0] = 0;
   }
-  // The list. A token without keys has a chunk without pieces.
+  if (threadIdx.x == 0) before[0] = 0;
+  // The list. A token without keys has no chunks.
   i32 through_all = 0;
 #pragma unroll 1
   for (i32 t0 = 0; t0 < n; t0 += THREADS) {
@@ -117,7 +117,7 @@ ${entry}(const T* q, const T* keys, const T* values, const i32* pos, const i32* 
       const i32 newest = s < 0 || s >= sequences || p < 0 ? -1 : p < mapped ? p : (i32)mapped;
       newest_of[t] = newest;
       sequence_of[t] = s;
-      through = newest < 0 ? 1 : newest / 128 + 1;
+      through = newest < 0 ? 0 : newest / 128 + 1;
     }
 #pragma unroll
     for (int m = 1; m < 32; m <<= 1) {
@@ -141,13 +141,11 @@ ${entry}(const T* q, const T* keys, const T* values, const i32* pos, const i32* 
   const i32 larger = total % (i32)gridDim.x;  // blocks that take one more
   auto start_of = [&](i32 block) -> i32 { return block * share + (block < larger ? block : larger); };
   auto block_of = [&](i32 x) -> i32 { return x < larger * (share + 1) ? x / (share + 1) : larger + (x - larger * (share + 1)) / share; };
-  auto find = [&](i32 x) -> Place {
-    i32 token = 0;
-    for (i32 past = n; past - token > 1;) {
-      const i32 middle = (token + past) / 2;
-      if (before[middle] * UNITS <= x) token = middle;
-      else past = middle;
-    }
+  auto find = [&](i32 x) -> Place {  // all lanes of a warp look for the last token whose chunks begin at x or before
+    constexpr int STEP = LISTED / 32;
+    auto begins = [&](i32 t) -> bool { return t < n && before[t] * UNITS <= x; };
+    i32 token = (__popc(__ballot_sync(0xffffffffu, begins(lane * STEP))) - 1) * STEP;
+    token += __popc(__ballot_sync(0xffffffffu, lane < STEP && begins(token + lane))) - 1;
     const i32 chunks = before[token + 1] - before[token];
     const i32 rest = x - before[token] * UNITS;
     return {token, rest / chunks, rest % chunks, chunks};
@@ -165,7 +163,7 @@ ${entry}(const T* q, const T* keys, const T* values, const i32* pos, const i32* 
       w.unit = at.unit;
       w.first = at.at * 4;
       w.newest = newest_of[at.token];
-      const i32 left = w.newest < 0 ? 0 : w.newest / 32 + 1 - w.first;
+      const i32 left = w.newest / 32 + 1 - w.first;
       w.pieces = left < 4 ? left : 4;
       if (lane < w.pieces) w.page = pages[sequence_of[at.token] * row_pages + (w.first + lane) * 32 / PAGE];
       return w;
@@ -192,8 +190,8 @@ ${entry}(const T* q, const T* keys, const T* values, const i32* pos, const i32* 
           const u32 bytes = (u32)rows_of(w, piece) * DIM * 2;
           const i64 from = ((i64)(page * KV_HEADS + w.unit / SETS) * PAGE + (w.first + piece) * 32 % PAGE) * DIM;
           signal_expect(signal, 2 * bytes);
-          fetch(to, keys + from, bytes, signal);
-          fetch(to + HALF, values + from, bytes, signal);
+          fetch_once(to, keys + from, bytes, signal);
+          fetch_once(to + HALF, values + from, bytes, signal);
         }
       }
       asked++;
@@ -207,7 +205,6 @@ ${entry}(const T* q, const T* keys, const T* values, const i32* pos, const i32* 
     };
 
     Chunk now = open(warp);
-    Chunk next = open(warp + WARPS);
     i32 ahead = 0;          // next piece to ask for
     bool in_next = false;   // of the next chunk
     if (EARLY) {
@@ -220,8 +217,9 @@ ${entry}(const T* q, const T* keys, const T* values, const i32* pos, const i32* 
       }
       fresh = (i32)(__reduce_min_sync(0xffffffffu, (u32)fresh ^ 0x80000000u) ^ 0x80000000u);
       while (ahead < STAGES && ahead < now.pieces && (now.first + ahead + 1) * 32 <= fresh) ask(now, ahead++);
-      wait_for_predecessors();
     }
+    Chunk next = open(warp + WARPS);
+    if (EARLY) wait_for_predecessors();
     asm volatile("fence.proxy.async;" ::: "memory");
     uint4 query[QC];
     uint4 query_next[QC];
@@ -368,8 +366,13 @@ ${entry}(const T* q, const T* keys, const T* values, const i32* pos, const i32* 
     return;
   }
 
-  // Folds. A lane has fours lane, lane + 32 .. of the sums of all heads.
+  // Folds, and writes the zeros of tokens without keys. A lane has fours lane, lane + 32 .. of the sums of all heads.
   if (EARLY) wait_for_predecessors();
+  for (i32 t = (i32)blockIdx.x; t < n; t += (i32)gridDim.x) {
+    if (newest_of[t] >= 0) continue;
+    constexpr int RESULT = KV_HEADS * GROUP * DIM;
+    for (int i = 8 * lane; i < RESULT; i += 256) *(uint4*)(y + (i64)t * RESULT + i) = make_uint4(0, 0, 0, 0);
+  }
   const i32 room = (i32)(row_pages * PAGE / 2048) + 14;  // nodes that a part may have
   // Where a part of a token and unit, chunks begin .. end - 1 of `chunks`, lies in memory: that of the block's first is in front of its last one's.
   auto part_at = [&](i32 block, i32 x) -> f32* { return scratch + (i64)(2 * block + (x > start_of(block) ? 1 : 0)) * room * PART; };
@@ -398,13 +401,24 @@ ${entry}(const T* q, const T* keys, const T* values, const i32* pos, const i32* 
       if (four % (DIM / 4) == 0) *(Pack<f32, 2>*)(to + HEADS * DIM + 2 * (four / (DIM / 4))) = {f[i].most, f[i].sum};
     }
   };
+  auto load = [&](Fold (&f)[TURNS], const f32* from) {
+#pragma unroll
+    for (int i = 0; i < TURNS; i++) {
+      const int four = FOURS % 32 == 0 || lane + 32 * i < FOURS ? lane + 32 * i : 0;
+      const float4 x = __ldcg((const float4*)(from + 4 * four));
+      const float2 stat = __ldcg((const float2*)(from + HEADS * DIM + 2 * (four / (DIM / 4))));
+      f[i] = {stat.x, stat.y, {{x.x, x.y, x.z, x.w}}};
+    }
+  };
   Place at = count > 0 ? find(start) : Place{0, 0, 0, 1};
 #pragma unroll 1
   for (i32 j = 0; j < count;) {
     // The part of a token and unit that is in this block's stretch.
     const i32 begin = at.at;
     const i32 end = at.chunks - begin < count - j ? at.chunks : begin + count - j;
-    const bool whole = begin == 0 && end == at.chunks;
+    const bool head = begin == 0;  // a part that is folded as it comes
+    const bool whole = head && end == at.chunks;
+    const i32 from = start + j - begin;  // its first chunk in the list
     const i32 token = at.token;
     const i32 unit = at.unit;
     ${sink_early}
@@ -426,7 +440,7 @@ ${entry}(const T* q, const T* keys, const T* values, const i32* pos, const i32* 
       }
       __syncwarp();
       if (lane == 0) signal_arrive(shared_address(empty + slot));
-      const i32 node = span(chunk, begin, end, at.chunks);
+      const i32 node = head ? 16 : span(chunk, begin, end, at.chunks);
       if (node == 1) {
         store(to, own);
         to += PART;
@@ -443,7 +457,7 @@ ${entry}(const T* q, const T* keys, const T* values, const i32* pos, const i32* 
       into(run, quad);
       clear(quad);
       if ((chunk & 15) != 15 && chunk + 1 < at.chunks) continue;
-      if (whole) {
+      if (head) {
         into(result, run);
       } else {
         store(to, run);
@@ -453,33 +467,44 @@ ${entry}(const T* q, const T* keys, const T* values, const i32* pos, const i32* 
     }
     bool last = whole;
     if (!whole) {
-      const i32 from = start + j - end;  // the first chunk of the token and unit
       const i32 first_block = block_of(from);
       const i32 last_block = block_of(from + at.chunks - 1);
-      last = last_warp_of(counters + first_block, (u32)(last_block - first_block + 1));
+      u32* const counter = counters + first_block;
+      const u32 parts = (u32)(last_block - first_block + 1);
+      f32* const state = part_at(first_block, from);
+      if (head) {
+        // The others began with their parts, so they are most often there already.
+        last = __shfl_sync(0xffffffffu, *(volatile u32*)counter, 0) == parts - 1;
+        if (last) {
+          fence_device();
+          if (lane == 0) *counter = 0;
+        } else {
+          store(state, quad);
+          store(state + PART, run);
+          store(state + 2 * PART, result);
+          last = last_warp_of(counter, parts);
+        }
+      } else {
+        last = last_warp_of(counter, parts);
+        if (last) {
+          load(quad, state);
+          load(run, state + PART);
+          load(result, state + 2 * PART);
+        }
+      }
 #pragma unroll 1
-      for (i32 block = first_block; last && block <= last_block; block++) {
-        const i32 x = start_of(block) > from ? start_of(block) : from;
-        const i32 low = x - from;
+      for (i32 block = first_block + 1; last && block <= last_block; block++) {
+        const i32 low = start_of(block) - from;
         const i32 high = start_of(block + 1) - from < at.chunks ? start_of(block + 1) - from : at.chunks;
-        const f32* node = part_at(block, x);
-        // Two nodes are read at a time.
+        const f32* node = part_at(block, start_of(block));
+        // Some nodes are read at a time.
 #pragma unroll 1
-        for (i32 chunk = low; chunk < high; node += 2 * PART) {
-          Fold held[2][TURNS];
+        for (i32 chunk = low; chunk < high; node += READ * PART) {
+          Fold held[READ][TURNS];
 #pragma unroll
-          for (int s = 0; s < 2; s++) {
+          for (int s = 0; s < READ; s++) load(held[s], node + s * PART);
 #pragma unroll
-            for (int i = 0; i < TURNS; i++) {
-              const int four = FOURS % 32 == 0 || lane + 32 * i < FOURS ? lane + 32 * i : 0;
-              const f32* const stat = node + s * PART + HEADS * DIM + 2 * (four / (DIM / 4));
-              const float4 x4 = __ldcg((const float4*)(node + s * PART + 4 * four));
-              const float2 stat2 = __ldcg((const float2*)stat);
-              held[s][i] = {stat2.x, stat2.y, {{x4.x, x4.y, x4.z, x4.w}}};
-            }
-          }
-#pragma unroll
-          for (int s = 0; s < 2; s++) {
+          for (int s = 0; s < READ; s++) {
             if (chunk >= high) continue;
             const i32 width = span(chunk, low, high, at.chunks);
             if (width == 16) into(result, held[s]);
@@ -521,10 +546,11 @@ ${entry}(const T* q, const T* keys, const T* values, const i32* pos, const i32* 
     // The next token and unit.
     at.at = 0;
     at.unit++;
-    if (at.unit == UNITS) {
-      at.unit = 0;
+    if (at.unit < UNITS) continue;
+    at.unit = 0;
+    do {
       at.token++;
-      if (at.token < n) at.chunks = before[at.token + 1] - before[at.token];
-    }
+      at.chunks = at.token < n ? before[at.token + 1] - before[at.token] : 1;
+    } while (at.chunks == 0);
   }
 }
