@@ -28,8 +28,8 @@ const NARROW: i64 = 8;
 const BLOCKS: i64 = 264;
 /// Tokens from which the kernel with rings is used where it can be: then each of its blocks has a warp's work for every warp at common lengths.
 const RING_FROM: i64 = 16;
-/// Warps of that kernel that multiply, and pieces of 32 keys that the ring of each holds. More bytes under way bring nothing.
-const RING: (i64, i64) = (7, 2);
+/// Warps of that kernel that multiply, and pieces of 32 keys that the ring of each holds besides the one in registers. With more bytes under way all wait longer.
+const RING: (i64, i64) = (7, 1);
 /// Chunks that wait to be folded in that kernel, at most.
 const RING_SLOTS: i64 = 16;
 /// Shared memory that a block may have.
