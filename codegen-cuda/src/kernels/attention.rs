@@ -29,7 +29,9 @@ const BLOCKS: i64 = 264;
 /// Tokens from which the kernel with rings is used where it can be: then each of its blocks has a warp's work for every warp at common lengths.
 const RING_FROM: i64 = 16;
 /// Warps of that kernel that multiply, and pieces of 32 keys that the ring of each holds besides the one in registers. With more bytes under way all wait longer.
-const RING: (i64, i64) = (7, 1);
+const RING: (i64, i64) = (8, 1);
+/// Warps of that kernel that fold: what the others leave last is folded behind them all, so it has to be quick.
+const FOLDERS: i64 = 4;
 /// Chunks that wait to be folded in that kernel, at most.
 const RING_SLOTS: i64 = 16;
 /// Shared memory that a block may have.
@@ -338,7 +340,7 @@ fn ring(cx: &Cx, fill: impl Fn(Text) -> Text, few: Few) -> Result<Lowered, Lower
     let listed = (tokens as u64).next_power_of_two().max(64) as i64;
     let lists = (3 * listed + 1) * 4;
     let slots = ((SHARED - 2048 - rings - lists) / slot).min(RING_SLOTS);
-    let (sink_early, sink) = sinks_of(sinks, "unit", "(lane + 32 * i) / (DIM / 4)");
+    let (sink_early, sink) = sinks_of(sinks, "unit", "four_of(i) / (DIM / 4)");
     let text = Text::new(
         format!("{name}_ring{}", if early { "_early" } else { "" }),
         ir,
@@ -352,6 +354,7 @@ fn ring(cx: &Cx, fill: impl Fn(Text) -> Text, few: Few) -> Result<Lowered, Lower
     .set("early", early)
     .set("warps", warps)
     .set("stages", stages)
+    .set("folders", FOLDERS)
     .set("slots", slots)
     .set("listed", listed)
     .set("read", 4)
@@ -359,14 +362,14 @@ fn ring(cx: &Cx, fill: impl Fn(Text) -> Text, few: Few) -> Result<Lowered, Lower
     .set("sink", sink);
     let at = args.iter().position(|a| matches!(a, Arg::Result { .. })).map_or(args.len(), |i| i + 1);
     args.splice(at..at, [Arg::Scratch(0), Arg::Counters]);
-    let mut launch = cx.launch(fill(text).build(), PROCESSORS, warps as u32 * 32 + 32, args)?;
+    let mut launch = cx.launch(fill(text).build(), PROCESSORS, (warps + FOLDERS) as u32 * 32, args)?;
     launch.dependent = true;
     launch.shared = (rings + slots * slot + lists) as u32;
     // Two parts of a token and key head for each block, of runs and what is left before and behind them, and as much as is read at once.
     let part = blocks(heads * (kv.dim + 2), 4) * 16;
     let nodes = keys / (16 * PART_KEYS) + 14;
     let scratch = vec![(PROCESSORS * 2 * nodes * part) as u64];
-    Ok(Lowered { launches: vec![launch], scratch, counters: PROCESSORS as u32, ..Lowered::default() })
+    Ok(Lowered { launches: vec![launch], scratch, counters: (PROCESSORS * FOLDERS) as u32, ..Lowered::default() })
 }
 
 fn few(cx: &Cx, fill: impl Fn(Text) -> Text, few: Few) -> Result<Lowered, LowerError> {

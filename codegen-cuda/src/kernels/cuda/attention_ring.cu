@@ -1,10 +1,10 @@
 // ${ir}
 // Steps that decode many sequences. As in the kernel for few, a piece is 32 keys, a chunk 4 pieces, a quad 4 chunks, a run 4 quads; pieces are folded into
 // chunks, chunks into quads, quads into runs and runs into the result, each in order, so a row has the bits that the kernel for few gives it.
-// The chunks of all tokens and key heads stand in one list, of which every block takes an equal stretch, whatever the lengths. In a block each warp but
-// the last takes chunks in turn: their keys and values come by bulk copies through a ring of pieces of its own, which goes on into the next chunk. The last
-// warp folds what they leave in slots. Where stretches end within a token and key head, the block that has its first chunks folds as they come and the others
-// leave in memory what they can fold; the block that is last goes on from there.
+// The chunks of all tokens and key heads stand in one list, of which every block takes an equal stretch, whatever the lengths. Most warps of a block take
+// its chunks in turn: keys and values come by bulk copies through a ring of pieces that each warp has of its own and that goes on into its next chunk. The
+// last few warps fold what these leave in slots, each the sums of some of the heads. Where stretches end within a token and key head, the block that has
+// its first chunks folds as they come and the others leave in memory what they can fold; the block that is last goes on from there.
 // Multiplies have keys (or elements of values) as rows and query heads as columns.
 typedef ${type} T;
 constexpr int DIM = ${dim};        // elements of a head
@@ -16,16 +16,17 @@ constexpr int HEADS = GROUP < 8 ? GROUP : 8;
 constexpr int SETS = (GROUP + HEADS - 1) / HEADS;  // sets of query heads of a key head
 constexpr int UNITS = KV_HEADS * SETS;
 constexpr int WARPS = ${warps};   // that multiply
+constexpr int FOLDERS = ${folders};  // warps that fold
 constexpr int STAGES = ${stages};  // pieces of a warp's ring
 constexpr int SLOTS = ${slots};   // chunks that wait to be folded
 constexpr int LISTED = ${listed};  // tokens that the lists have room for
-constexpr int THREADS = WARPS * 32 + 32;
+constexpr int THREADS = (WARPS + FOLDERS) * 32;
 constexpr int READ = ${read};     // nodes that are read at a time
 constexpr int QC = (DIM + 31) / 32;  // steps of 32 elements of q and k
 constexpr u32 HALF = 32 * DIM * 2;   // bytes of the keys of a piece
 constexpr int ROW = DIM + 4;         // a head's sums in shared memory
 constexpr int FOURS = HEADS * DIM / 4;
-constexpr int TURNS = (FOURS + 31) / 32;               // fours of sums that a lane folds
+constexpr int TURNS = (FOURS + 32 * FOLDERS - 1) / (32 * FOLDERS);  // fours of sums that a lane folds
 constexpr int PART = (HEADS * (DIM + 2) + 3) / 4 * 4;  // floats of a node in memory
 
 // Greatest logit, sum of exponentials and four of the weighted sums of a range of keys.
@@ -90,7 +91,7 @@ ${entry}(const T* q, const T* keys, const T* values, const i32* pos, const i32* 
   __shared__ u64 full[WARPS][STAGES];
   __shared__ u64 ready[SLOTS];
   __shared__ u64 empty[SLOTS];
-  __shared__ i32 warp_sum[WARPS + 1];
+  __shared__ i32 warp_sum[WARPS + FOLDERS];
   const int lane = threadIdx.x & 31;
   const int warp = threadIdx.x >> 5;
   const int g = lane >> 2;
@@ -100,7 +101,7 @@ ${entry}(const T* q, const T* keys, const T* values, const i32* pos, const i32* 
 
   for (int i = (int)threadIdx.x; i < WARPS * STAGES + 2 * SLOTS; i += THREADS) {
     u64* const signal = i < WARPS * STAGES ? &full[0][0] + i : i < WARPS * STAGES + SLOTS ? ready + (i - WARPS * STAGES) : empty + (i - WARPS * STAGES - SLOTS);
-    signal_init(shared_address(signal), 1);
+    signal_init(shared_address(signal), i < WARPS * STAGES + SLOTS ? 1 : FOLDERS);
     signal_publish();
   }
   if (threadIdx.x == 0) before[0] = 0;
@@ -129,7 +130,7 @@ ${entry}(const T* q, const T* keys, const T* values, const i32* pos, const i32* 
     __syncthreads();
     through += through_all;
 #pragma unroll
-    for (int w = 0; w <= WARPS; w++) {
+    for (int w = 0; w < WARPS + FOLDERS; w++) {
       if (w < warp) through += warp_sum[w];
       through_all += warp_sum[w];
     }
@@ -366,9 +367,13 @@ ${entry}(const T* q, const T* keys, const T* values, const i32* pos, const i32* 
     return;
   }
 
-  // Folds, and writes the zeros of tokens without keys. A lane has fours lane, lane + 32 .. of the sums of all heads.
+  // Folds, and writes the zeros of tokens without keys. The lanes of all that fold share the fours of the sums of all heads.
+  const int folder = warp - WARPS;
+  const int own_four = folder * 32 + lane;
+  auto four_of = [&](int i) -> int { return own_four + 32 * FOLDERS * i; };
+  auto there = [&](int i) -> bool { return FOURS % (32 * FOLDERS) == 0 || four_of(i) < FOURS; };
   if (EARLY) wait_for_predecessors();
-  for (i32 t = (i32)blockIdx.x; t < n; t += (i32)gridDim.x) {
+  for (i32 t = (i32)blockIdx.x; folder == 0 && t < n; t += (i32)gridDim.x) {
     if (newest_of[t] >= 0) continue;
     constexpr int RESULT = KV_HEADS * GROUP * DIM;
     for (int i = 8 * lane; i < RESULT; i += 256) *(uint4*)(y + (i64)t * RESULT + i) = make_uint4(0, 0, 0, 0);
@@ -395,8 +400,8 @@ ${entry}(const T* q, const T* keys, const T* values, const i32* pos, const i32* 
   auto store = [&](f32* to, const Fold (&f)[TURNS]) {
 #pragma unroll
     for (int i = 0; i < TURNS; i++) {
-      const int four = lane + 32 * i;
-      if (FOURS % 32 != 0 && four >= FOURS) continue;
+      const int four = four_of(i);
+      if (!there(i)) continue;
       *(Pack<f32, 4>*)(to + 4 * four) = f[i].x;
       if (four % (DIM / 4) == 0) *(Pack<f32, 2>*)(to + HEADS * DIM + 2 * (four / (DIM / 4))) = {f[i].most, f[i].sum};
     }
@@ -404,7 +409,7 @@ ${entry}(const T* q, const T* keys, const T* values, const i32* pos, const i32* 
   auto load = [&](Fold (&f)[TURNS], const f32* from) {
 #pragma unroll
     for (int i = 0; i < TURNS; i++) {
-      const int four = FOURS % 32 == 0 || lane + 32 * i < FOURS ? lane + 32 * i : 0;
+      const int four = there(i) ? four_of(i) : 0;
       const float4 x = __ldcg((const float4*)(from + 4 * four));
       const float2 stat = __ldcg((const float2*)(from + HEADS * DIM + 2 * (four / (DIM / 4))));
       f[i] = {stat.x, stat.y, {{x.x, x.y, x.z, x.w}}};
@@ -433,7 +438,7 @@ ${entry}(const T* q, const T* keys, const T* values, const i32* pos, const i32* 
       Fold own[TURNS];
 #pragma unroll
       for (int i = 0; i < TURNS; i++) {
-        const int four = FOURS % 32 == 0 || lane + 32 * i < FOURS ? lane + 32 * i : 0;
+        const int four = there(i) ? four_of(i) : 0;
         const int row = slot * HEADS + four / (DIM / 4);
         const Pack<f32, 2> stat = *(const Pack<f32, 2>*)(stats + 2 * row);
         own[i] = {stat.at[0], stat.at[1], *(const Pack<f32, 4>*)(slots + row * ROW + four % (DIM / 4) * 4)};
@@ -469,7 +474,7 @@ ${entry}(const T* q, const T* keys, const T* values, const i32* pos, const i32* 
     if (!whole) {
       const i32 first_block = block_of(from);
       const i32 last_block = block_of(from + at.chunks - 1);
-      u32* const counter = counters + first_block;
+      u32* const counter = counters + first_block * FOLDERS + folder;
       const u32 parts = (u32)(last_block - first_block + 1);
       f32* const state = part_at(first_block, from);
       if (head) {
@@ -527,8 +532,8 @@ ${entry}(const T* q, const T* keys, const T* values, const i32* pos, const i32* 
     if (last) {
 #pragma unroll
       for (int i = 0; i < TURNS; i++) {
-        const int four = lane + 32 * i;
-        if (FOURS % 32 != 0 && four >= FOURS) continue;
+        const int four = four_of(i);
+        if (!there(i)) continue;
         const int head = unit % SETS * HEADS + four / (DIM / 4);
         if (SETS > 1 && head >= GROUP) continue;
         const f32 most = result[i].most;
