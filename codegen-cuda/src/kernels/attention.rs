@@ -365,9 +365,9 @@ fn ring(cx: &Cx, fill: impl Fn(Text) -> Text, few: Few) -> Result<Lowered, Lower
     let mut launch = cx.launch(fill(text).build(), PROCESSORS, (warps + FOLDERS) as u32 * 32, args)?;
     launch.dependent = true;
     launch.shared = (rings + slots * slot + lists) as u32;
-    // Two parts of a token and key head for each block, of runs and what is left before and behind them, and as much as is read at once.
+    // Two parts of a token and key head for each block, of runs and what is left before and behind them.
     let part = blocks(heads * (kv.dim + 2), 4) * 16;
-    let nodes = keys / (16 * PART_KEYS) + 14;
+    let nodes = keys / (16 * PART_KEYS) + 13;
     let scratch = vec![(PROCESSORS * 2 * nodes * part) as u64];
     Ok(Lowered { launches: vec![launch], scratch, counters: (PROCESSORS * FOLDERS) as u32, ..Lowered::default() })
 }

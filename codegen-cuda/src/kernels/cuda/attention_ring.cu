@@ -378,7 +378,7 @@ ${entry}(const T* q, const T* keys, const T* values, const i32* pos, const i32* 
     constexpr int RESULT = KV_HEADS * GROUP * DIM;
     for (int i = 8 * lane; i < RESULT; i += 256) *(uint4*)(y + (i64)t * RESULT + i) = make_uint4(0, 0, 0, 0);
   }
-  const i32 room = (i32)(row_pages * PAGE / 2048) + 14;  // nodes that a part may have
+  const i32 room = (i32)(row_pages * PAGE / 2048) + 13;  // nodes that a part may have
   // Where a part of a token and unit, chunks begin .. end - 1 of `chunks`, lies in memory: that of the block's first is in front of its last one's.
   auto part_at = [&](i32 block, i32 x) -> f32* { return scratch + (i64)(2 * block + (x > start_of(block) ? 1 : 0)) * room * PART; };
   // Chunks that node `at` of a part stands for: a run or quad that is all in the part is folded.
@@ -506,8 +506,13 @@ ${entry}(const T* q, const T* keys, const T* values, const i32* pos, const i32* 
 #pragma unroll 1
         for (i32 chunk = low; chunk < high; node += READ * PART) {
           Fold held[READ][TURNS];
+          i32 there_to = chunk;
 #pragma unroll
-          for (int s = 0; s < READ; s++) load(held[s], node + s * PART);
+          for (int s = 0; s < READ; s++) {
+            if (there_to < high) load(held[s], node + s * PART);
+            else clear(held[s]);
+            there_to = (there_to | (span(there_to, low, high, at.chunks) - 1)) + 1;
+          }
 #pragma unroll
           for (int s = 0; s < READ; s++) {
             if (chunk >= high) continue;
@@ -515,7 +520,7 @@ ${entry}(const T* q, const T* keys, const T* values, const i32* pos, const i32* 
             if (width == 16) into(result, held[s]);
             if (width == 4) into(run, held[s]);
             if (width == 1) into(quad, held[s]);
-            chunk = width == 16 ? (chunk | 15) + 1 : width == 4 ? (chunk | 3) + 1 : chunk + 1;
+            chunk = (chunk | (width - 1)) + 1;
             const bool done = chunk >= at.chunks;
             if (width == 1 && (done || (chunk & 3) == 0)) {
               into(run, quad);
