@@ -26,10 +26,8 @@ const PART_KEYS: i64 = 128;
 const NARROW: i64 = 8;
 /// Blocks of the kernel for few tokens: two on each multiprocessor.
 const BLOCKS: i64 = 264;
-/// Tokens from which the kernel with rings is used where it can be: then each of its blocks has a warp's work for every warp at common lengths.
+/// Tokens from which the kernel with rings is used where it can be: with fewer its ends take longer than it saves.
 const RING_FROM: i64 = 16;
-/// Warps of that kernel that multiply, and pieces of 32 keys that the ring of each holds besides the one in registers. With more bytes under way all wait longer.
-const RING: (i64, i64) = (8, 1);
 /// Warps of that kernel that fold: what the others leave last is folded behind them all, so it has to be quick.
 const FOLDERS: i64 = 4;
 /// Chunks that wait to be folded in that kernel, at most.
@@ -333,7 +331,9 @@ fn ring(cx: &Cx, fill: impl Fn(Text) -> Text, few: Few) -> Result<Lowered, Lower
     let Few { name, ir, mut args, kv, group, tokens, keys, sinks, .. } = few;
     let heads = group.min(8);
     let early = (2..5).all(|i| cx.early(i));
-    let (warps, stages) = RING;
+    // Warps that multiply, and pieces of 32 keys that the ring of each holds besides the one in registers. More bytes under way only make all wait longer;
+    // with few tokens stretches are short, and fewer warps leave less to be folded at the end.
+    let (warps, stages) = if tokens < 64 { (4, 2) } else { (8, 1) };
     // The rings, aligned like what they are filled from; slots of sums and statistics; three lists of tokens; and signals, which are not dynamic.
     let rings = warps * stages * 2 * 32 * kv.dim * 2 + 128;
     let slot = heads * (kv.dim + 6) * 4;

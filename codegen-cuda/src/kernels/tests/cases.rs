@@ -279,7 +279,7 @@ fn positions() -> Vec<Case> {
         attention(BF16, BF16, (1, 9, 16), 20, 700, false, sizes);
     }
     // Stretches of the kernel with rings that end within tokens; more than one token of a sequence.
-    for sizes in ["T=20 S=20 P=9", "T=37 S=64 P=70", "T=17 S=3 P=150"] {
+    for sizes in ["T=20 S=20 P=9", "T=37 S=64 P=70", "T=70 S=80 P=9", "T=17 S=3 P=150"] {
         attention(BF16, BF16, (2, 6, 64), 32, 0, true, sizes);
         attention(F16, F16, (1, 10, 24), 64, 0, false, sizes);
     }
