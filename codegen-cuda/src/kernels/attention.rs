@@ -1,9 +1,10 @@
 //! Attention over the paged cache: tensor cores where queries and cache are both bf16 or both f16, else f32 arithmetic.
 //!
 //! Steps that decode and steps that feed prompts are summed in different orders; within each a row is independent of the step it is in. Prompts
-//! go through warpgroup multiplies where the shape allows (`attention_flash.cu`). For the rest two kernels make the same bits: in steps that
-//! decode (`attention_decode.cu`) each token has keys of its own, which all blocks share out; with more tokens than sequences
-//! (`attention_mma.cu`) a warp has several tokens, so that they share keys in the cache of the processor. Keys are cut at fixed positions and folded in an order that depends on the position alone.
+//! go through warpgroup multiplies where the shape allows (`attention_flash.cu`). For the rest three kernels make the same bits: in steps that
+//! decode each token has keys of its own, which all blocks share out (`attention_decode.cu`, for many tokens that see all keys
+//! `attention_ring.cu`, whose blocks have equal shares of any lengths); with more tokens than sequences (`attention_mma.cu`) a warp has several
+//! tokens, so that they share keys in the cache of the processor. Keys are cut at fixed positions and folded in an order that depends on the position alone.
 
 use gossamer_ir::DType;
 
@@ -25,6 +26,12 @@ const PART_KEYS: i64 = 128;
 const NARROW: i64 = 8;
 /// Blocks of the kernel for few tokens: two on each multiprocessor.
 const BLOCKS: i64 = 264;
+/// Tokens from which the kernel with rings is used where it can be: with fewer its ends take longer than it saves.
+const RING_FROM: i64 = 16;
+/// Warps of that kernel that fold: what the others leave last is folded behind them all, so it has to be quick.
+const FOLDERS: i64 = 4;
+/// Chunks that wait to be folded in that kernel, at most.
+const RING_SLOTS: i64 = 16;
 /// Shared memory that a block may have.
 const SHARED: i64 = 232_448;
 /// Head dims the templates hold in registers.
@@ -288,7 +295,87 @@ struct Few {
     sinks: bool,
 }
 
+/// Two texts with which the kernels for steps that decode count in the sinks: what holds those of a lane's heads, `head` in terms of `i`, and what adds one.
+fn sinks_of(sinks: bool, unit: &str, head: &str) -> (String, &'static str) {
+    if !sinks {
+        return (String::new(), "");
+    }
+    let early = format!(
+        "f32 sink_held[TURNS];\n\
+         #pragma unroll\n\
+         for (int i = 0; i < TURNS; i++) {{\n\
+         \x20 const int head = {unit} % SETS * HEADS + {head};\n\
+         \x20 sink_held[i] = head < GROUP ? to_f32(sinks[{unit} / SETS * GROUP + head]) * 1.44269504f : 0.0f;\n\
+         }}"
+    );
+    let add = "const f32 sink = sink_held[i];\n\
+               const f32 top = fmaxf(most, sink);\n\
+               const f32 base = top == -INF ? 0.0f : top;\n\
+               factor = exp2_fast(most - base);\n\
+               sum = fmaf(sum, factor, exp2_fast(sink - base));";
+    (early, add)
+}
+
+/// Whether the kernel with rings can do it: pieces lie in one page, and its lists and counts fit.
+fn rings(few: &Few) -> bool {
+    let chunks =
+        few.tokens.saturating_mul(few.kv.heads * blocks(few.group, 8)).saturating_mul(few.keys / PART_KEYS + 1);
+    few.window == 0
+        && few.kv.dim <= 64
+        && few.kv.page % 32 == 0
+        && (RING_FROM..=MAX_FEW).contains(&few.tokens)
+        && chunks < i64::from(i32::MAX)
+}
+
+fn ring(cx: &Cx, fill: impl Fn(Text) -> Text, few: Few) -> Result<Lowered, LowerError> {
+    let Few { name, ir, mut args, kv, group, tokens, keys, sinks, .. } = few;
+    let heads = group.min(8);
+    let early = (2..5).all(|i| cx.early(i));
+    // Warps that multiply, and pieces of 32 keys that the ring of each holds besides the one in registers. More bytes under way only make all wait longer;
+    // with few tokens stretches are short, and fewer warps leave less to be folded at the end.
+    let (warps, stages) = if tokens < 64 { (4, 2) } else { (8, 1) };
+    // The rings, aligned like what they are filled from; slots of sums and statistics; three lists of tokens; and signals, which are not dynamic.
+    let rings = warps * stages * 2 * 32 * kv.dim * 2 + 128;
+    let slot = heads * (kv.dim + 6) * 4;
+    let listed = (tokens as u64).next_power_of_two().max(64) as i64;
+    let lists = (3 * listed + 1) * 4;
+    let slots = ((SHARED - 2048 - rings - lists) / slot).min(RING_SLOTS);
+    let (sink_early, sink) = sinks_of(sinks, "unit", "four_of(i) / (DIM / 4)");
+    let text = Text::new(
+        format!("{name}_ring{}", if early { "_early" } else { "" }),
+        ir,
+        include_str!("cuda/attention_ring.cu"),
+    )
+    .with(Piece::Mma)
+    .with(Piece::Dependent)
+    .with(Piece::Grid)
+    .with(Piece::Async)
+    .set("type", cx.plain(0).map(|q| c_type(q.dtype))?)
+    .set("early", early)
+    .set("warps", warps)
+    .set("stages", stages)
+    .set("folders", FOLDERS)
+    .set("slots", slots)
+    .set("listed", listed)
+    .set("read", 4)
+    .set("sink_early", sink_early)
+    .set("sink", sink);
+    let at = args.iter().position(|a| matches!(a, Arg::Result { .. })).map_or(args.len(), |i| i + 1);
+    args.splice(at..at, [Arg::Scratch(0), Arg::Counters]);
+    let mut launch = cx.launch(fill(text).build(), PROCESSORS, (warps + FOLDERS) as u32 * 32, args)?;
+    launch.dependent = true;
+    launch.shared = (rings + slots * slot + lists) as u32;
+    // Two parts of a token and key head for each block, of runs and what is left before and behind them.
+    let part = blocks(heads * (kv.dim + 2), 4) * 16;
+    let nodes = keys / (16 * PART_KEYS) + 13;
+    let scratch = vec![(PROCESSORS * 2 * nodes * part) as u64];
+    Ok(Lowered { launches: vec![launch], scratch, counters: (PROCESSORS * FOLDERS) as u32, ..Lowered::default() })
+}
+
 fn few(cx: &Cx, fill: impl Fn(Text) -> Text, few: Few) -> Result<Lowered, LowerError> {
+    if rings(&few) {
+        return ring(cx, fill, few);
+    }
     let Few { name, ir, mut args, kv, group, tokens, keys, window, sinks } = few;
     let heads = group.min(8);
     let units = kv.heads * blocks(group, heads);
@@ -302,22 +389,7 @@ fn few(cx: &Cx, fill: impl Fn(Text) -> Text, few: Few) -> Result<Lowered, LowerE
     };
     let works = tokens.saturating_mul(units).saturating_mul(parts);
     let early = (2..5).all(|i| cx.early(i));
-    let (sink_early, sink) = match sinks {
-        true => (
-            "f32 sink_held[TURNS];\n\
-             #pragma unroll\n\
-             for (int i = 0; i < TURNS; i++) {\n\
-             \x20 const int head = w.unit % SETS * HEADS + ((int)threadIdx.x + THREADS * i) / (DIM / 4);\n\
-             \x20 sink_held[i] = head < GROUP ? to_f32(sinks[w.unit / SETS * GROUP + head]) * 1.44269504f : 0.0f;\n\
-             }",
-            "const f32 sink = sink_held[i];\n\
-             const f32 top = fmaxf(most, sink);\n\
-             const f32 base = top == -INF ? 0.0f : top;\n\
-             factor = exp2_fast(most - base);\n\
-             sum = fmaf(sum, factor, exp2_fast(sink - base));",
-        ),
-        false => ("", ""),
-    };
+    let (sink_early, sink) = sinks_of(sinks, "w.unit", "((int)threadIdx.x + THREADS * i) / (DIM / 4)");
     let text = Text::new(
         format!("{name}_few{}", if early { "_early" } else { "" }),
         ir,

@@ -278,6 +278,11 @@ fn positions() -> Vec<Case> {
         attention(BF16, BF16, (1, 2, 8), 32, 0, true, sizes);
         attention(BF16, BF16, (1, 9, 16), 20, 700, false, sizes);
     }
+    // Stretches of the kernel with rings that end within tokens; more than one token of a sequence.
+    for sizes in ["T=20 S=20 P=9", "T=37 S=64 P=70", "T=70 S=80 P=9", "T=17 S=3 P=150"] {
+        attention(BF16, BF16, (2, 6, 64), 32, 0, true, sizes);
+        attention(F16, F16, (1, 10, 24), 64, 0, false, sizes);
+    }
     attention(F32, BF16, (2, 2, 64), 32, 0, true, few);
     attention(F32, F32, (1, 3, 200), 5, 30, false, few);
     out

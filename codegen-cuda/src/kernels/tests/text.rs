@@ -60,7 +60,7 @@ fn symbols_are_arguments_not_text() {
     assert_eq!(entries(&moe(1).launches), entries(&moe(2).launches));
 }
 
-/// Bits of a prompt's rows must not depend on how it is cut into steps: one kernel for all steps that feed prompts, another for those that decode.
+/// Bits of a prompt's rows must not depend on how it is cut into steps: one kernel for all steps that feed prompts, others for those that decode.
 #[test]
 fn prompts_have_one_kernel_of_their_own() {
     for mut case in cases::prompts() {
@@ -76,8 +76,10 @@ fn prompts_have_one_kernel_of_their_own() {
         }
         let decode = at(1, 1);
         assert!(!decode[0].contains("_flash_"), "{decode:?}");
-        for tokens in [2, 64, 256, 1024] {
-            assert_eq!(at(tokens, tokens), decode, "{}", case.name);
+        // Of those that decode there are two, which make the same bits (`emulate::rows_do_not_depend_on_the_step`).
+        for tokens in [2, 8, 64, 256, 1024] {
+            let many = at(tokens, tokens);
+            assert!(many == decode || tokens > 8 && many[0].contains("_ring_"), "{}: {many:?}", case.name);
         }
     }
 }

@@ -23,6 +23,7 @@ using std::min;
 struct uint4 { unsigned x, y, z, w; } __attribute__((aligned(16)));
 struct uint2 { unsigned x, y; } __attribute__((aligned(8)));
 struct float2 { float x, y; } __attribute__((aligned(8)));
+struct alignas(16) float4 { float x, y, z, w; };
 static uint2 make_uint2(unsigned x, unsigned y) { return {x, y}; }
 static uint4 make_uint4(unsigned x, unsigned y, unsigned z, unsigned w) { return {x, y, z, w}; }
 
