@@ -338,7 +338,7 @@ fn ring(cx: &Cx, fill: impl Fn(Text) -> Text, few: Few) -> Result<Lowered, Lower
     let rings = warps * stages * 2 * 32 * kv.dim * 2 + 128;
     let slot = heads * (kv.dim + 6) * 4;
     let listed = (tokens as u64).next_power_of_two().max(64) as i64;
-    let lists = (3 * listed + 1) * 4;
+    let lists = blocks(3 * listed + 1, 4) * 16;
     let slots = ((SHARED - 2048 - rings - lists) / slot).min(RING_SLOTS);
     let (sink_early, sink) = sinks_of(sinks, "unit", "four_of(i) / (DIM / 4)");
     let text = Text::new(
