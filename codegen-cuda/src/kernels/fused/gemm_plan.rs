@@ -32,28 +32,17 @@ pub(super) struct Plan {
     pub blocks: i64,
 }
 
+/// A cut whose blocks have a multiprocessor each.
+const fn alone(groups: i64, width: i64) -> Plan {
+    Plan { groups, width, blocks: 1 }
+}
+
 /// Cuts of one chain, from the smallest tile.
-pub(super) const CHAIN: &[Plan] = &[
-    Plan { groups: 1, width: 32, blocks: 1 },
-    Plan { groups: 1, width: 48, blocks: 1 },
-    Plan { groups: 1, width: 64, blocks: 1 },
-    Plan { groups: 1, width: 96, blocks: 1 },
-    Plan { groups: 2, width: 64, blocks: 1 },
-    Plan { groups: 2, width: 96, blocks: 1 },
-    Plan { groups: 2, width: 128, blocks: 1 },
-    Plan { groups: 2, width: 192, blocks: 1 },
-];
+pub(super) const CHAIN: &[Plan] =
+    &[alone(1, 32), alone(1, 48), alone(1, 64), alone(1, 96), alone(2, 64), alone(2, 96), alone(2, 128), alone(2, 192)];
 /// Cuts of pieces: registers hold two sets of sums, so tiles are narrower.
-pub(super) const PIECES: &[Plan] = &[
-    Plan { groups: 1, width: 32, blocks: 1 },
-    Plan { groups: 1, width: 48, blocks: 1 },
-    Plan { groups: 1, width: 64, blocks: 1 },
-    Plan { groups: 1, width: 96, blocks: 1 },
-    Plan { groups: 1, width: 128, blocks: 1 },
-    Plan { groups: 2, width: 64, blocks: 1 },
-    Plan { groups: 2, width: 96, blocks: 1 },
-    Plan { groups: 2, width: 128, blocks: 1 },
-];
+pub(super) const PIECES: &[Plan] =
+    &[alone(1, 32), alone(1, 48), alone(1, 64), alone(1, 96), alone(1, 128), alone(2, 64), alone(2, 96), alone(2, 128)];
 
 impl Plan {
     /// Rows of a tile.
