@@ -7,6 +7,7 @@
 mod cublaslt;
 mod finish;
 mod gemm;
+mod gemm_plan;
 mod map;
 mod moe;
 mod moe_counter;
