@@ -57,6 +57,7 @@ pub use word::{CODE_VALUES, decode, unpack_word};
 /// - `gs_mxfp4_factors<FAST>(scales, block)`: of rows `g` and `g + 8`, as two bf16;
 /// - `gs_mxfp4_decode8<FAST>(word, factors, a)`: eight codes to the four A registers of one MMA;
 /// - `gs_mxfp4_decode_tile<FAST>(codes, scales, a)`: all four words of a tile;
+/// - `gs_mxfp4_pack8(byte)`: the word of four bytes of a checkpoint;
 /// - `gs_mxfp4_value<FAST>(record, row, k)`: one element as float, slowly, for reference kernels and dequantisation.
 pub const DEVICE_DECODE: &str = include_str!("mxfp4/decode.cuh");
 

@@ -57,6 +57,18 @@ __device__ __forceinline__ void gs_mxfp4_unpack8(unsigned x, unsigned (&a)[4]) {
   a[3] = ((x << 6) & 0x80C080C0u) | ((x >> 2) & 0x01000100u);
 }
 
+// The word of four bytes of a checkpoint, the reverse: their pairs of codes come out as a[0] to a[3].
+__device__ __forceinline__ unsigned gs_mxfp4_pack8(const unsigned (&byte)[4]) {
+  unsigned pair[4];
+#pragma unroll
+  for (int j = 0; j < 4; j++) {
+    const unsigned low = byte[j] & 15u;
+    const unsigned high = byte[j] >> 4;
+    pair[j] = (low & 8u) << 12 | (low & 7u) << 6 | (high & 8u) << 28 | (high & 7u) << 22;
+  }
+  return pair[0] | pair[1] >> 4 | __funnelshift_r(pair[2], pair[2], 10) | (pair[3] & 0x80C080C0u) >> 6 | (pair[3] & 0x01000100u) << 2;
+}
+
 // Eight codes of a word as the A registers of one m16n8k16, exact: registers 0 and 2 are row g, 1 and 3 row g + 8.
 template <bool FAST>
 __device__ __forceinline__ void gs_mxfp4_decode8(unsigned x, unsigned factors, unsigned (&a)[4]) {
