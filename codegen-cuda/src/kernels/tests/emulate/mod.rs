@@ -25,6 +25,14 @@ const ASSEMBLY: &[(&str, &str)] = &[
     (r#"asm("min.NaN.f32 %0, %1, %2;" : "=f"(z) : "f"(x), "f"(y));"#, "z = emu_min_nan(x, y);"),
     (r#"asm("mul.bf16x2 %0, %1, %2;" : "=r"(d) : "r"(a), "r"(b));"#, "d = emu_mul2(a, b);"),
     (
+        r#"asm("{\n.reg .b16 l, u;\nmov.b32 {l, u}, %1;\nmov.b32 %0, {u, u};\n}" : "=r"(d) : "r"(x));"#,
+        "d = x >> 16 | (x & 0xffff0000u);",
+    ),
+    (
+        r#"asm("{\n.reg .b16 l, u;\nmov.b32 {l, u}, %1;\nmov.b32 %0, {l, l};\n}" : "=r"(d) : "r"(x));"#,
+        "d = (x & 0xffffu) | x << 16;",
+    ),
+    (
         r#"asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(d) : "f"(y), "f"(x));"#,
         "d = (u32)emu_bf16(x) | (u32)emu_bf16(y) << 16;",
     ),

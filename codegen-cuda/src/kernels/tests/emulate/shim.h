@@ -124,6 +124,8 @@ static unsigned __umulhi(unsigned a, unsigned b) { return (unsigned)((uint64_t)a
 static int __popc(unsigned x) { return __builtin_popcount(x); }
 static int __clz(int x) { return x == 0 ? 32 : __builtin_clz((unsigned)x); }
 static int __ffs(int x) { return __builtin_ffs(x); }
+static unsigned __funnelshift_l(unsigned low, unsigned high, int n) { return (n &= 31) == 0 ? high : high << n | low >> (32 - n); }
+static unsigned __funnelshift_r(unsigned low, unsigned high, int n) { return (n &= 31) == 0 ? low : low >> n | high << (32 - n); }
 static void __trap() { fprintf(stderr, "ERROR: trap\n"); exit(1); }
 static unsigned __byte_perm(unsigned a, unsigned b, unsigned s) {
   const uint64_t both = (uint64_t)b << 32 | a;
