@@ -51,6 +51,24 @@ pub struct Lowered {
     pub counters: u32,
     /// A call of a library instead of kernels; then `launches` is empty.
     pub library: Option<Gemm>,
+    /// What its kernels would find in the L2 cache.
+    pub wanted: Option<Wanted>,
+}
+
+/// What a kernel reads first of an operand that is the same in every step, cut into equal parts of which different blocks read one each: the first bytes of
+/// each part. The kernel in front may ask memory for them ([`Arg::Wanted`]); nothing depends on that.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Wanted {
+    /// Operand number.
+    pub index: usize,
+    /// Which of its buffers.
+    pub part: Part,
+    /// Bytes from one part to the next, a multiple of 128.
+    pub apart: u64,
+    /// Parts.
+    pub parts: u32,
+    /// Bytes of each that are wanted, a multiple of 16.
+    pub bytes: u32,
 }
 
 impl Lowered {
@@ -152,6 +170,8 @@ pub enum Arg {
         /// What the buffer holds.
         matrix: Matrix,
     },
+    /// What the op behind this one would find in the L2 cache, by value: `struct Wanted` of `cuda/async.cuh`, all zeros if nothing.
+    Wanted,
     /// A 4-byte integer.
     I32(i32),
     /// An 8-byte integer.

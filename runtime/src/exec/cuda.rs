@@ -360,6 +360,7 @@ impl CudaExecutor {
             match *arg {
                 BoundArg::Address(a) => list.ptr(self.workspace.resolve(a)),
                 BoundArg::TensorMap(a, m) => list.value(&TensorMap::new(&bind::boxes(self.workspace.resolve(a), m)?)?),
+                BoundArg::Wanted(wanted) => list.value(&wanted),
                 BoundArg::I32(x) => list.i32(x),
                 BoundArg::I64(x) => list.i64(x),
                 BoundArg::F32(x) => list.f32(x),

@@ -49,6 +49,24 @@ __device__ __forceinline__ bool elected() {
   return one != 0;
 }
 
+// What the kernel behind this one reads first: `bytes` of each of some parts of its weights.
+struct Wanted {
+  const u8* at;
+  i64 apart;
+  u32 parts;
+  u32 bytes;
+};
+// Asks memory for it; nothing waits for that. One thread of each block calls.
+__device__ __forceinline__ void ask_ahead(const Wanted& wanted) {
+  constexpr u32 RUN = 16384;
+  for (u32 p = blockIdx.x; p < wanted.parts; p += gridDim.x) {
+    for (u32 from = 0; from < wanted.bytes; from += RUN) {
+      const u32 bytes = wanted.bytes - from < RUN ? wanted.bytes - from : RUN;
+      asm volatile("cp.async.bulk.prefetch.L2.global [%0], %1;" ::"l"(wanted.at + p * wanted.apart + from), "r"(bytes) : "memory");
+    }
+  }
+}
+
 // Copies bytes, a multiple of 16, to shared memory in the background. What is read once (weights) leaves the L2 cache first.
 __device__ __forceinline__ void fetch(u32 to, const void* from, u32 bytes, u32 signal) {
   asm volatile("cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];" ::"r"(to), "l"(from), "r"(bytes), "r"(signal) : "memory");

@@ -26,7 +26,7 @@ constexpr int ABREAST = ${abreast};  // rows that are normed at a time
 constexpr int JOBS = (ABREAST * LANES + PIECES - 1) / PIECES;
 
 extern "C" __global__ void ${cluster}__launch_bounds__(THREADS, RESIDENT)
-${entry}(${params}, i32 rows) {
+${entry}(${params}, i32 rows, const Wanted wanted) {
   extern __shared__ uint4 shared[];
   In* const x_rows = (In*)shared;                                       // [SLOTS][X_ROW]
   f32* const sums = (f32*)(x_rows + SLOTS * X_ROW);                     // [PIECES][SLOTS][20]
@@ -79,6 +79,8 @@ ${entry}(${params}, i32 rows) {
   wait_for_predecessors();
   ${stage}
   __syncthreads();
+  // Rows are there, weights are under way: from here on memory would be idle.
+  if (threadIdx.x == THREADS - 1) ask_ahead(wanted);
   ${export_first}
 
   bool peers = false;

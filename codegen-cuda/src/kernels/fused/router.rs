@@ -10,7 +10,7 @@ use super::super::region::{malformed, unsupported};
 use super::super::{Cx, Size, blocks, rows, scalar, single};
 use super::{Body, Origin, Params, parameter};
 use crate::emit::{Piece, Text, c_type, f32_literal};
-use crate::lower::{LowerError, Lowered};
+use crate::lower::{Arg, LowerError, Lowered};
 use crate::resources::{SHARED_PER_BLOCK, SHARED_PER_SM, SHARED_RESERVED};
 
 type Result<T> = std::result::Result<T, LowerError>;
@@ -186,7 +186,7 @@ pub fn lower(cx: &Cx, body: &Body) -> Result<Lowered> {
         .set("softmax", if ranking.softmax { softmax } else { "" })
         .set("store", stores.ranked.join("\n"));
     let mut args = args;
-    args.push(crate::lower::Arg::I32(shape.rows as i32));
+    args.extend([Arg::I32(shape.rows as i32), Arg::Wanted]);
     let mut launch = cx.launch(text.build(), blocks(shape.rows, cut.rows) * cluster, 32 * pieces as u32, args)?;
     launch.shared = shared(&shape, pieces, cut) as u32;
     launch.dependent = true;

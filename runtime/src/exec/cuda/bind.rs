@@ -44,12 +44,38 @@ pub enum BoundArg {
     Address(Address),
     /// A tensor map of a matrix at this address.
     TensorMap(Address, Matrix),
+    /// What the op behind this one would find in the L2 cache.
+    Wanted(BoundWanted),
     /// A 4-byte integer.
     I32(i32),
     /// An 8-byte integer.
     I64(i64),
     /// A 4-byte float.
     F32(f32),
+}
+
+/// [`Arg::Wanted`] as kernels get it: `struct Wanted` of the kernel library's `async.cuh`. All zeros: nothing.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, bytemuck::NoUninit)]
+#[repr(C)]
+pub struct BoundWanted {
+    at: u64,
+    apart: i64,
+    parts: u32,
+    bytes: u32,
+}
+
+/// What a lowered op would find in the L2 cache: nothing unless it is a weight, whose place never changes.
+pub fn wanted(plan: &Plan, id: OpId, lowered: &Lowered, homes: &Homes) -> BoundWanted {
+    let place = lowered.wanted.and_then(|wanted| {
+        let value = *plan.func.graph.op(id).operands.get(wanted.index)?;
+        match address(plan, value, wanted.part, homes)? {
+            Address::Fixed(at) if homes.residents.contains_key(&value) => {
+                Some(BoundWanted { at, apart: wanted.apart as i64, parts: wanted.parts, bytes: wanted.bytes })
+            }
+            _ => None,
+        }
+    });
+    place.unwrap_or_default()
 }
 
 /// A launch with its arguments.
@@ -212,11 +238,17 @@ fn offset(buffers: &[u64], i: usize) -> Option<u64> {
     buffers.get(..i).filter(|_| i < buffers.len()).map(aligned)
 }
 
-/// Launches of a lowered op with their arguments.
+/// Launches of a lowered op with their arguments; `ahead` is what the op behind it would find in the L2 cache.
 ///
 /// # Errors
 /// An argument that names no place: the kernel library and the plan do not agree.
-pub fn bind_step(plan: &Plan, id: OpId, lowered: &Lowered, homes: &Homes) -> Result<Vec<BoundLaunch>, ExecError> {
+pub fn bind_step(
+    plan: &Plan,
+    id: OpId,
+    lowered: &Lowered,
+    homes: &Homes,
+    ahead: BoundWanted,
+) -> Result<Vec<BoundLaunch>, ExecError> {
     let mut launches = Vec::with_capacity(lowered.launches.len());
     for launch in &lowered.launches {
         launches.push(BoundLaunch {
@@ -225,7 +257,7 @@ pub fn bind_step(plan: &Plan, id: OpId, lowered: &Lowered, homes: &Homes) -> Res
             block: launch.block,
             shared: launch.shared,
             dependent: launch.dependent,
-            args: bind_args(plan, id, lowered, &launch.args, &launch.kernel.entry, homes)?,
+            args: bind_args(plan, id, lowered, &launch.args, &launch.kernel.entry, homes, ahead)?,
             op: id,
         });
     }
@@ -240,6 +272,7 @@ pub(super) fn bind_args(
     args: &[Arg],
     name: &str,
     homes: &Homes,
+    ahead: BoundWanted,
 ) -> Result<Vec<BoundArg>, ExecError> {
     let op = plan.func.graph.op(id);
     let scratch = |i: usize| {
@@ -265,6 +298,7 @@ pub(super) fn bind_args(
                 let place = place.ok_or_else(|| no_place(plan, id, arg, name))?;
                 return Ok(BoundArg::TensorMap(place, matrix));
             }
+            Arg::Wanted => return Ok(BoundArg::Wanted(ahead)),
             Arg::I32(x) => return Ok(BoundArg::I32(x)),
             Arg::I64(x) => return Ok(BoundArg::I64(x)),
             Arg::F32(x) => return Ok(BoundArg::F32(x)),
@@ -351,7 +385,7 @@ fn no_place(plan: &Plan, id: OpId, arg: &Arg, kernel: &str) -> ExecError {
         Arg::Scratch(i) => format!("scratch buffer {i}"),
         Arg::Kept(i) => format!("prepared buffer {i}"),
         Arg::Counters => format!("more than {MAX_COUNTERS} counters"),
-        Arg::I32(_) | Arg::I64(_) | Arg::F32(_) => "a number".to_string(),
+        Arg::Wanted | Arg::I32(_) | Arg::I64(_) | Arg::F32(_) => "a number".to_string(),
     };
     kernel_error(format!(
         "{}: kernel {kernel} asks for {what}, which has no place; please report it",
@@ -383,7 +417,7 @@ mod tests {
     }
 
     fn bound(plan: &Plan, id: OpId, args: Vec<Arg>, homes: &Homes) -> Result<Vec<BoundArg>, ExecError> {
-        bind_step(plan, id, &kernel(args, vec![100, 8]), homes).map(|l| l[0].args.clone())
+        bind_step(plan, id, &kernel(args, vec![100, 8]), homes, BoundWanted::default()).map(|l| l[0].args.clone())
     }
 
     #[test]
@@ -505,7 +539,7 @@ mod tests {
             let arena = plan.buffers.arena_bytes;
             let mut launches = 0;
             for (id, lowered) in plan.steps.iter().zip(&lowered) {
-                for launch in bind_step(&plan, *id, lowered, &homes).unwrap() {
+                for launch in bind_step(&plan, *id, lowered, &homes, BoundWanted::default()).unwrap() {
                     launches += 1;
                     for arg in launch.args {
                         if let BoundArg::Address(Address::Workspace(Region::Arena, offset)) = arg {

@@ -7,7 +7,7 @@ use gossamer_codegen_cuda::lower::{GEMM_WORKSPACE, Lowered};
 use gossamer_ir::{DType, OpId};
 use gossamer_passes::Plan;
 
-use super::bind::{Address, BoundArg, Homes, bind_args, kernel_error, op_label};
+use super::bind::{Address, BoundArg, BoundWanted, Homes, bind_args, kernel_error, op_label};
 use crate::cuda::{CublasLt, Device, Element, Gemm, GemmShape};
 use crate::exec::ExecError;
 
@@ -41,7 +41,8 @@ pub fn bind_gemm(plan: &Plan, id: OpId, lowered: &Lowered, homes: &Homes) -> Res
     let (input, output) = (element(gemm.input)?, element(gemm.output)?);
     let shape = GemmShape { m: gemm.m, n: gemm.n, k: gemm.k, input, output };
     let name = gemm.name();
-    let args = bind_args(plan, id, lowered, &[gemm.x, gemm.w, gemm.y, gemm.workspace], &name, homes)?;
+    let args =
+        bind_args(plan, id, lowered, &[gemm.x, gemm.w, gemm.y, gemm.workspace], &name, homes, BoundWanted::default())?;
     match args[..] {
         [BoundArg::Address(x), BoundArg::Address(w), BoundArg::Address(y), BoundArg::Address(workspace)] => {
             Ok(Some(BoundGemm { name, shape, places: [x, w, y, workspace], op: id }))

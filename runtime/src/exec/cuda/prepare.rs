@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use gossamer_codegen_cuda::lower::{KernelSource, Lowered, Part};
-use gossamer_ir::{LayoutName, Type, Value};
+use gossamer_ir::{LayoutName, OpId, Type, Value};
 use gossamer_passes::Plan;
 
 use super::bind::{BoundLaunch, Homes, kernel_error};
@@ -46,8 +46,11 @@ impl CudaExecutor {
         let scratch = bind::ScratchBytes::of_all(&lowered);
         let homes = Homes { kept: scratch.kept, ..self.homes(&plan, &residents)? };
         let mut bound = Vec::new();
-        for (id, lowered) in plan.steps.iter().zip(&lowered) {
-            bound.extend(bind::bind_step(&plan, *id, lowered, &homes)?.into_iter().map(Bound::Kernel));
+        let steps: Vec<(OpId, &Arc<Lowered>)> =
+            plan.steps.iter().copied().zip(&lowered).filter(|(_, l)| l.count() > 0).collect();
+        for (i, (id, lowered)) in steps.iter().enumerate() {
+            let ahead = steps.get(i + 1).map(|(id, next)| bind::wanted(&plan, *id, next, &homes)).unwrap_or_default();
+            bound.extend(bind::bind_step(&plan, *id, lowered, &homes, ahead)?.into_iter().map(Bound::Kernel));
             bound.extend(library::bind_gemm(&plan, *id, lowered, &homes)?.map(Bound::Library));
         }
         let mut needed: BTreeMap<Arc<KernelSource>, u32> = BTreeMap::new();

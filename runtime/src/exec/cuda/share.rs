@@ -56,7 +56,7 @@ impl Preparation {
                 Some((Arg::TensorMap { index: 0, part, matrix }, Some(*operands.get(index)?)))
             }
             Arg::Kept(_) | Arg::I32(_) | Arg::I64(_) | Arg::F32(_) => Some((*arg, None)),
-            Arg::Result { .. } | Arg::Scratch(_) | Arg::Counters => None,
+            Arg::Result { .. } | Arg::Scratch(_) | Arg::Counters | Arg::Wanted => None,
         };
         Some(Preparation {
             kernel: launch.kernel.clone(),

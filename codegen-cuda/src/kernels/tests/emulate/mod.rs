@@ -222,6 +222,7 @@ fn job(case: &Case, lowered: &Lowered, inputs: &Inputs, out: &mut Buffers) -> Ve
                 Arg::Kept(i) => write!(args, " p {}", number(format!("k{i}"))),
                 Arg::Counters => write!(args, " p {}", number("c".into())),
                 Arg::TensorMap { .. } => panic!("{}: nothing stands in for copies of boxes", case.name),
+                Arg::Wanted => panic!("{}: nothing stands in for structures by value", case.name),
                 Arg::I32(x) => write!(args, " i {x}"),
                 Arg::I64(x) => write!(args, " i {x}"),
                 Arg::F32(x) => write!(args, " i {}", x.to_bits()),
