@@ -63,6 +63,7 @@ pub(crate) struct Region<'a> {
     tag: &'static str,
     sizes: Vec<Dim>,
     half: Option<Half>,
+    straight: bool,
 }
 
 /// A variable that is known to be in the first half of a head.
@@ -155,6 +156,7 @@ impl<'a> Region<'a> {
             tag: DEFAULT_TAG,
             sizes: Vec::new(),
             half: None,
+            straight: false,
         }
     }
 
@@ -172,6 +174,13 @@ impl<'a> Region<'a> {
     /// The columns `variable` to `variable + run - 1` are in the first half of `dim` columns, wherever they are: pairs need no test.
     pub fn know_half(&mut self, variable: &str, dim: i64, run: i64) {
         self.half = Some(Half { variable: variable.to_string(), dim, run });
+    }
+
+    /// Whether a cache has a place for a token decides where a store goes (`only_if`), not what is computed: without a branch, the loads of several
+    /// tokens are under way together.
+    pub fn straight(mut self) -> Region<'a> {
+        self.straight = true;
+        self
     }
 
     /// Names the variables that hold what a row op needs of its whole row: `rms_norm`: 1 / rms; `layer_norm`: mean, 1 / deviation;

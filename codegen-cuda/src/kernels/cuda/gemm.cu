@@ -40,12 +40,14 @@ template <class T> struct Later {
 template <class T> struct LaterIn {
   T* base;
   Later<T>& element;
+  bool there;
   __device__ __forceinline__ T& operator[](i64 i) const {
-    element.at = base + i;
+    element.at = there ? base + i : nullptr;
     return element.value;
   }
 };
-template <class T> __device__ __forceinline__ LaterIn<T> later(T* base, Later<T>& element) { return {base, element}; }
+template <class T> __device__ __forceinline__ LaterIn<T> later(T* base, Later<T>& element) { return {base, element, true}; }
+template <class T> __device__ __forceinline__ LaterIn<T> only_if(bool there, LaterIn<T> place) { return {place.base, place.element, there}; }
 // Stores COUNT elements; WHOLE: they are neighbours, aligned, and go somewhere together or not at all.
 template <int COUNT, bool WHOLE, class T> __device__ __forceinline__ void store_now(const Later<T>* e) {
   if (WHOLE) {

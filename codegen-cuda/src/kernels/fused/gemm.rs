@@ -464,7 +464,7 @@ fn results(cx: &Cx, body: &Body, found: &[Sink], pairs: Pairs, n: i64, params: &
         }
     }
     let pointers = (0..cx.op.results.len()).map(|r| params.result(cx, r)).collect::<Result<Vec<_>>>()?;
-    let mut region = Region::new(body.epilogue(), cx.module(), sources);
+    let mut region = Region::new(body.epilogue(), cx.module(), sources).straight();
     if let Some(dim) = pairs.dim {
         region.know_half("n", dim, 2);
     }
