@@ -7,6 +7,8 @@
 mod cublaslt;
 mod finish;
 mod gemm;
+mod gemm_results;
+mod gemm_text;
 mod map;
 mod moe;
 mod moe_counter;

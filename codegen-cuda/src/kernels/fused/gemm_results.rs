@@ -1,0 +1,290 @@
+//! How `gemm` and `gemm_pieces` make results of sums: which columns a lane has, the code of its strip, and where each element goes.
+
+use std::cell::Cell;
+
+use gossamer_ir::DType;
+
+use super::super::region::{Columns, Index, Need, Region, Sink, Source, Target, malformed, text, unsupported};
+use super::super::{Cx, blocks, kv, scalar};
+use super::finish::{branch, range};
+use super::{Body, Origin, Params, parameter};
+use crate::emit::c_type;
+use crate::lower::LowerError;
+
+type Result<T> = std::result::Result<T, LowerError>;
+
+/// Columns of a strip of results where they divide those of a tile.
+pub(super) const STRIP_COLUMNS: i64 = 64;
+
+/// The columns that a lane makes results of at a time: two in a row, and two more that are `apart` further on in the tile and `far` in the product.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Pairs {
+    pub(super) columns: Columns,
+    pub(super) apart: i64,
+    far: i64,
+    /// Size of the heads whose halves these are.
+    dim: Option<i64>,
+}
+
+impl Pairs {
+    pub(super) fn choose(found: &[Sink], n: i64, width: i64) -> Result<Pairs> {
+        let columns = Columns::choose(found, n, width)?;
+        let heads = found.iter().find_map(|s| if let Need::Rope { dim, .. } = s.need { Some(dim) } else { None });
+        match (columns, heads) {
+            (Columns::Paired { dim }, _) => Ok(Pairs { columns, apart: width / 2, far: dim / 2, dim: Some(dim) }),
+            (_, Some(dim)) if dim % 4 == 0 => Ok(Pairs { columns, apart: dim / 2, far: dim / 2, dim: heads }),
+            (_, Some(dim)) => Err(unsupported(format!("rope of heads of {dim}"), "heads of a multiple of 4")),
+            // As far apart as fits the columns: neighbouring lanes then store what lies side by side.
+            _ => {
+                let apart = [32, 16].into_iter().find(|a| n % 64 == 0 && width % (2 * a) == 0).unwrap_or(8);
+                Ok(Pairs { columns, apart, far: apart, dim: None })
+            }
+        }
+    }
+
+    /// Where the lane's column is, relative to its first, among the four.
+    fn place(self, offset: i64) -> Option<usize> {
+        [0, 1, self.far, self.far + 1].iter().position(|o| *o == offset)
+    }
+
+    /// Runs of the columns that a lane makes of a value.
+    fn runs(self, need: Need) -> Vec<Vec<i64>> {
+        match need {
+            Need::Halves { .. } => vec![vec![0, 1]],
+            Need::Interleaved { .. } => vec![vec![0], vec![self.far]],
+            _ => vec![vec![0, 1], vec![self.far, self.far + 1]],
+        }
+    }
+
+    /// What values' columns must start and end at a multiple of, so that a lane makes all of its columns of one or none.
+    fn step(self, need: Need) -> i64 {
+        match need {
+            Need::Halves { .. } => 2,
+            _ => 2 * self.far,
+        }
+    }
+}
+
+/// A value that is stored, and the columns of it that a lane makes, relative to its first: runs of neighbours.
+struct Job<'a> {
+    sink: &'a Sink,
+    /// Where it goes.
+    name: String,
+    dtype: DType,
+    runs: Vec<Vec<i64>>,
+    /// True if a run is stored at once.
+    whole: bool,
+}
+
+/// Strips whose maximum goes together, if any is wanted: those of a tile of `tile_max`.
+pub(super) fn run(found: &[Sink]) -> Result<Option<i64>> {
+    let mut all = None;
+    for sink in found {
+        match (sink.target, sink.need) {
+            (Target::TileMax { tile }, Need::Same { offset: 0 })
+                if tile % STRIP_COLUMNS == 0 && all.is_none_or(|t| t == tile) =>
+            {
+                all = Some(tile);
+            }
+            (Target::TileMax { tile }, _) => {
+                return Err(unsupported(
+                    format!("tile_max over {tile} columns"),
+                    format!("one multiple of {STRIP_COLUMNS} for all, on values with the product's columns"),
+                ));
+            }
+            (Target::ArgMax, _) => return Err(unsupported("argmax over all columns", "tile_max")),
+            _ => {}
+        }
+    }
+    Ok(all.map(|tile| tile / STRIP_COLUMNS))
+}
+
+/// Code that makes results.
+pub(super) struct Code {
+    /// Computes and stores a lane's elements of a strip.
+    pub(super) finish: Vec<String>,
+    /// Declares running maxima of a run of strips.
+    pub(super) maxima: Vec<String>,
+    /// Stores them at the end of a run.
+    pub(super) store_maxima: Vec<String>,
+}
+
+/// Code that makes results of a product of `n` columns.
+pub(super) fn results(cx: &Cx, body: &Body, found: &[Sink], pairs: Pairs, n: i64, params: &mut Params) -> Result<Code> {
+    let astray = Cell::new(false);
+    let mut sources = body.epilogue_sources(cx, params, |_| {
+        let astray = &astray;
+        let give = move |at: &[Index]| {
+            let known = at[1].without_offset().is_some_and(|v| v == "n" || v == "half_n * 2");
+            let place = pairs.place(at[1].offset()).filter(|_| known);
+            astray.set(astray.get() || place.is_none());
+            format!("held[j][{}]", place.unwrap_or(0))
+        };
+        Some(Source::Given(Box::new(give)))
+    })?;
+    for source in &mut sources {
+        if let Source::Cache { keys, values } = source {
+            (*keys, *values) = (later(keys), later(values));
+        }
+    }
+    let pointers = (0..cx.op.results.len()).map(|r| params.result(cx, r)).collect::<Result<Vec<_>>>()?;
+    let mut region = Region::new(body.epilogue(), cx.module(), sources).straight();
+    if let Some(dim) = pairs.dim {
+        region.know_half("n", dim, 2);
+    }
+    let mut ranges: Vec<(i64, i64)> = found.iter().map(|s| (range(s).0, range(s).1)).collect();
+    ranges.sort_unstable();
+    ranges.dedup();
+    let mut finish = Vec::new();
+    for (first, end) in ranges {
+        let here = || found.iter().filter(|s| (range(s).0, range(s).1) == (first, end));
+        let stored = here().filter(|s| !matches!(s.target, Target::TileMax { .. }));
+        let jobs = stored.map(|s| job(cx, body, s, pairs, &pointers)).collect::<Result<Vec<_>>>()?;
+        let (lines, maxima) = region.scope(|region| {
+            for job in &jobs {
+                for offset in job.runs.concat() {
+                    let column = match job.sink.need {
+                        Need::Interleaved { offset: start } => Index::var("half_n").plus((offset - start) / 2),
+                        _ => job.sink.column(&Index::var("n").plus(offset)),
+                    };
+                    region.emit(job.sink, &later(&job.name), &[Index::var("t")], &column)?;
+                }
+            }
+            let mut maxima = Vec::new();
+            for sink in here().filter(|s| matches!(s.target, Target::TileMax { .. })) {
+                for offset in pairs.runs(sink.need).concat() {
+                    let column = sink.column(&Index::var("n").plus(offset));
+                    let element = region.element(sink.value, &[Index::var("t"), column])?;
+                    maxima.push(format!("most{0}[j] = fmaxf(most{0}[j], {element});", sink.result));
+                }
+            }
+            Ok(maxima)
+        })?;
+        branch(&mut finish, (first, end, false), n, part(text(&lines), maxima, &jobs));
+    }
+    if astray.get() {
+        return Err(unsupported("columns of a product at several distances", "one distance for all pairs"));
+    }
+    params.sizes(cx, &region)?;
+    let (mut maxima, mut store_maxima) = (Vec::new(), Vec::new());
+    for sink in found {
+        if let Target::TileMax { tile } = sink.target {
+            let ty = body.epilogue().graph.ty(sink.value).as_tensor().map_or(DType::F32, |t| t.dtype);
+            maxima.push(format!("f32 most{}[STEPS];", sink.result));
+            maxima.push("#pragma unroll".to_string());
+            maxima.push(format!("for (int j = 0; j < STEPS; j++) most{}[j] = {LEAST};", sink.result));
+            let columns = sink.range().1;
+            store_maxima.extend(tile_max(sink, ty, &pointers[sink.result], tile, columns));
+        }
+    }
+    Ok(Code { finish, maxima, store_maxima })
+}
+
+/// Less than any element.
+const LEAST: &str = "__uint_as_float(0xff800000u)";
+
+/// The maximum of a run of strips, over the 16 lanes of each row, at the end of the run.
+fn tile_max(sink: &Sink, dtype: DType, pointer: &str, tile: i64, columns: i64) -> Vec<String> {
+    let r = sink.result;
+    let stored = scalar::store(dtype, &format!("fmaxf(most{r}[j], {LEAST})"));
+    let lines = format!(
+        "if ((strip + 1) % RUN == 0) {{
+  const i32 start = column0 + (strip % PARTS + 1 - RUN) * {STRIP_COLUMNS};
+#pragma unroll
+  for (int j = 0; j < STEPS; j++) {{
+#pragma unroll
+    for (int m = 8; m > 0; m >>= 1) most{r}[j] = fmaxf(most{r}[j], __shfl_xor_sync(0xffffffffu, most{r}[j], m));
+    const i32 t = row_of(j);
+    if ((lane & 15) == 0 && t < rows && start < {columns}) {pointer}[(i64)t * {} + start / {tile}] = {stored};
+    most{r}[j] = {LEAST};
+  }}
+}}",
+        blocks(columns, tile)
+    );
+    lines.lines().map(str::to_string).collect()
+}
+
+/// Where a store goes instead of to memory: `@` becomes the number of the element among the lane's.
+fn later(pointer: &str) -> String {
+    format!("later({pointer}, {pointer}_later[j][@])")
+}
+
+fn job<'a>(cx: &Cx, body: &Body, sink: &'a Sink, pairs: Pairs, pointers: &[String]) -> Result<Job<'a>> {
+    let (first, end, even) = range(sink);
+    let (runs, step) = (pairs.runs(sink.need), pairs.step(sink.need));
+    if first % step != 0 || end % step != 0 {
+        return Err(unsupported(
+            format!("a result from columns {first} to {end} of a product"),
+            format!("results that start and end at multiples of {step} columns"),
+        ));
+    }
+    let operand = |write| match parameter(body.epilogue(), body.epilogue().graph.op(write).operands[0]) {
+        Some(i) => match body.epilogue_param(i) {
+            Origin::Operand(o) => Ok(o),
+            _ => Err(malformed("kv_write to something that is not a cache")),
+        },
+        None => Err(unsupported("a cache written twice", "one kv_write of each cache parameter")),
+    };
+    let last = body.epilogue().graph.ty(sink.value).as_tensor().and_then(|t| t.dims.last()?.as_const());
+    let (name, dtype, row) = match sink.target {
+        Target::Keys(write) | Target::Values(write) => {
+            let (o, keys) = (operand(write)?, matches!(sink.target, Target::Keys(_)));
+            let cache = kv::declaration(cx, o)?;
+            (format!("{}{o}", if keys { "keys" } else { "values" }), cache.dtype, cache.dim)
+        }
+        _ => {
+            let t = body.epilogue().graph.ty(sink.value).as_tensor();
+            let dtype = t.map(|t| t.dtype).ok_or_else(|| malformed("a state among tensors"))?;
+            (pointers[sink.result].clone(), dtype, last.unwrap_or(1))
+        }
+    };
+    // A row starts at a multiple of a run, and so does the lane's first column in it.
+    let run = runs[0].len() as i64;
+    let start = if even { first / 2 } else { first };
+    Ok(Job { sink, name, dtype, whole: row % run == 0 && start % run == 0, runs })
+}
+
+/// Computes the lane's elements of a strip, then stores them.
+fn part(lines: Vec<String>, maxima: Vec<String>, jobs: &[Job]) -> Vec<String> {
+    let mut out = Vec::new();
+    let mut count = vec![0; jobs.len()];
+    for job in jobs {
+        let elements = job.runs.concat().len();
+        out.push(format!("Later<{}> {}_later[STEPS][{elements}];", c_type(job.dtype), job.name));
+    }
+    if jobs.iter().any(|j| matches!(j.sink.need, Need::Interleaved { .. })) {
+        out.push("const i32 half_n = n / 2;".to_string());
+    }
+    out.push("#pragma unroll".to_string());
+    out.push("for (int j = 0; j < STEPS; j++) {".to_string());
+    out.push("  const i32 t = row_of(j) < rows ? row_of(j) : rows - 1;".to_string());
+    for mut line in lines {
+        for (job, at) in jobs.iter().zip(&mut count) {
+            let open = format!("{}_later[j][@]", job.name);
+            if line.contains(&open) {
+                line = line.replace(&open, &format!("{}_later[j][{at}]", job.name));
+                *at += 1;
+            }
+        }
+        out.push(format!("  {line}"));
+    }
+    if !maxima.is_empty() {
+        out.push("  if (column < N) {".to_string());
+        out.extend(maxima.into_iter().map(|l| format!("    {l}")));
+        out.push("  }".to_string());
+    }
+    out.push("}".to_string());
+    out.push("#pragma unroll".to_string());
+    out.push("for (int j = 0; j < STEPS; j++) {".to_string());
+    out.push("  if (row_of(j) >= rows || column >= N) continue;".to_string());
+    for job in jobs {
+        let mut at = 0;
+        for run in &job.runs {
+            let (count, name) = (run.len(), &job.name);
+            out.push(format!("  store_now<{count}, {}>(&{name}_later[j][{at}]);", job.whole));
+            at += count;
+        }
+    }
+    out.push("}".to_string());
+    out
+}

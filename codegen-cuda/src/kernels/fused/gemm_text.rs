@@ -1,0 +1,219 @@
+//! What `gemm` and `gemm_pieces` fill their text with where cuts of the work differ: the first copies, the sums of a tile, and how they reach the
+//! warps that make results.
+
+/// Fills the ring for the first time: with weights before the kernels in front of this one have ended.
+pub(super) const FIRST_EARLY: &str = "\
+#pragma unroll 1
+for (int i = 0; i < FIRST; i++) {
+  expect(i);
+  fetch_w(i, i, column);
+}
+wait_for_predecessors();
+#pragma unroll 1
+for (int i = 0; i < FIRST; i++) fetch_x(i, i, row0);";
+
+/// The same where another kernel makes what stands in the place of weights.
+pub(super) const FIRST: &str = "\
+wait_for_predecessors();
+#pragma unroll 1
+for (int i = 0; i < FIRST; i++) {
+  expect(i);
+  fetch_w(i, i, column);
+  fetch_x(i, i, row0);
+}";
+
+/// Sums a tile in one chain.
+pub(super) const SUM_CHAIN: &str = "\
+int last = 0;
+#pragma unroll 1
+for (int unit = 0; unit < UNITS; unit++) {
+  signal_wait(full + 8 * s, parity);
+  const u64 x = operand_at(ring + s * STAGE + group * 64 * 128);
+  const u64 w = operand_at(ring + s * STAGE + X_BYTES);
+  multiply_begin();
+#pragma unroll
+  for (int k = 0; k < 4; k++) multiply(sums, x + k * 2, w + k * 2, unit + k > 0);
+  multiply_commit();
+  // One batch stays under way; the stage of the one before it is free.
+  if (unit > 0) {
+    multiply_wait<1>();
+    release(last);
+  }
+  last = s;
+  if (++s == STAGES) {
+    s = 0;
+    parity ^= 1;
+  }
+}
+multiply_wait<0>();
+release(last);";
+
+/// The same, while half of the tile before waits in registers for its turn in shared memory.
+pub(super) const SUM_HALVES: &str = "\
+int last = 0;
+auto step = [&](int unit) {
+  signal_wait(full + 8 * s, parity);
+  const u64 x = operand_at(ring + s * STAGE + group * 64 * 128);
+  const u64 w = operand_at(ring + s * STAGE + X_BYTES);
+  multiply_begin();
+#pragma unroll
+  for (int k = 0; k < 4; k++) multiply(sums, x + k * 2, w + k * 2, unit + k > 0);
+  multiply_commit();
+  // One batch stays under way; the stage of the one before it is free.
+  if (unit > 0) {
+    multiply_wait<1>();
+    release(last);
+  }
+  last = s;
+  if (++s == STAGES) {
+    s = 0;
+    parity ^= 1;
+  }
+};
+#pragma unroll 1
+for (int unit = 0; unit < UNITS / 2; unit++) step(unit);
+// By now results of the first half of the tile before are made.
+if (tile != (int)blockIdx.x) {
+  signal_wait(finished, 0);
+#pragma unroll
+  for (int e = 0; e < HELD / 8; e++) put(home + 8 * e, kept + 4 * e);
+  signal_arrive(summed);
+}
+#pragma unroll 1
+for (int unit = UNITS / 2; unit < UNITS; unit++) step(unit);
+multiply_wait<0>();
+release(last);";
+
+/// Sums it in pieces.
+pub(super) const SUM_PIECES: &str = "\
+#pragma unroll
+for (int i = 0; i < WIDTH / 2; i++) total[i] = 0.0f;
+int unit = 0;
+#pragma unroll 1
+for (int piece = 0; piece < PIECES; piece++) {
+  const int first = unit;
+  const int end = UNITS * (piece + 1) / PIECES;
+  int last = 0;
+#pragma unroll 1
+  for (; unit < end; unit++) {
+    signal_wait(full + 8 * s, parity);
+    const u64 x = operand_at(ring + s * STAGE + group * 64 * 128);
+    const u64 w = operand_at(ring + s * STAGE + X_BYTES);
+    multiply_begin();
+#pragma unroll
+    for (int k = 0; k < 4; k++) multiply(sums, x + k * 2, w + k * 2, unit - first + k > 0);
+    multiply_commit();
+    // One batch stays under way; the stage of the one before it is free.
+    if (unit > first) {
+      multiply_wait<1>();
+      release(last);
+    }
+    last = s;
+    if (++s == STAGES) {
+      s = 0;
+      parity ^= 1;
+    }
+  }
+  multiply_wait<0>();
+  release(last);
+  hold(sums);
+#pragma unroll
+  for (int i = 0; i < WIDTH / 2; i++) total[i] += sums[i];
+}";
+
+/// How the sums of a tile reach the warps that make results.
+pub(super) struct Handing {
+    /// Columns of a tile over those whose sums lie in shared memory at one time.
+    pub halves: i64,
+    /// What a warp makes results of at a time, besides strips.
+    pub which: &'static str,
+    /// Parameter that says which half.
+    pub half: &'static str,
+    /// From a lane's number to its first column in the tile.
+    pub local: &'static str,
+    /// Loop of the warps that do nothing else.
+    pub finisher: &'static str,
+    /// Registers of a group that multiplies for what waits there.
+    pub kept: &'static str,
+    /// What such a group knows of turns.
+    pub turn: &'static str,
+    /// Puts the sums of a tile into shared memory; ends the loop after the last.
+    pub give: &'static str,
+    /// Results of the last tile.
+    pub finish_last: &'static str,
+}
+
+/// A whole tile at a time: `$` stands for the registers with its sums.
+pub(super) const WHOLE: Handing = Handing {
+    halves: 1,
+    which: ", those of a tile",
+    half: "",
+    local: "\
+const int at = 2 * pair / APART * (2 * APART) + 2 * pair % APART;
+const int local = at;",
+    finisher: "\
+u32 parity = 0;
+#pragma unroll 1
+for (int tile = (int)blockIdx.x; tile < tiles; tile += (int)gridDim.x) {
+  signal_wait(summed, parity);
+  finish(tile, tile_sums, warp & 3, tile + (int)gridDim.x < tiles ? 4 : 4 + 4 * GROUPS);
+  signal_arrive(finished);
+  parity ^= 1;
+}",
+    kept: "",
+    turn: "u32 turn = 0;",
+    give: "\
+signal_wait(finished, turn ^ 1);
+#pragma unroll
+for (int e = 0; e < WIDTH / 8; e++) put(home + 8 * e, $ + 4 * e);
+signal_arrive(summed);
+if (tile + (int)gridDim.x >= tiles) break;
+turn ^= 1;",
+    finish_last: "\
+signal_wait(summed, turn);
+finish(tile, tile_sums, 4 + warp, 4 + 4 * GROUPS);",
+};
+
+/// Half of a tile at a time: the other half waits in registers until half of the next tile is summed, which leaves room for another stage of the ring.
+/// Each half has APART columns of every 2 * APART, so that columns that are needed together are in one.
+pub(super) const HALVES: Handing = Handing {
+    halves: 2,
+    which: ", those of half a tile",
+    half: "int half, ",
+    local: "\
+const int at = 2 * pair / APART * (2 * APART) + 2 * pair % APART;
+const int local = at / APART * (2 * APART) + half * APART + at % APART;",
+    finisher: "\
+#pragma unroll 1
+for (int tile = (int)blockIdx.x; tile < tiles; tile += (int)gridDim.x) {
+  const bool last = tile + (int)gridDim.x >= tiles;
+#pragma unroll 1
+  for (int half = 0; half < 2; half++) {
+    // Both halves of the last tile come at once.
+    if (half == 0 || !last) signal_wait(summed, half);
+    finish(tile, half, half == 1 && last ? ring_sums : tile_sums, warp & 3, last ? 4 + 4 * GROUPS : 4);
+    signal_arrive(finished);
+  }
+}",
+    kept: "f32 kept[HELD / 2];  // sums of the second half of the tile before",
+    turn: "\
+// Number of an eight of columns of a half, in the tile.
+auto eight = [](int half, int e) { return (8 * e / APART * (2 * APART) + half * APART + 8 * e % APART) / 8; };",
+    give: "\
+signal_wait(finished, 1);
+#pragma unroll
+for (int e = 0; e < HELD / 8; e++) put(home + 8 * e, $ + 4 * eight(0, e));
+if (tile + (int)gridDim.x >= tiles) break;
+signal_arrive(summed);
+#pragma unroll
+for (int i = 0; i < HELD / 2; i++) kept[i] = $[4 * eight(1, i / 4) + i % 4];",
+    finish_last: "\
+// The ring is free when all groups have multiplied: the second half goes there.
+barrier<GROUPS * 128>(1);
+#pragma unroll
+for (int e = 0; e < HELD / 8; e++) put(ring_sums + (home - tile_sums) + 8 * e, $ + 4 * eight(1, e));
+signal_arrive(summed);
+signal_wait(summed, 0);
+#pragma unroll 1
+for (int half = 0; half < 2; half++) finish(tile, half, half == 1 ? ring_sums : tile_sums, 4 + warp, 4 + 4 * GROUPS);",
+};
