@@ -102,19 +102,13 @@ ${entry}(${params}) {
     column0 = inside / high * WIDTH;
   };
 
-  // Makes results from the sums at `from`${which}: every workers-th ${strips}.
+  // Makes results from the sums at `from`${which}.
   auto finish = [&](int tile, ${half}const f32* from, int worker, int workers) __attribute__((always_inline)) {
     i32 row0;
     int column0;
     place(tile, row0, column0);
     ${maxima}
-#pragma unroll 1
-    for (int strip = ${first_strip}; strip < STRIPS; strip += ${next_strip}) {
-      const int pair = strip % PARTS * LANES + lane % LANES;
-      ${local}
-      const i32 column = ${column};
-      const int top = strip / PARTS * ROWS + lane / LANES;
-      if (row0 + strip / PARTS * ROWS >= rows) break;
+${strips_begin}
       f32 held[STEPS][4];
 #pragma unroll
       for (int j = 0; j < STEPS; j++) {
@@ -127,10 +121,9 @@ ${entry}(${params}) {
       }
       // What is computed beyond the ends is not stored.
       const i32 n = column < N ? column : 0;
-      auto row_of = [&](int j) -> i32 { return row0 + top + DOWN * j; };
       ${finish}
       ${store_maxima}
-    }
+    ${strips_end}
   };
 
   if (group == GROUPS + 1) {

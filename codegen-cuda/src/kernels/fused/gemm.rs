@@ -5,17 +5,20 @@
 //! the work was cut. In `gemm` it is one chain over K. In `gemm_pieces` it is what `stream` and `tile` make, pieces of K added up in order: a multiply
 //! takes the same 16 elements of K there and here, and its bits do not depend on the order within them. A second set of sums holds the pieces so far.
 
+use std::collections::BTreeMap;
+
 use gossamer_ir::template::{Order, template};
 use gossamer_ir::{DType, OpKind};
 
 use super::super::contraction::{MAX_K, PROCESSORS, pieces};
 use super::super::region::{Columns, Sink, Target, malformed, unsupported};
+use super::super::view::gcd;
 use super::super::{Cx, Size, blocks, single, wgmma};
 use super::finish::product_sinks;
 use super::gemm_results::{Pairs, STRIP_COLUMNS, results, run};
 use super::gemm_text::{FIRST, FIRST_EARLY, HALVES, SUM_CHAIN, SUM_HALVES, SUM_PIECES, WHOLE};
 use super::{Body, Origin, Params};
-use crate::emit::{Piece, Text, c_type};
+use crate::emit::{Piece, Text, c_type, fill};
 use crate::lower::{LowerError, Lowered, Matrix};
 use crate::resources::{SHARED_PER_BLOCK, SHARED_PER_SM, SHARED_RESERVED};
 
@@ -102,6 +105,15 @@ impl Plan {
     /// Tiles down and across.
     fn tiles(self, rows: i64, n: i64) -> (i64, i64) {
         (blocks(rows, self.height()), blocks(n, self.width))
+    }
+
+    /// Columns of a tile between two strips of a row, where one warp makes them one after the other: see [`results`].
+    fn period(self, pairs: Pairs) -> Option<i64> {
+        let (held, apart) = (self.width / self.halves, pairs.apart / self.halves);
+        let strip = [64, 32].into_iter().find(|c| held % c == 0).unwrap_or(16);
+        let regular = pairs.columns == Columns::Adjacent && strip % (2 * apart) == 0;
+        // Modulo a common divisor of that and a tile's columns, a lane's column is the same in all strips.
+        (self.halves > 1).then(|| if regular { gcd(strip * self.halves, self.width) } else { 1 })
     }
 
     /// Clocks that the busiest multiprocessor takes: tiles one after the other, each as long as its multiplies, its copies or the results of the one
@@ -204,7 +216,7 @@ pub fn lower(cx: &Cx, body: &Body) -> Result<Lowered> {
     };
     params.tensor_map("x_map", x, matrix(rows, plan.x_box(rows)));
     params.tensor_map("w_map", w, matrix(n, w_box));
-    let code = results(cx, body, &found, pairs, n, &mut params)?;
+    let code = results(cx, body, &found, (pairs, plan.period(pairs)), n, &mut params)?;
     let (down, across) = plan.tiles(rows, n);
     params.int("row_tiles", down);
     params.int("rows", rows);
@@ -229,6 +241,13 @@ pub fn lower(cx: &Cx, body: &Body) -> Result<Lowered> {
         None => ("strip", "worker", "workers"),
         Some(_) => ("run of strips", "worker * RUN", "(strip + 1) % RUN > 0 ? 1 : workers * RUN - RUN + 1"),
     };
+    let strips = BTreeMap::from([
+        ("strips", strips.to_string()),
+        ("first_strip", first_strip.to_string()),
+        ("next_strip", next_strip.to_string()),
+        ("column", column.clone()),
+        ("rows", code.rows.join("\n")),
+    ]);
     let run = match run {
         None => String::new(),
         Some(run) => format!("constexpr int RUN = {run};  // strips side by side that one warp makes"),
@@ -248,9 +267,6 @@ pub fn lower(cx: &Cx, body: &Body) -> Result<Lowered> {
     .set("order", order)
     .set("pieces", pieces)
     .set("run", run)
-    .set("strips", strips)
-    .set("first_strip", first_strip)
-    .set("next_strip", next_strip)
     .set("groups", plan.groups)
     .set("width", plan.width)
     .set("stages", plan.stages())
@@ -265,9 +281,10 @@ pub fn lower(cx: &Cx, body: &Body) -> Result<Lowered> {
     .set("total", total)
     .set("sum", sum)
     .set("halves", handing.halves)
-    .set("which", handing.which)
+    .set("which", fill(handing.which, &strips).trim_end())
     .set("half", handing.half)
-    .set("local", handing.local)
+    .set("strips_begin", fill(handing.strips.0, &strips))
+    .set("strips_end", handing.strips.1)
     .set("finisher", handing.finisher)
     .set("finisher_registers", finisher)
     .set("kept", handing.kept)
@@ -276,7 +293,6 @@ pub fn lower(cx: &Cx, body: &Body) -> Result<Lowered> {
     .set("finish_last", handing.finish_last.replace('$', summed))
     .set("first", if cx.early(w) { FIRST_EARLY } else { FIRST })
     .set("w_row", &column)
-    .set("column", &column)
     .set("finish", code.finish.join("\n"))
     .set("maxima", code.maxima.join("\n"))
     .set("store_maxima", code.store_maxima.join("\n"))

@@ -1,10 +1,13 @@
 //! How `gemm` and `gemm_pieces` make results of sums: which columns a lane has, the code of its strip, and where each element goes.
 
 use std::cell::Cell;
+use std::collections::BTreeMap;
 
 use gossamer_ir::DType;
 
-use super::super::region::{Columns, Index, Need, Region, Sink, Source, Target, malformed, text, unsupported};
+use super::super::region::{
+    Columns, Hoisted, Index, Line, Need, Region, Sink, Source, Target, hoist, malformed, text, unsupported,
+};
 use super::super::{Cx, blocks, kv, scalar};
 use super::finish::{branch, range};
 use super::{Body, Origin, Params, parameter};
@@ -101,6 +104,8 @@ pub(super) fn run(found: &[Sink]) -> Result<Option<i64>> {
 
 /// Code that makes results.
 pub(super) struct Code {
+    /// Computes what depends on a lane's rows and not on which strip of them it is, if that was asked for.
+    pub(super) rows: Vec<String>,
     /// Computes and stores a lane's elements of a strip.
     pub(super) finish: Vec<String>,
     /// Declares running maxima of a run of strips.
@@ -109,8 +114,16 @@ pub(super) struct Code {
     pub(super) store_maxima: Vec<String>,
 }
 
-/// Code that makes results of a product of `n` columns.
-pub(super) fn results(cx: &Cx, body: &Body, found: &[Sink], pairs: Pairs, n: i64, params: &mut Params) -> Result<Code> {
+/// Code that makes results of a product of `n` columns. A warp that makes all strips of its rows one after the other asks for what they share by `period`:
+/// the columns of a lane in two strips are equal modulo every divisor of it.
+pub(super) fn results(
+    cx: &Cx,
+    body: &Body,
+    found: &[Sink],
+    (pairs, period): (Pairs, Option<i64>),
+    n: i64,
+    params: &mut Params,
+) -> Result<Code> {
     let astray = Cell::new(false);
     let mut sources = body.epilogue_sources(cx, params, |_| {
         let astray = &astray;
@@ -135,7 +148,7 @@ pub(super) fn results(cx: &Cx, body: &Body, found: &[Sink], pairs: Pairs, n: i64
     let mut ranges: Vec<(i64, i64)> = found.iter().map(|s| (range(s).0, range(s).1)).collect();
     ranges.sort_unstable();
     ranges.dedup();
-    let mut finish = Vec::new();
+    let (mut finish, mut shared) = (Vec::new(), Shared::default());
     for (first, end) in ranges {
         let here = || found.iter().filter(|s| (range(s).0, range(s).1) == (first, end));
         let stored = here().filter(|s| !matches!(s.target, Target::TileMax { .. }));
@@ -160,7 +173,11 @@ pub(super) fn results(cx: &Cx, body: &Body, found: &[Sink], pairs: Pairs, n: i64
             }
             Ok(maxima)
         })?;
-        branch(&mut finish, (first, end, false), n, part(text(&lines), maxima, &jobs));
+        let lines = match period {
+            Some(period) => shared.take(&lines, period),
+            None => text(&lines),
+        };
+        branch(&mut finish, (first, end, false), n, part(lines, maxima, &jobs));
     }
     if astray.get() {
         return Err(unsupported("columns of a product at several distances", "one distance for all pairs"));
@@ -177,7 +194,89 @@ pub(super) fn results(cx: &Cx, body: &Body, found: &[Sink], pairs: Pairs, n: i64
             store_maxima.extend(tile_max(sink, ty, &pointers[sink.result], tile, columns));
         }
     }
-    Ok(Code { finish, maxima, store_maxima })
+    Ok(Code { rows: shared.text(), finish, maxima, store_maxima })
+}
+
+/// What the strips of a row share: variables for each of a lane's rows.
+#[derive(Default)]
+struct Shared {
+    variables: Vec<Hoisted>,
+    /// What stands for a variable in a strip's code.
+    names: BTreeMap<String, String>,
+}
+
+impl Shared {
+    /// Takes what can be shared out of a strip's lines; gives the rest.
+    fn take(&mut self, lines: &[Line], period: i64) -> Vec<String> {
+        let (taken, rest) = hoist(lines, &["n", "half_n", "held"], |e| phased(e, period));
+        for mut variable in taken {
+            variable.expression = renamed(&variable.expression, &self.names);
+            let same =
+                |v: &&Hoisted| v.expression == variable.expression && v.c_type == variable.c_type;
+            let name = self.variables.iter().find(same).map_or(&variable.name, |v| &v.name);
+            self.names.insert(variable.name.clone(), format!("{name}[j]"));
+            if *name == variable.name {
+                self.variables.push(variable);
+            }
+        }
+        rest.iter().map(|l| renamed(l, &self.names)).collect()
+    }
+
+    fn text(&self) -> Vec<String> {
+        if self.variables.is_empty() {
+            return Vec::new();
+        }
+        let mut out: Vec<String> = self.variables.iter().map(|v| format!("{} {}[STEPS];", v.c_type, v.name)).collect();
+        out.push("#pragma unroll".to_string());
+        out.push("for (int j = 0; j < STEPS; j++) {".to_string());
+        out.push("  const i32 t = row_of(j) < rows ? row_of(j) : rows - 1;".to_string());
+        for v in &self.variables {
+            out.extend(v.comment.iter().map(|c| format!("  {c}")));
+            out.push(format!("  {}[j] = {};", v.name, v.expression));
+        }
+        out.push("}".to_string());
+        out
+    }
+}
+
+/// The text with other words for some of its words.
+fn renamed(text: &str, names: &BTreeMap<String, String>) -> String {
+    let word = |c: char| c.is_ascii_alphanumeric() || c == '_';
+    let (mut out, mut rest) = (String::new(), text);
+    while !rest.is_empty() {
+        let length = rest.find(|c| !word(c)).unwrap_or(rest.len());
+        let (name, behind) = rest.split_at(length);
+        out += names.get(name).map_or(name, String::as_str);
+        let gap = behind.find(word).unwrap_or(behind.len());
+        out += &behind[..gap];
+        rest = &behind[gap..];
+    }
+    out
+}
+
+/// The expression with `phase % d` for `n % d` and `(n - c) % d`, where d divides the period and c.
+fn phased(expression: &str, period: i64) -> String {
+    const OP: &str = " % ";
+    let (mut out, mut rest) = (String::new(), expression);
+    while let Some(at) = rest.find(OP) {
+        let (left, right) = (&rest[..at], &rest[at + OP.len()..]);
+        let digits = right.bytes().take_while(u8::is_ascii_digit).count();
+        let divisor = right[..digits].parse().ok().filter(|d: &i64| *d > 0 && period % d == 0);
+        let start = divisor.and_then(|d| {
+            let alone = left.strip_suffix('n').filter(|l| !l.ends_with(|c: char| c.is_ascii_alphanumeric() || c == '_'));
+            let moved = left.strip_suffix(')').and_then(|l| {
+                let (before, by) = l.rsplit_once("(n - ")?;
+                by.parse().ok().filter(|c: &i64| c % d == 0).map(|_| before)
+            });
+            alone.or(moved)
+        });
+        match start {
+            Some(before) => out = out + before + "phase" + OP + &right[..digits],
+            None => out = out + left + OP + &right[..digits],
+        }
+        rest = &right[digits..];
+    }
+    out + rest
 }
 
 /// Less than any element.

@@ -125,12 +125,12 @@ for (int piece = 0; piece < PIECES; piece++) {
 pub(super) struct Handing {
     /// Columns of a tile over those whose sums lie in shared memory at one time.
     pub halves: i64,
-    /// What a warp makes results of at a time, besides strips.
+    /// What the results of one call of `finish` are.
     pub which: &'static str,
     /// Parameter that says which half.
     pub half: &'static str,
-    /// From a lane's number to its first column in the tile.
-    pub local: &'static str,
+    /// Around the code of a strip.
+    pub strips: (&'static str, &'static str),
     /// Loop of the warps that do nothing else.
     pub finisher: &'static str,
     /// Registers of a group that multiplies for what waits there.
@@ -146,11 +146,21 @@ pub(super) struct Handing {
 /// A whole tile at a time: `$` stands for the registers with its sums.
 pub(super) const WHOLE: Handing = Handing {
     halves: 1,
-    which: ", those of a tile",
+    which: ", those of a tile: every workers-th ${strips}",
     half: "",
-    local: "\
-const int at = 2 * pair / APART * (2 * APART) + 2 * pair % APART;
-const int local = at;",
+    strips: (
+        "\
+#pragma unroll 1
+for (int strip = ${first_strip}; strip < STRIPS; strip += ${next_strip}) {
+  const int pair = strip % PARTS * LANES + lane % LANES;
+  const int at = 2 * pair / APART * (2 * APART) + 2 * pair % APART;
+  const int local = at;
+  const i32 column = ${column};
+  const int top = strip / PARTS * ROWS + lane / LANES;
+  if (row0 + strip / PARTS * ROWS >= rows) break;
+  auto row_of = [&](int j) -> i32 { return row0 + top + DOWN * j; };",
+        "}",
+    ),
     finisher: "\
 u32 parity = 0;
 #pragma unroll 1
@@ -178,11 +188,33 @@ finish(tile, tile_sums, 4 + warp, 4 + 4 * GROUPS);",
 /// Each half has APART columns of every 2 * APART, so that columns that are needed together are in one.
 pub(super) const HALVES: Handing = Handing {
     halves: 2,
-    which: ", those of half a tile",
+    which: ", those of half a tile: strips side by side, as much as there are for each of the workers",
     half: "int half, ",
-    local: "\
-const int at = 2 * pair / APART * (2 * APART) + 2 * pair % APART;
-const int local = at / APART * (2 * APART) + half * APART + at % APART;",
+    strips: (
+        "\
+int strip = STRIPS * worker / workers;
+const int end = STRIPS * (worker + 1) / workers;
+auto first = [&](int strip) -> int {
+  const int pair = strip % PARTS * LANES + lane % LANES;
+  return 2 * pair / APART * (2 * APART) + 2 * pair % APART;
+};
+auto in_tile = [&](int at) -> int { return at / APART * (2 * APART) + half * APART + at % APART; };
+const i32 phase = in_tile(first(0));  // what a lane's columns have in common, modulo the distance of strips
+#pragma unroll 1
+while (strip < end) {
+  const int top = strip / PARTS * ROWS + lane / LANES;
+  if (row0 + strip / PARTS * ROWS >= rows) break;
+  auto row_of = [&](int j) -> i32 { return row0 + top + DOWN * j; };
+  ${rows}
+#pragma unroll 1
+  do {
+    const int at = first(strip);
+    const int local = in_tile(at);
+    const i32 column = ${column};",
+        "\
+  } while (++strip < end && strip % PARTS > 0);
+}",
+    ),
     finisher: "\
 #pragma unroll 1
 for (int tile = (int)blockIdx.x; tile < tiles; tile += (int)gridDim.x) {
