@@ -108,22 +108,7 @@ ${entry}(${params}) {
     int column0;
     place(tile, row0, column0);
     ${maxima}
-${strips_begin}
-      f32 held[STEPS][4];
-#pragma unroll
-      for (int j = 0; j < STEPS; j++) {
-        const float2 near = *(const float2*)(from + (top + DOWN * j) * PITCH + at);
-        const float2 far = *(const float2*)(from + (top + DOWN * j) * PITCH + at + APART);
-        held[j][0] = near.x;
-        held[j][1] = near.y;
-        held[j][2] = far.x;
-        held[j][3] = far.y;
-      }
-      // What is computed beyond the ends is not stored.
-      const i32 n = column < N ? column : 0;
-      ${finish}
-      ${store_maxima}
-    ${strips_end}
+    ${strips}
   };
 
   if (group == GROUPS + 1) {

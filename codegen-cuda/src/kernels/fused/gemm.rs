@@ -16,7 +16,7 @@ use super::super::view::gcd;
 use super::super::{Cx, Size, blocks, single, wgmma};
 use super::finish::product_sinks;
 use super::gemm_results::{Pairs, STRIP_COLUMNS, results, run};
-use super::gemm_text::{FIRST, FIRST_EARLY, HALVES, SUM_CHAIN, SUM_HALVES, SUM_PIECES, WHOLE};
+use super::gemm_text::{FIRST, FIRST_EARLY, HALVES, STRIP_CODE, SUM_CHAIN, SUM_HALVES, SUM_PIECES, WHOLE};
 use super::{Body, Origin, Params};
 use crate::emit::{Piece, Text, c_type, fill};
 use crate::lower::{LowerError, Lowered, Matrix};
@@ -241,13 +241,15 @@ pub fn lower(cx: &Cx, body: &Body) -> Result<Lowered> {
         None => ("strip", "worker", "workers"),
         Some(_) => ("run of strips", "worker * RUN", "(strip + 1) % RUN > 0 ? 1 : workers * RUN - RUN + 1"),
     };
-    let strips = BTreeMap::from([
+    let mut strips = BTreeMap::from([
         ("strips", strips.to_string()),
         ("first_strip", first_strip.to_string()),
         ("next_strip", next_strip.to_string()),
         ("column", column.clone()),
         ("rows", code.rows.join("\n")),
     ]);
+    let results = [("finish", code.finish.join("\n")), ("store_maxima", code.store_maxima.join("\n"))];
+    strips.insert("strip", fill(STRIP_CODE, &BTreeMap::from(results)));
     let run = match run {
         None => String::new(),
         Some(run) => format!("constexpr int RUN = {run};  // strips side by side that one warp makes"),
@@ -283,8 +285,7 @@ pub fn lower(cx: &Cx, body: &Body) -> Result<Lowered> {
     .set("halves", handing.halves)
     .set("which", fill(handing.which, &strips).trim_end())
     .set("half", handing.half)
-    .set("strips_begin", fill(handing.strips.0, &strips))
-    .set("strips_end", handing.strips.1)
+    .set("strips", fill(handing.strips, &strips))
     .set("finisher", handing.finisher)
     .set("finisher_registers", finisher)
     .set("kept", handing.kept)
@@ -293,9 +294,7 @@ pub fn lower(cx: &Cx, body: &Body) -> Result<Lowered> {
     .set("finish_last", handing.finish_last.replace('$', summed))
     .set("first", if cx.early(w) { FIRST_EARLY } else { FIRST })
     .set("w_row", &column)
-    .set("finish", code.finish.join("\n"))
     .set("maxima", code.maxima.join("\n"))
-    .set("store_maxima", code.store_maxima.join("\n"))
     .build();
     let launched = (down * across).min(PROCESSORS * plan.blocks);
     let mut launch = cx.launch(source, launched, 128 * (plan.groups as u32 + 2), args)?;

@@ -121,6 +121,23 @@ for (int piece = 0; piece < PIECES; piece++) {
   for (int i = 0; i < WIDTH / 2; i++) total[i] += sums[i];
 }";
 
+/// Results of a strip.
+pub(super) const STRIP_CODE: &str = "\
+      f32 held[STEPS][4];
+#pragma unroll
+      for (int j = 0; j < STEPS; j++) {
+        const float2 near = *(const float2*)(from + (top + DOWN * j) * PITCH + at);
+        const float2 far = *(const float2*)(from + (top + DOWN * j) * PITCH + at + APART);
+        held[j][0] = near.x;
+        held[j][1] = near.y;
+        held[j][2] = far.x;
+        held[j][3] = far.y;
+      }
+      // What is computed beyond the ends is not stored.
+      const i32 n = column < N ? column : 0;
+      ${finish}
+      ${store_maxima}";
+
 /// How the sums of a tile reach the warps that make results.
 pub(super) struct Handing {
     /// Columns of a tile over those whose sums lie in shared memory at one time.
@@ -129,8 +146,8 @@ pub(super) struct Handing {
     pub which: &'static str,
     /// Parameter that says which half.
     pub half: &'static str,
-    /// Around the code of a strip.
-    pub strips: (&'static str, &'static str),
+    /// The loop over strips.
+    pub strips: &'static str,
     /// Loop of the warps that do nothing else.
     pub finisher: &'static str,
     /// Registers of a group that multiplies for what waits there.
@@ -148,8 +165,7 @@ pub(super) const WHOLE: Handing = Handing {
     halves: 1,
     which: ", those of a tile: every workers-th ${strips}",
     half: "",
-    strips: (
-        "\
+    strips: "\
 #pragma unroll 1
 for (int strip = ${first_strip}; strip < STRIPS; strip += ${next_strip}) {
   const int pair = strip % PARTS * LANES + lane % LANES;
@@ -158,9 +174,9 @@ for (int strip = ${first_strip}; strip < STRIPS; strip += ${next_strip}) {
   const i32 column = ${column};
   const int top = strip / PARTS * ROWS + lane / LANES;
   if (row0 + strip / PARTS * ROWS >= rows) break;
-  auto row_of = [&](int j) -> i32 { return row0 + top + DOWN * j; };",
-        "}",
-    ),
+  auto row_of = [&](int j) -> i32 { return row0 + top + DOWN * j; };
+  ${strip}
+}",
     finisher: "\
 u32 parity = 0;
 #pragma unroll 1
@@ -190,8 +206,7 @@ pub(super) const HALVES: Handing = Handing {
     halves: 2,
     which: ", those of half a tile: strips side by side, as much as there are for each of the workers",
     half: "int half, ",
-    strips: (
-        "\
+    strips: "\
 int strip = STRIPS * worker / workers;
 const int end = STRIPS * (worker + 1) / workers;
 auto first = [&](int strip) -> int {
@@ -210,11 +225,10 @@ while (strip < end) {
   do {
     const int at = first(strip);
     const int local = in_tile(at);
-    const i32 column = ${column};",
-        "\
+    const i32 column = ${column};
+    ${strip}
   } while (++strip < end && strip % PARTS > 0);
 }",
-    ),
     finisher: "\
 #pragma unroll 1
 for (int tile = (int)blockIdx.x; tile < tiles; tile += (int)gridDim.x) {
