@@ -64,7 +64,7 @@ template <int COUNT, bool WHOLE, class T> __device__ __forceinline__ void store_
   }
 }
 
-extern "C" __global__ void __launch_bounds__(THREADS, ${blocks})
+extern "C" __global__ void ${cluster}__launch_bounds__(THREADS, ${blocks})
 ${entry}(${params}) {
   let_successors_start();
   extern __shared__ uint4 shared[];
@@ -79,16 +79,17 @@ ${entry}(${params}) {
   const int lane = threadIdx.x & 31;
   const int warp = threadIdx.x >> 5;
   const int group = threadIdx.x >> 7;
+  ${rank}
   if (threadIdx.x == 0) {
     for (int s = 0; s < STAGES; s++) {
       signal_init(full + 8 * s, 1);
-      signal_init(empty + 8 * s, GROUPS * 4);
+      signal_init(empty + 8 * s, ${readers});
     }
     signal_init(summed, GROUPS * 128);
     signal_init(finished, 128);
     signal_publish();
   }
-  __syncthreads();
+  ${meet}
 
   // Tiles in bands of ${band} rows of tiles, down the columns of a band: those that run at one time share what they read in the L2 cache.
   constexpr int COLUMN_TILES = (N + WIDTH - 1) / WIDTH;
@@ -98,7 +99,7 @@ ${entry}(${params}) {
     const int inside = tile % (${band} * COLUMN_TILES);
     const int rest = row_tiles - band * ${band};
     const int high = rest < ${band} ? rest : ${band};
-    row0 = (band * ${band} + inside % high) * HEIGHT;
+    row0 = ${row};
     column0 = inside / high * WIDTH;
   };
 
@@ -121,11 +122,7 @@ ${entry}(${params}) {
       __syncwarp();
       auto fetch_w = [&](int s, int unit, int column) {
         const u32 to = ring + s * STAGE + X_BYTES;
-        if (W_BOXES == 1) {
-          if (elected()) fetch_box(to, &w_map, unit * 64, column, full + 8 * s);
-        } else if (lane < W_BOXES) {
-          fetch_box(to + lane * W_BOX * 128, &w_map, unit * 64, column, full + 8 * s);
-        }
+        ${fetch_w}
         __syncwarp();
       };
       auto fetch_x = [&](int s, int unit, i32 row) {
@@ -140,10 +137,10 @@ ${entry}(${params}) {
       };
       // The first of the rows of w that this lane copies.
       auto first_of_box = [&](int column0) -> int {
-        const int local = lane < W_BOXES ? lane * W_BOX : 0;
+        const int local = ${box};
         return ${w_row};
       };
-      int tile = (int)blockIdx.x;
+      int tile = ${start};
       i32 row0 = 0;
       int column0 = 0;
       place(tile, row0, column0);
@@ -165,7 +162,7 @@ ${entry}(${params}) {
             parity ^= 1;
           }
         }
-        tile += (int)gridDim.x;
+        tile += ${stride};
         if (tile >= tiles) break;
         place(tile, row0, column0);
         column = first_of_box(column0);
@@ -187,7 +184,7 @@ ${entry}(${params}) {
     int s = 0;
     u32 parity = 0;
     ${turn}
-    int tile = (int)blockIdx.x;
+    int tile = ${start};
     // Puts sums of a lane at two rows of eight columns.
     f32* const home = tile_sums + (warp * 16 + (lane >> 2)) * PITCH + 2 * (lane & 3);
     auto put = [&](f32* to, const f32* of) {
@@ -195,15 +192,16 @@ ${entry}(${params}) {
       *(float2*)(to + 8 * PITCH) = make_float2(of[2], of[3]);
     };
     auto release = [&](int stage) {
-      if (lane == 0) signal_arrive(empty + 8 * stage);
+      ${release}
     };
 #pragma unroll 1
     while (true) {
       ${sum}
       ${give}
-      tile += (int)gridDim.x;
+      tile += ${stride};
     }
     // Nothing is left to multiply: all join in the results of the last tile.
     ${finish_last}
   }
+  ${leave}
 }

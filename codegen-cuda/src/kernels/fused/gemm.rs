@@ -16,7 +16,7 @@ use super::super::view::gcd;
 use super::super::{Cx, Size, blocks, single, wgmma};
 use super::finish::product_sinks;
 use super::gemm_results::{Pairs, STRIP_COLUMNS, results, run};
-use super::gemm_text::{FIRST, FIRST_EARLY, HALVES, STRIP_CODE, SUM_CHAIN, SUM_HALVES, SUM_PIECES, WHOLE};
+use super::gemm_text::{ALONE, FIRST, FIRST_EARLY, HALVES, PAIRED, STRIP_CODE, SUM_CHAIN, SUM_HALVES, SUM_PIECES, WHOLE};
 use super::{Body, Origin, Params};
 use crate::emit::{Piece, Text, c_type, fill};
 use crate::lower::{LowerError, Lowered, Matrix};
@@ -32,6 +32,8 @@ const STRIP_ELEMENTS: i64 = 512;
 const STAGES: i64 = 16;
 /// Rows of tiles in a band: their share of x and the columns of w that go past it fit the L2 cache.
 const BAND: i64 = 16;
+/// Rounds of tiles from which blocks copy for each other.
+const SHARED_ROUNDS: i64 = 3;
 /// As measured on an H100 (docs/performance.md): bytes that a multiprocessor copies in a clock, clocks before a block's first multiply, and clocks of a strip
 /// of results.
 const COPIED: i64 = 50;
@@ -49,29 +51,31 @@ struct Plan {
     blocks: i64,
     /// Parts of a tile's columns whose sums lie in shared memory one after the other: 1, or 2, where the second waits in registers.
     halves: i64,
+    /// Blocks of a cluster that copy columns of w for each other.
+    share: i64,
 }
 
 /// Cuts of one chain, from the smallest tile.
 const CHAIN: &[Plan] = &[
-    Plan { groups: 1, width: 32, blocks: 1, halves: 1 },
-    Plan { groups: 1, width: 48, blocks: 1, halves: 1 },
-    Plan { groups: 1, width: 64, blocks: 1, halves: 1 },
-    Plan { groups: 1, width: 96, blocks: 1, halves: 1 },
-    Plan { groups: 2, width: 64, blocks: 1, halves: 1 },
-    Plan { groups: 2, width: 96, blocks: 1, halves: 1 },
-    Plan { groups: 2, width: 128, blocks: 1, halves: 1 },
-    Plan { groups: 2, width: 192, blocks: 1, halves: 2 },
+    Plan { groups: 1, width: 32, blocks: 1, halves: 1, share: 1 },
+    Plan { groups: 1, width: 48, blocks: 1, halves: 1, share: 1 },
+    Plan { groups: 1, width: 64, blocks: 1, halves: 1, share: 1 },
+    Plan { groups: 1, width: 96, blocks: 1, halves: 1, share: 1 },
+    Plan { groups: 2, width: 64, blocks: 1, halves: 1, share: 1 },
+    Plan { groups: 2, width: 96, blocks: 1, halves: 1, share: 1 },
+    Plan { groups: 2, width: 128, blocks: 1, halves: 1, share: 1 },
+    Plan { groups: 2, width: 192, blocks: 1, halves: 2, share: 1 },
 ];
 /// Cuts of pieces: registers hold two sets of sums, so tiles are narrower.
 const PIECES: &[Plan] = &[
-    Plan { groups: 1, width: 32, blocks: 1, halves: 1 },
-    Plan { groups: 1, width: 48, blocks: 1, halves: 1 },
-    Plan { groups: 1, width: 64, blocks: 1, halves: 1 },
-    Plan { groups: 1, width: 96, blocks: 1, halves: 1 },
-    Plan { groups: 1, width: 128, blocks: 1, halves: 1 },
-    Plan { groups: 2, width: 64, blocks: 1, halves: 1 },
-    Plan { groups: 2, width: 96, blocks: 1, halves: 1 },
-    Plan { groups: 2, width: 128, blocks: 1, halves: 1 },
+    Plan { groups: 1, width: 32, blocks: 1, halves: 1, share: 1 },
+    Plan { groups: 1, width: 48, blocks: 1, halves: 1, share: 1 },
+    Plan { groups: 1, width: 64, blocks: 1, halves: 1, share: 1 },
+    Plan { groups: 1, width: 96, blocks: 1, halves: 1, share: 1 },
+    Plan { groups: 1, width: 128, blocks: 1, halves: 1, share: 1 },
+    Plan { groups: 2, width: 64, blocks: 1, halves: 1, share: 1 },
+    Plan { groups: 2, width: 96, blocks: 1, halves: 1, share: 1 },
+    Plan { groups: 2, width: 128, blocks: 1, halves: 1, share: 1 },
 ];
 
 impl Plan {
@@ -116,6 +120,15 @@ impl Plan {
         (self.halves > 1).then(|| if regular { gcd(strip * self.halves, self.width) } else { 1 })
     }
 
+    /// Blocks of a cluster: two where they read so much that the L2 cache delays them, which takes several rounds of tiles, and where no
+    /// multiprocessor has more tiles for it.
+    fn shared(self, pairs: Pairs, rows: i64, n: i64) -> i64 {
+        let (down, across) = self.tiles(rows, n);
+        let rounds = |share: i64| blocks(blocks(down, share) * across, PROCESSORS / share);
+        let whole = self.halves > 1 && pairs.columns == Columns::Adjacent && self.blocks == 1;
+        if whole && rounds(1) >= SHARED_ROUNDS && rounds(2) <= rounds(1) { 2 } else { 1 }
+    }
+
     /// Clocks that the busiest multiprocessor takes: tiles one after the other, each as long as its multiplies, its copies or the results of the one
     /// before it, and the results of the last, in which all join.
     fn cost(self, rows: i64, n: i64, k: i64) -> i64 {
@@ -147,6 +160,7 @@ impl Plan {
                         true => *plan,
                         false => Plan { halves: 1, ..*plan },
                     };
+                    let plan = Plan { share: plan.shared(pairs, rows, n), ..plan };
                     let cost = plan.cost(rows, n, k);
                     if best.as_ref().is_none_or(|b| cost < b.0) {
                         best = Some((cost, plan, pairs));
@@ -204,7 +218,7 @@ pub fn lower(cx: &Cx, body: &Body) -> Result<Lowered> {
     // A tile's columns are neighbours in the product, or its halves are; boxes are the runs of neighbours.
     let tile = format!("(column0 / {})", plan.width);
     let (w_box, column) = match pairs.columns {
-        Columns::Adjacent => (plan.width, "column0 + local".to_string()),
+        Columns::Adjacent => (plan.width / plan.share, "column0 + local".to_string()),
         Columns::Paired { .. } => (plan.width / 2, pairs.columns.global(&tile, "local", plan.width)),
     };
     let mut params = Params::default();
@@ -218,7 +232,7 @@ pub fn lower(cx: &Cx, body: &Body) -> Result<Lowered> {
     params.tensor_map("w_map", w, matrix(n, w_box));
     let code = results(cx, body, &found, (pairs, plan.period(pairs)), n, &mut params)?;
     let (down, across) = plan.tiles(rows, n);
-    params.int("row_tiles", down);
+    params.int("row_tiles", blocks(down, plan.share));
     params.int("rows", rows);
     let (list, args) = params.finish();
 
@@ -234,6 +248,7 @@ pub fn lower(cx: &Cx, body: &Body) -> Result<Lowered> {
         (false, _) => ("one chain over K in order", 1, SUM_HALVES),
     };
     let handing = if plan.halves == 1 { WHOLE } else { HALVES };
+    let sharing = if plan.share == 1 { ALONE } else { PAIRED };
     let summed = if folds { "total" } else { "sums" };
     let pieces = if folds { format!("constexpr int PIECES = {count};") } else { String::new() };
     let total = if folds { "f32 total[WIDTH / 2];  // of the pieces so far" } else { "" };
@@ -254,6 +269,10 @@ pub fn lower(cx: &Cx, body: &Body) -> Result<Lowered> {
         None => String::new(),
         Some(run) => format!("constexpr int RUN = {run};  // strips side by side that one warp makes"),
     };
+    let (start, stride) = sharing.workers;
+    let band = (BAND / plan.share).to_string();
+    let workers = BTreeMap::from([("start", start.into()), ("stride", stride.into()), ("band", band.clone())]);
+    let tiled = |text: &str| fill(text, &workers);
     let source = Text::new(
         format!("{}_{}_n{n}_k{k}_t{}x{}", body.kernel.template(), xt.dtype, plan.height(), plan.width),
         body.kernel.summary(),
@@ -273,7 +292,7 @@ pub fn lower(cx: &Cx, body: &Body) -> Result<Lowered> {
     .set("width", plan.width)
     .set("stages", plan.stages())
     .set("w_box", w_box)
-    .set("band", BAND)
+    .set("band", band)
     .set("apart", pairs.apart / plan.halves)
     .set("blocks", plan.blocks)
     .set("multiply", wgmma::multiply(plan.width, xt.dtype))
@@ -281,22 +300,33 @@ pub fn lower(cx: &Cx, body: &Body) -> Result<Lowered> {
     .set("fewer", fewer)
     .set("more", more)
     .set("total", total)
-    .set("sum", sum)
+    .set("sum", tiled(sum))
     .set("halves", handing.halves)
     .set("which", fill(handing.which, &strips).trim_end())
     .set("half", handing.half)
     .set("strips", fill(handing.strips, &strips))
-    .set("finisher", handing.finisher)
+    .set("finisher", tiled(handing.finisher))
     .set("finisher_registers", finisher)
     .set("kept", handing.kept)
     .set("turn", handing.turn)
-    .set("give", handing.give.replace('$', summed))
+    .set("give", tiled(handing.give).replace('$', summed))
     .set("finish_last", handing.finish_last.replace('$', summed))
+    .set("start", start)
+    .set("stride", stride)
+    .set("cluster", sharing.cluster)
+    .set("rank", sharing.rank)
+    .set("row", tiled(sharing.row).trim_end())
+    .set("readers", sharing.readers)
+    .set("meet", sharing.meet)
+    .set("fetch_w", sharing.fetch_w)
+    .set("box", sharing.w_box)
+    .set("release", sharing.release)
+    .set("leave", sharing.leave)
     .set("first", if cx.early(w) { FIRST_EARLY } else { FIRST })
     .set("w_row", &column)
     .set("maxima", code.maxima.join("\n"))
     .build();
-    let launched = (down * across).min(PROCESSORS * plan.blocks);
+    let launched = (blocks(down, plan.share) * across).min(PROCESSORS * plan.blocks / plan.share) * plan.share;
     let mut launch = cx.launch(source, launched, 128 * (plan.groups as u32 + 2), args)?;
     launch.shared = (plan.stages() * plan.stage() + plan.sums() + 1024) as u32;
     launch.dependent = true;

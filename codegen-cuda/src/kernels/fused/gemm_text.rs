@@ -73,7 +73,7 @@ auto step = [&](int unit) {
 #pragma unroll 1
 for (int unit = 0; unit < UNITS / 2; unit++) step(unit);
 // By now results of the first half of the tile before are made.
-if (tile != (int)blockIdx.x) {
+if (tile != ${start}) {
   signal_wait(finished, 0);
 #pragma unroll
   for (int e = 0; e < HELD / 8; e++) put(home + 8 * e, kept + 4 * e);
@@ -123,20 +123,86 @@ for (int piece = 0; piece < PIECES; piece++) {
 
 /// Results of a strip.
 pub(super) const STRIP_CODE: &str = "\
-      f32 held[STEPS][4];
+f32 held[STEPS][4];
 #pragma unroll
-      for (int j = 0; j < STEPS; j++) {
-        const float2 near = *(const float2*)(from + (top + DOWN * j) * PITCH + at);
-        const float2 far = *(const float2*)(from + (top + DOWN * j) * PITCH + at + APART);
-        held[j][0] = near.x;
-        held[j][1] = near.y;
-        held[j][2] = far.x;
-        held[j][3] = far.y;
-      }
-      // What is computed beyond the ends is not stored.
-      const i32 n = column < N ? column : 0;
-      ${finish}
-      ${store_maxima}";
+for (int j = 0; j < STEPS; j++) {
+  const float2 near = *(const float2*)(from + (top + DOWN * j) * PITCH + at);
+  const float2 far = *(const float2*)(from + (top + DOWN * j) * PITCH + at + APART);
+  held[j][0] = near.x;
+  held[j][1] = near.y;
+  held[j][2] = far.x;
+  held[j][3] = far.y;
+}
+// What is computed beyond the ends is not stored.
+const i32 n = column < N ? column : 0;
+${finish}
+${store_maxima}";
+
+/// What blocks have in common.
+pub(super) struct Sharing {
+    /// The cluster's shape.
+    pub cluster: &'static str,
+    /// Names of what is shared.
+    pub rank: &'static str,
+    /// The number of whoever makes tiles, a block or a cluster, and how many there are.
+    pub workers: (&'static str, &'static str),
+    /// First row of a tile.
+    pub row: &'static str,
+    /// Warps that read a stage.
+    pub readers: &'static str,
+    /// All threads meet when the signals are there.
+    pub meet: &'static str,
+    /// Copies rows of w.
+    pub fetch_w: &'static str,
+    /// The first of those, in the tile.
+    pub w_box: &'static str,
+    /// A warp has read a stage.
+    pub release: &'static str,
+    /// At the end.
+    pub leave: &'static str,
+}
+
+/// A block by itself.
+pub(super) const ALONE: Sharing = Sharing {
+    cluster: "",
+    rank: "",
+    workers: ("(int)blockIdx.x", "(int)gridDim.x"),
+    row: "(band * ${band} + inside % high) * HEIGHT",
+    readers: "GROUPS * 4",
+    meet: "__syncthreads();",
+    fetch_w: "\
+if (W_BOXES == 1) {
+  if (elected()) fetch_box(to, &w_map, unit * 64, column, full + 8 * s);
+} else if (lane < W_BOXES) {
+  fetch_box(to + lane * W_BOX * 128, &w_map, unit * 64, column, full + 8 * s);
+}",
+    w_box: "lane < W_BOXES ? lane * W_BOX : 0",
+    release: "if (lane == 0) signal_arrive(empty + 8 * stage);",
+    leave: "",
+};
+
+/// Two blocks of a cluster make tiles one above the other, of the same columns.
+pub(super) const PAIRED: Sharing = Sharing {
+    cluster: "__cluster_dims__(2, 1, 1) ",
+    rank: "\
+// Two blocks make tiles one above the other: each copies half of the rows of w, to both.
+const int rank = (int)rank_in_cluster();
+const int cluster = (int)blockIdx.x / 2;
+const int clusters = (int)gridDim.x / 2;",
+    workers: ("cluster", "clusters"),
+    row: "((band * ${band} + inside % high) * 2 + rank) * HEIGHT",
+    readers: "2 * GROUPS * 4",
+    meet: "\
+__syncwarp();
+meet_cluster();",
+    fetch_w: "if (elected()) fetch_box_to(to + rank * W_BOX * 128, &w_map, unit * 64, column, full + 8 * s, 3);",
+    w_box: "rank * W_BOX",
+    release: "if (lane < 2) signal_arrive_at(empty + 8 * stage, lane);",
+    leave: "\
+// The other block may still copy to this one and wait for its warps.
+__syncwarp();
+meet_cluster();",
+};
 
 /// How the sums of a tile reach the warps that make results.
 pub(super) struct Handing {
@@ -180,9 +246,9 @@ for (int strip = ${first_strip}; strip < STRIPS; strip += ${next_strip}) {
     finisher: "\
 u32 parity = 0;
 #pragma unroll 1
-for (int tile = (int)blockIdx.x; tile < tiles; tile += (int)gridDim.x) {
+for (int tile = ${start}; tile < tiles; tile += ${stride}) {
   signal_wait(summed, parity);
-  finish(tile, tile_sums, warp & 3, tile + (int)gridDim.x < tiles ? 4 : 4 + 4 * GROUPS);
+  finish(tile, tile_sums, warp & 3, tile + ${stride} < tiles ? 4 : 4 + 4 * GROUPS);
   signal_arrive(finished);
   parity ^= 1;
 }",
@@ -193,7 +259,7 @@ signal_wait(finished, turn ^ 1);
 #pragma unroll
 for (int e = 0; e < WIDTH / 8; e++) put(home + 8 * e, $ + 4 * e);
 signal_arrive(summed);
-if (tile + (int)gridDim.x >= tiles) break;
+if (tile + ${stride} >= tiles) break;
 turn ^= 1;",
     finish_last: "\
 signal_wait(summed, turn);
@@ -231,8 +297,8 @@ while (strip < end) {
 }",
     finisher: "\
 #pragma unroll 1
-for (int tile = (int)blockIdx.x; tile < tiles; tile += (int)gridDim.x) {
-  const bool last = tile + (int)gridDim.x >= tiles;
+for (int tile = ${start}; tile < tiles; tile += ${stride}) {
+  const bool last = tile + ${stride} >= tiles;
 #pragma unroll 1
   for (int half = 0; half < 2; half++) {
     // Both halves of the last tile come at once.
@@ -249,7 +315,7 @@ auto eight = [](int half, int e) { return (8 * e / APART * (2 * APART) + half * 
 signal_wait(finished, 1);
 #pragma unroll
 for (int e = 0; e < HELD / 8; e++) put(home + 8 * e, $ + 4 * eight(0, e));
-if (tile + (int)gridDim.x >= tiles) break;
+if (tile + ${stride} >= tiles) break;
 signal_arrive(summed);
 #pragma unroll
 for (int i = 0; i < HELD / 2; i++) kept[i] = $[4 * eight(1, i / 4) + i % 4];",
