@@ -16,7 +16,9 @@ use super::super::view::gcd;
 use super::super::{Cx, Size, blocks, single, wgmma};
 use super::finish::product_sinks;
 use super::gemm_results::{Pairs, STRIP_COLUMNS, results, run};
-use super::gemm_text::{ALONE, FIRST, FIRST_EARLY, HALVES, PAIRED, STRIP_CODE, SUM_CHAIN, SUM_HALVES, SUM_PIECES, WHOLE};
+use super::gemm_text::{
+    ALONE, FIRST, FIRST_EARLY, HALVES, PAIRED, STRIP_CODE, SUM_CHAIN, SUM_HALVES, SUM_PIECES, WHOLE,
+};
 use super::{Body, Origin, Params};
 use crate::emit::{Piece, Text, c_type, fill};
 use crate::lower::{LowerError, Lowered, Matrix};
@@ -331,4 +333,49 @@ pub fn lower(cx: &Cx, body: &Body) -> Result<Lowered> {
     launch.shared = (plan.stages() * plan.stage() + plan.sums() + 1024) as u32;
     launch.dependent = true;
     Ok(single(launch))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Pairs of columns within heads of 64.
+    const HEADS: Pairs = Pairs { columns: Columns::Adjacent, apart: 32, far: 32, dim: Some(64) };
+
+    #[test]
+    fn halves_leave_room_for_a_stage_and_the_ring_for_a_half() {
+        for plan in CHAIN.iter().chain(PIECES) {
+            assert!(plan.stages() >= 3, "{plan:?}");
+            let whole = Plan { halves: 1, ..*plan };
+            assert!(plan.halves == 1 || plan.stages() > whole.stages(), "{plan:?}");
+            // The second half of the last tile goes where the ring was.
+            assert!(plan.halves == 1 || plan.sums() <= plan.stages() * plan.stage(), "{plan:?}");
+        }
+    }
+
+    #[test]
+    fn blocks_share_what_takes_several_rounds_and_costs_none() {
+        let plan = CHAIN[CHAIN.len() - 1];
+        let share = |rows, n| plan.shared(HEADS, rows, n);
+        assert_eq!([share(512, 5120), share(2048, 5120), share(8192, 5120), share(8192, 2880)], [1, 2, 2, 2]);
+        // An odd number of rows of tiles: the block without a row must not cost a round.
+        let rounds = |down: i64, share: i64| blocks(blocks(down, share) * 11, PROCESSORS / share);
+        for down in 1..200 {
+            assert_eq!(
+                share(128 * down, 11 * 192) == 2,
+                rounds(down, 1) >= SHARED_ROUNDS && rounds(down, 2) <= rounds(down, 1)
+            );
+        }
+        assert_eq!(Plan { halves: 1, ..plan }.shared(HEADS, 8192, 5120), 1);
+        assert_eq!(plan.shared(Pairs { columns: Columns::Paired { dim: 2880 }, ..HEADS }, 8192, 5760), 1);
+    }
+
+    #[test]
+    fn strips_of_a_row_are_whole_heads_apart() {
+        let plan = CHAIN[CHAIN.len() - 1];
+        assert_eq!(plan.period(HEADS), Some(64));
+        assert_eq!(plan.period(Pairs { apart: 16, far: 16, dim: Some(32), ..HEADS }), Some(64));
+        assert_eq!(plan.period(Pairs { apart: 64, far: 64, dim: Some(128), ..HEADS }), Some(1));
+        assert_eq!(Plan { halves: 1, ..plan }.period(HEADS), None);
+    }
 }

@@ -24,9 +24,9 @@ pub(super) const STRIP_COLUMNS: i64 = 64;
 pub(super) struct Pairs {
     pub(super) columns: Columns,
     pub(super) apart: i64,
-    far: i64,
+    pub(super) far: i64,
     /// Size of the heads whose halves these are.
-    dim: Option<i64>,
+    pub(super) dim: Option<i64>,
 }
 
 impl Pairs {
@@ -211,8 +211,7 @@ impl Shared {
         let (taken, rest) = hoist(lines, &["n", "half_n", "held"], |e| phased(e, period));
         for mut variable in taken {
             variable.expression = renamed(&variable.expression, &self.names);
-            let same =
-                |v: &&Hoisted| v.expression == variable.expression && v.c_type == variable.c_type;
+            let same = |v: &&Hoisted| v.expression == variable.expression && v.c_type == variable.c_type;
             let name = self.variables.iter().find(same).map_or(&variable.name, |v| &v.name);
             self.names.insert(variable.name.clone(), format!("{name}[j]"));
             if *name == variable.name {
@@ -263,7 +262,8 @@ fn phased(expression: &str, period: i64) -> String {
         let digits = right.bytes().take_while(u8::is_ascii_digit).count();
         let divisor = right[..digits].parse().ok().filter(|d: &i64| *d > 0 && period % d == 0);
         let start = divisor.and_then(|d| {
-            let alone = left.strip_suffix('n').filter(|l| !l.ends_with(|c: char| c.is_ascii_alphanumeric() || c == '_'));
+            let alone =
+                left.strip_suffix('n').filter(|l| !l.ends_with(|c: char| c.is_ascii_alphanumeric() || c == '_'));
             let moved = left.strip_suffix(')').and_then(|l| {
                 let (before, by) = l.rsplit_once("(n - ")?;
                 by.parse().ok().filter(|c: &i64| c % d == 0).map(|_| before)
@@ -386,4 +386,27 @@ fn part(lines: Vec<String>, maxima: Vec<String>, jobs: &[Job]) -> Vec<String> {
     }
     out.push("}".to_string());
     out
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn words_are_renamed_whole() {
+        let names =
+            BTreeMap::from([("v3".to_string(), "v3[j]".to_string()), ("row".to_string(), "row_1[j]".to_string())]);
+        assert_eq!(renamed("v3_1 + v3 * x4[(i64)row * 64]", &names), "v3_1 + v3[j] * x4[(i64)row_1[j] * 64]");
+        assert_eq!(renamed("", &names), "");
+    }
+
+    #[test]
+    fn columns_are_known_modulo_the_period() {
+        assert_eq!(phased("n % 64", 64), "phase % 64");
+        assert_eq!(phased("(i32)((n - 4096) % 32)", 64), "(i32)(phase % 32)");
+        // Moved by less than the divisor, a divisor that is none of the period, another variable.
+        for other in ["(n - 4095) % 64", "n % 96", "half_n % 64", "t % 64", "n + 32"] {
+            assert_eq!(phased(other, 64), other);
+        }
+    }
 }
