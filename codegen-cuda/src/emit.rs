@@ -36,6 +36,8 @@ pub(crate) enum Piece {
     Infinity,
     /// Matrix multiplies of a warp and 16-byte copies.
     Mma,
+    /// What attention of steps that decode folds, and how. After [`Piece::Infinity`] and [`Piece::Mma`].
+    Fold,
     /// Launching before the predecessor has ended.
     Dependent,
     /// Background copies of whole runs of bytes, signals, barriers of a part of a block.
@@ -70,6 +72,7 @@ impl Piece {
             Piece::Group => include_str!("kernels/cuda/group.cuh"),
             Piece::Infinity => "#define INF __uint_as_float(0x7f800000u)\n",
             Piece::Mma => include_str!("kernels/cuda/mma.cuh"),
+            Piece::Fold => include_str!("kernels/cuda/fold.cuh"),
             Piece::Dependent => include_str!("kernels/cuda/dependent.cuh"),
             Piece::Async => include_str!("kernels/cuda/async.cuh"),
             Piece::Wgmma => include_str!("kernels/cuda/wgmma.cuh"),

@@ -295,11 +295,50 @@ struct Few {
     sinks: bool,
 }
 
-/// Two texts with which the kernels for steps that decode count in the sinks: what holds those of a lane's heads, `head` in terms of `i`, and what adds one.
-fn sinks_of(sinks: bool, unit: &str, head: &str) -> (String, &'static str) {
-    if !sinks {
-        return (String::new(), "");
+impl Few {
+    /// Query heads that are multiplied together.
+    fn heads(&self) -> i64 {
+        self.group.min(8)
     }
+
+    /// The kernel from template `body`, with what its siblings have as well. `unit` and `head` say in its words which key head and set of query heads a
+    /// lane folds, and which head of them in turn `i`.
+    fn text(&self, cx: &Cx, kind: &str, body: &'static str, unit: &str, head: &str) -> Result<Text, LowerError> {
+        // Positions and pages are inputs of the step.
+        let early = (2..5).all(|i| cx.early(i));
+        let (sink_early, sink) = if self.sinks { sink_of(unit, head) } else { Default::default() };
+        Ok(Text::new(format!("{}_{kind}{}", self.name, if early { "_early" } else { "" }), &self.ir, body)
+            .with(Piece::Mma)
+            .with(Piece::Fold)
+            .with(Piece::Dependent)
+            .with(Piece::Grid)
+            .set("type", cx.plain(0).map(|q| c_type(q.dtype))?)
+            .set("early", early)
+            .set("sink_early", sink_early)
+            .set("sink", sink))
+    }
+
+    /// Bytes of the sums of a slot of shared memory, with their statistics.
+    fn slot(&self) -> i64 {
+        self.heads() * (self.kv.dim + 6) * 4
+    }
+
+    /// Bytes of a part of a result in scratch memory, with its statistics.
+    fn part(&self) -> i64 {
+        blocks(self.heads() * (self.kv.dim + 2), 4) * 16
+    }
+
+    /// The arguments, with scratch memory and counters behind the result.
+    fn args(&self) -> Vec<Arg> {
+        let mut args = self.args.clone();
+        let at = args.iter().position(|a| matches!(a, Arg::Result { .. })).map_or(args.len(), |i| i + 1);
+        args.splice(at..at, [Arg::Scratch(0), Arg::Counters]);
+        args
+    }
+}
+
+/// Two texts with which the kernels for steps that decode count in the sinks: what holds those of a lane's heads, `head` in terms of `i`, and what adds one.
+fn sink_of(unit: &str, head: &str) -> (String, &'static str) {
     let early = format!(
         "f32 sink_held[TURNS];\n\
          #pragma unroll\n\
@@ -328,47 +367,30 @@ fn rings(few: &Few) -> bool {
 }
 
 fn ring(cx: &Cx, fill: impl Fn(Text) -> Text, few: Few) -> Result<Lowered, LowerError> {
-    let Few { name, ir, mut args, kv, group, tokens, keys, sinks, .. } = few;
-    let heads = group.min(8);
-    let early = (2..5).all(|i| cx.early(i));
+    let Few { tokens, keys, .. } = few;
     // Warps that multiply, and pieces of 32 keys that the ring of each holds besides the one in registers. More bytes under way only make all wait longer;
     // with few tokens stretches are short, and fewer warps leave less to be folded at the end.
     let (warps, stages) = if tokens < 64 { (4, 2) } else { (8, 1) };
     // The rings, aligned like what they are filled from; slots of sums and statistics; three lists of tokens; and signals, which are not dynamic.
-    let rings = warps * stages * 2 * 32 * kv.dim * 2 + 128;
-    let slot = heads * (kv.dim + 6) * 4;
+    let rings = warps * stages * 2 * 32 * few.kv.dim * 2 + 128;
     let listed = (tokens as u64).next_power_of_two().max(64) as i64;
     let lists = blocks(3 * listed + 1, 4) * 16;
-    let slots = ((SHARED - 2048 - rings - lists) / slot).min(RING_SLOTS);
-    let (sink_early, sink) = sinks_of(sinks, "unit", "four_of(i) / (DIM / 4)");
-    let text = Text::new(
-        format!("{name}_ring{}", if early { "_early" } else { "" }),
-        ir,
-        include_str!("cuda/attention_ring.cu"),
-    )
-    .with(Piece::Mma)
-    .with(Piece::Dependent)
-    .with(Piece::Grid)
-    .with(Piece::Async)
-    .set("type", cx.plain(0).map(|q| c_type(q.dtype))?)
-    .set("early", early)
-    .set("warps", warps)
-    .set("stages", stages)
-    .set("folders", FOLDERS)
-    .set("slots", slots)
-    .set("listed", listed)
-    .set("read", 4)
-    .set("sink_early", sink_early)
-    .set("sink", sink);
-    let at = args.iter().position(|a| matches!(a, Arg::Result { .. })).map_or(args.len(), |i| i + 1);
-    args.splice(at..at, [Arg::Scratch(0), Arg::Counters]);
-    let mut launch = cx.launch(fill(text).build(), PROCESSORS, (warps + FOLDERS) as u32 * 32, args)?;
+    let slots = ((SHARED - 2048 - rings - lists) / few.slot()).min(RING_SLOTS);
+    let text = few
+        .text(cx, "ring", include_str!("cuda/attention_ring.cu"), "unit", "four_of(i) / (DIM / 4)")?
+        .with(Piece::Async)
+        .set("warps", warps)
+        .set("stages", stages)
+        .set("folders", FOLDERS)
+        .set("slots", slots)
+        .set("listed", listed)
+        .set("read", 4);
+    let mut launch = cx.launch(fill(text).build(), PROCESSORS, (warps + FOLDERS) as u32 * 32, few.args())?;
     launch.dependent = true;
-    launch.shared = (rings + slots * slot + lists) as u32;
+    launch.shared = (rings + slots * few.slot() + lists) as u32;
     // Two parts of a token and key head for each block, of runs and what is left before and behind them.
-    let part = blocks(heads * (kv.dim + 2), 4) * 16;
     let nodes = keys / (16 * PART_KEYS) + 13;
-    let scratch = vec![(PROCESSORS * 2 * nodes * part) as u64];
+    let scratch = vec![(PROCESSORS * 2 * nodes * few.part()) as u64];
     Ok(Lowered { launches: vec![launch], scratch, counters: (PROCESSORS * FOLDERS) as u32, ..Lowered::default() })
 }
 
@@ -376,11 +398,11 @@ fn few(cx: &Cx, fill: impl Fn(Text) -> Text, few: Few) -> Result<Lowered, LowerE
     if rings(&few) {
         return ring(cx, fill, few);
     }
-    let Few { name, ir, mut args, kv, group, tokens, keys, window, sinks } = few;
-    let heads = group.min(8);
-    let units = kv.heads * blocks(group, heads);
+    let &Few { kv: kv::Kv { heads, dim, .. }, group, tokens, keys, window, .. } = &few;
+    let units = heads * blocks(group, few.heads());
     let narrow = narrow_pieces(window);
     let warps = narrow.unwrap_or(4);
+    let threads = warps * 32;
     // Parts of the keys that a token can see, from any position on.
     let parts = match (narrow, window) {
         (Some(_), _) => 1,
@@ -388,40 +410,25 @@ fn few(cx: &Cx, fill: impl Fn(Text) -> Text, few: Few) -> Result<Lowered, LowerE
         (None, _) => blocks(keys.min(window.saturating_add(PART_KEYS - 1)), PART_KEYS).max(1),
     };
     let works = tokens.saturating_mul(units).saturating_mul(parts);
-    let early = (2..5).all(|i| cx.early(i));
-    let (sink_early, sink) = sinks_of(sinks, "w.unit", "((int)threadIdx.x + THREADS * i) / (DIM / 4)");
-    let text = Text::new(
-        format!("{name}_few{}", if early { "_early" } else { "" }),
-        ir,
-        include_str!("cuda/attention_decode.cu"),
-    )
-    .with(Piece::Mma)
-    .with(Piece::Dependent)
-    .with(Piece::Grid)
-    .set("type", cx.plain(0).map(|q| c_type(q.dtype))?)
-    .set("early", early)
-    .set("limit", PARTS)
-    .set("warps", warps)
-    .set("held", kv.dim <= 64)
-    .set("resident", if warps <= 5 { 2 } else { 1 })
-    .set("sink_early", sink_early)
-    .set("sink", sink);
-    let at = args.iter().position(|a| matches!(a, Arg::Result { .. })).map_or(args.len(), |i| i + 1);
-    args.splice(at..at, [Arg::Scratch(0), Arg::Counters]);
-    let threads = warps * 32;
-    let mut launch = cx.launch(fill(text).build(), works.min(BLOCKS), threads as u32, args)?;
-    let part = blocks(heads * (kv.dim + 2), 4) * 16;
+    let head = "((int)threadIdx.x + THREADS * i) / (DIM / 4)";
+    let text = few
+        .text(cx, "few", include_str!("cuda/attention_decode.cu"), "w.unit", head)?
+        .set("limit", PARTS)
+        .set("warps", warps)
+        .set("held", dim <= 64)
+        .set("resident", if warps <= 5 { 2 } else { 1 });
+    let mut launch = cx.launch(fill(text).build(), works.min(BLOCKS), threads as u32, few.args())?;
     launch.dependent = true;
     // Sums of pieces or chunks with their statistics; for works of several parts also runs so far and the list of parts.
-    let slots = narrow.unwrap_or(16) * heads * (kv.dim + 6) * 4;
+    let slots = narrow.unwrap_or(16) * few.slot();
     let rest = match narrow {
         Some(_) => 0,
-        None => blocks(heads * kv.dim / 4, threads) * threads * 32 + (MAX_FEW + 4) * 4,
+        None => blocks(few.heads() * dim / 4, threads) * threads * 32 + (MAX_FEW + 4) * 4,
     };
     // The blocks of a single token have multiprocessors of their own where there are enough: beside a block that fills a ring their reads wait for the
     // ring's.
     let alone = tokens == 1 && works <= PROCESSORS;
     launch.shared = (slots + rest).max(if alone { i64::from(SHARED_ALONE) } else { 0 }) as u32;
-    let scratch = vec![(works.min(PARTS) * part) as u64];
+    let scratch = vec![(works.min(PARTS) * few.part()) as u64];
     Ok(Lowered { launches: vec![launch], scratch, counters: PARTS as u32, ..Lowered::default() })
 }

@@ -100,7 +100,7 @@ fn relayout(cx: &Cx) -> Result<Lowered, LowerError> {
     }
     let Some(layout) = geometry(cx, x)? else { return Ok(Lowered::default()) };
     let ir = cx.ir(&[rows_of(DType::Mxfp4, "K")], &[format!("{} #{PACKED}", rows_of(DType::Mxfp4, "K"))]);
-    let kernel = Text::new("relayout_mx64", ir, include_str!("cuda/relayout_mx64.cu")).build();
+    let kernel = Text::new("relayout_mx64", ir, include_str!("cuda/relayout_mx64.cu")).with(Piece::Mxfp4).build();
     let mut args =
         vec![Arg::Operand { index: 0, part: Part::Codes }, Arg::Operand { index: 0, part: Part::Scales }, result(0)];
     args.extend(tiles(&layout));

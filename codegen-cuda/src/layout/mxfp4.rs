@@ -20,13 +20,16 @@
 //! row = g + 8 (j & 1)        k = 16 s + 8 (j >> 1) + 2 c + b
 //! ```
 //!
-//! Inside a word the bits are interleaved so that a pair comes out as two bf16 with one shift and one mask. With
-//! `enc(n) = (n & 8) << 12 | (n & 7) << 6` (the code's sign at bit 15, the rest at bits 8..6) and
-//! `enc3(n) = (n & 8) << 11 | (n & 6) << 9 | (n & 1) << 13`, and the second half 16 bits higher:
+//! Inside a word the bits are interleaved so that a pair comes out as two bf16 with few instructions. With
+//! `enc(n) = (n & 8) << 12 | (n & 7) << 6` (the code's sign at bit 15, the rest at bits 8..6) and the second half 16 bits higher, pairs are taken
+//! out under the mask `0x81c081c0`, which the places of all four tile without a gap:
 //!
 //! ```text
-//! word = pair0 | pair1 >> 3 | pair2 >> 6 | pair3      pair0..2 by enc, pair3 by enc3
+//! word = pair0 | pair1 >> 4 | pair2 rotated right by 10 | (pair3 & 0x80c080c0) >> 6 | (pair3 & 0x01000100) << 2
 //! ```
+//!
+//! No four shifts or rotations of one mask fill a word, so one pair is in two parts; of all ways with two parts this has the fewest instructions
+//! (nine a word: five logical, two shifts that a multiply-add unit makes, two that it does not) by exhaustive search.
 //!
 //! An extracted half, read as bf16, is `E2M1(code) * 2^-126`: code 1 is a bf16 subnormal, so multiplies must keep them.
 //!
@@ -51,9 +54,10 @@ pub use word::{CODE_VALUES, decode, unpack_word};
 ///
 /// - `gs_mxfp4_record(packed, row_tiles, k_tiles, expert, row_tile, k_tile)`: address of a record;
 /// - `gs_mxfp4_load_codes(record, thread)`, `gs_mxfp4_load_scales(record, thread)`: what a thread of 32 needs of it;
-/// - `gs_mxfp4_factor<FAST>(scales, i)`: byte `i` as a bf16x2 factor;
-/// - `gs_mxfp4_decode8<FAST>(word, factor_g, factor_g8, a)`: eight codes to the four A registers of one MMA;
+/// - `gs_mxfp4_factors<FAST>(scales, block)`: of rows `g` and `g + 8`, as two bf16;
+/// - `gs_mxfp4_decode8<FAST>(word, factors, a)`: eight codes to the four A registers of one MMA;
 /// - `gs_mxfp4_decode_tile<FAST>(codes, scales, a)`: all four words of a tile;
+/// - `gs_mxfp4_pack8(byte)`: the word of four bytes of a checkpoint;
 /// - `gs_mxfp4_value<FAST>(record, row, k)`: one element as float, slowly, for reference kernels and dequantisation.
 pub const DEVICE_DECODE: &str = include_str!("mxfp4/decode.cuh");
 

@@ -30,25 +30,6 @@ constexpr int TURNS = (FOURS + THREADS - 1) / THREADS;  // fours of sums that a 
 constexpr int PART = (HEADS * (DIM + 2) + 3) / 4 * 4;   // floats of a part in memory
 constexpr int FULL = 31;  // shift of works that are a whole token
 
-// Greatest logit, sum of exponentials and four of the weighted sums of a range of keys.
-struct Fold {
-  f32 most;
-  f32 sum;
-  Pack<f32, 4> x;
-};
-__device__ __forceinline__ Fold nothing() { return {-INF, 0.0f, {{0.0f, 0.0f, 0.0f, 0.0f}}}; }
-// Roundings are spelled out, here and in the kernel for many tokens.
-__device__ __forceinline__ void merge(Fold& f, const Fold& g) {
-  const f32 most = fmaxf(f.most, g.most);
-  const f32 base = most == -INF ? 0.0f : most;
-  const f32 a = exp2_fast(f.most - base);
-  const f32 b = exp2_fast(g.most - base);
-  f.most = most;
-  f.sum = fmaf(f.sum, a, __fmul_rn(g.sum, b));
-#pragma unroll
-  for (int i = 0; i < 4; i++) f.x.at[i] = fmaf(f.x.at[i], a, __fmul_rn(g.x.at[i], b));
-}
-
 // What a block does for one result or part of it.
 struct Work {
   i32 token;
@@ -59,13 +40,6 @@ struct Work {
   i32 begin, end;  // pieces of this round; none if end < begin
   i32 high;        // last piece of the token
 };
-
-// Transposes a matrix of 8 x 8 elements that a warp holds, a row in 4 lanes.
-__device__ __forceinline__ u32 transpose8(u32 x) {
-  u32 y;
-  asm volatile("movmatrix.sync.aligned.m8n8.trans.b16 %0, %1;" : "=r"(y) : "r"(x));
-  return y;
-}
 
 extern "C" __global__ void __launch_bounds__(THREADS, ${resident})
 ${entry}(const T* q, const T* keys, const T* values, const i32* pos, const i32* seq, const i32* pages, ${sinks}T* y, f32* scratch,
@@ -138,21 +112,7 @@ ${entry}(const T* q, const T* keys, const T* values, const i32* pos, const i32* 
 #pragma unroll 1
       for (i32 t0 = 0; t0 < n; t0 += THREADS) {
         const i32 t = t0 + (i32)threadIdx.x;
-        i32 through = t < n ? (shift == FULL ? 1 : parts_of(t, shift)) : 0;
-#pragma unroll
-        for (int m = 1; m < 32; m <<= 1) {
-          const i32 other = __shfl_up_sync(0xffffffffu, through, m);
-          if (lane >= m) through += other;
-        }
-        __syncthreads();
-        if (lane == 31) warp_part[0][warp] = through;
-        __syncthreads();
-        through += through_all;
-#pragma unroll
-        for (int w = 0; w < WARPS; w++) {
-          if (w < warp) through += warp_part[0][w];
-          through_all += warp_part[0][w];
-        }
+        const i32 through = sum_through(t < n ? (shift == FULL ? 1 : parts_of(t, shift)) : 0, warp_part[0], through_all);
         if (t < n) before[t + 1] = through;
       }
       if (threadIdx.x == 0) before[0] = 0;
@@ -262,8 +222,7 @@ ${entry}(const T* q, const T* keys, const T* values, const i32* pos, const i32* 
     return (ALIGNED || offset >= 0) && (DIM % 64 == 0 || d < DIM) ? load16(from + offset + d) : make_uint4(0, 0, 0, 0);
   };
   auto load_key = [&](const From& f, int i, int d) -> uint4 { return load_part(keys, row(f, 8 * i + g), 32 * d + 8 * c); };
-  auto v_key = [&](int i) -> int { return 16 * (i >> 2) + 2 * c + (i & 1) + 8 * (i >> 1 & 1); };
-  auto load_value = [&](const From& f, int i, int v) -> uint4 { return load_part(values, row(f, v_key(i)), 64 * v + 8 * g); };
+  auto load_value = [&](const From& f, int i, int v) -> uint4 { return load_part(values, row(f, key_of_row(i, c)), 64 * v + 8 * g); };
   auto load_keys = [&](const From& f) {
     if (!HELD || f.base < 0) return;
 #pragma unroll
@@ -370,64 +329,16 @@ ${entry}(const T* q, const T* keys, const T* values, const i32* pos, const i32* 
       }
       if (!walks && more) load_query(next);
       if (active) {
-        f32 own_most[2];
-#pragma unroll
-        for (int e = 0; e < 2; e++) {
-          own_most[e] = fmaxf(fmaxf(z[0][e], z[0][2 + e]), fmaxf(z[1][e], z[1][2 + e]));
-#pragma unroll
-          for (int m = 4; m < 32; m <<= 1) own_most[e] = fmaxf(own_most[e], __shfl_xor_sync(0xffffffffu, own_most[e], m));
-          const f32 base = own_most[e] == -INF ? 0.0f : own_most[e];
-#pragma unroll
-          for (int i = 0; i < 4; i++) {
-            f32& p = z[i >> 1][2 * (i & 1) + e];
-            p = exp2_fast(p - base);
-          }
-        }
         u32 p[2][2];
-#pragma unroll
-        for (int u = 0; u < 2; u++) {
-#pragma unroll
-          for (int h = 0; h < 2; h++) p[u][h] = transpose8(pack2<T>(z[u][2 * h], z[u][2 * h + 1]));
-        }
-        // Exponentials are summed as rounded, by multiplying them with ones.
-        f32 own_sum[4] = {};
-        const u32 ones = pack2<T>(1.0f, 1.0f);
-#pragma unroll
-        for (int u = 0; u < 2; u++) mma(T(), own_sum, ones, ones, ones, ones, p[u][0], p[u][1]);
-        // As merge() of folds: the factors of what was there and of this piece.
         f32 keep[2];
         f32 gain[2];
-#pragma unroll
-        for (int e = 0; e < 2; e++) {
-          const f32 top = fmaxf(most[e], own_most[e]);
-          const f32 base = top == -INF ? 0.0f : top;
-          keep[e] = exp2_fast(most[e] - base);
-          gain[e] = exp2_fast(own_most[e] - base);
-          most[e] = top;
-          sum[e] = fmaf(sum[e], keep[e], __fmul_rn(own_sum[e], gain[e]));
-        }
-        // Row r of tile j of the values is element 8 r + 2 j (rows of the upper half: 8 (r - 8) + 2 j + 1) of a run of 64.
+        fold_logits<T>(z, most, sum, p, keep, gain);
 #pragma unroll
         for (int v = 0; v < VC; v++) {
           uint4 x[8];
 #pragma unroll
           for (int i = 0; i < 8; i++) x[i] = HELD ? v_held[HELD ? v : 0][i] : load_value(done, i, v);
-          auto word = [&](int i, int j) -> u32 { return j == 0 ? x[i].x : j == 1 ? x[i].y : j == 2 ? x[i].z : x[i].w; };
-#pragma unroll
-          for (int j = 0; j < 4; j++) {
-            f32 own[4] = {};
-#pragma unroll
-            for (int u = 0; u < 2; u++) {
-              const u32 a = word(4 * u, j);
-              const u32 b = word(4 * u + 1, j);
-              const u32 e = word(4 * u + 2, j);
-              const u32 f = word(4 * u + 3, j);
-              mma(T(), own, __byte_perm(a, b, 0x5410u), __byte_perm(a, b, 0x7632u), __byte_perm(e, f, 0x5410u), __byte_perm(e, f, 0x7632u), p[u][0],
-                  p[u][1]);
-            }
-#pragma unroll
-            for (int i = 0; i < 4; i++) out[v][j][i] = fmaf(out[v][j][i], keep[i & 1], __fmul_rn(own[i], gain[i & 1]));
-          }
+          fold_values<T>(out[v], x, p, keep, gain);
         }
       }
       if (after >= 0) load_values(now);
@@ -565,11 +476,8 @@ ${entry}(const T* q, const T* keys, const T* values, const i32* pos, const i32* 
         f32 factor = 1.0f;
         ${sink}
         factor = sum > 0.0f || sum != sum ? factor / sum : 0.0f;
-        f32 x[4];  // a zero has no sign: it would tell by what blocks it was made
-#pragma unroll
-        for (int e = 0; e < 4; e++) x[e] = fmaf(result[i].x.at[e], factor, 0.0f);
         T* const to = y + (((i64)w.token * KV_HEADS + w.unit / SETS) * GROUP + head) * DIM + four % (DIM / 4) * 4;
-        *(Pack<u32, 2>*)to = {pack2<T>(x[0], x[1]), pack2<T>(x[2], x[3])};
+        *(Pack<u32, 2>*)to = scaled<T>(result[i].x, factor);
       }
     }
     if (!more) break;

@@ -29,25 +29,6 @@ constexpr int FOURS = HEADS * DIM / 4;
 constexpr int TURNS = (FOURS + 32 * FOLDERS - 1) / (32 * FOLDERS);  // fours of sums that a lane folds
 constexpr int PART = (HEADS * (DIM + 2) + 3) / 4 * 4;  // floats of a node in memory
 
-// Greatest logit, sum of exponentials and four of the weighted sums of a range of keys.
-struct Fold {
-  f32 most;
-  f32 sum;
-  Pack<f32, 4> x;
-};
-__device__ __forceinline__ Fold nothing() { return {-INF, 0.0f, {{0.0f, 0.0f, 0.0f, 0.0f}}}; }
-// Roundings are spelled out, here and in the kernels for few and for many tokens of a sequence.
-__device__ __forceinline__ void merge(Fold& f, const Fold& g) {
-  const f32 most = fmaxf(f.most, g.most);
-  const f32 base = most == -INF ? 0.0f : most;
-  const f32 a = exp2_fast(f.most - base);
-  const f32 b = exp2_fast(g.most - base);
-  f.most = most;
-  f.sum = fmaf(f.sum, a, __fmul_rn(g.sum, b));
-#pragma unroll
-  for (int i = 0; i < 4; i++) f.x.at[i] = fmaf(f.x.at[i], a, __fmul_rn(g.x.at[i], b));
-}
-
 // A chunk of the list: chunk `at` of `chunks` of a token and unit (key head and set of query heads).
 struct Place {
   i32 token;
@@ -66,12 +47,6 @@ struct Chunk {
   i32 page;    // of piece `lane`, -1: none
 };
 
-// Transposes a matrix of 8 x 8 elements that a warp holds, a row in 4 lanes.
-__device__ __forceinline__ u32 transpose8(u32 x) {
-  u32 y;
-  asm volatile("movmatrix.sync.aligned.m8n8.trans.b16 %0, %1;" : "=r"(y) : "r"(x));
-  return y;
-}
 __device__ __forceinline__ uint4 shared16(u32 at) {
   uint4 v;
   asm volatile("ld.shared.v4.u32 {%0,%1,%2,%3}, [%4];" : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w) : "r"(at) : "memory");
@@ -110,7 +85,7 @@ ${entry}(const T* q, const T* keys, const T* values, const i32* pos, const i32* 
 #pragma unroll 1
   for (i32 t0 = 0; t0 < n; t0 += THREADS) {
     const i32 t = t0 + (i32)threadIdx.x;
-    i32 through = 0;
+    i32 chunks = 0;
     if (t < n) {
       const i32 s = seq[t];
       const i32 p = pos[t];
@@ -118,22 +93,9 @@ ${entry}(const T* q, const T* keys, const T* values, const i32* pos, const i32* 
       const i32 newest = s < 0 || s >= sequences || p < 0 ? -1 : p < mapped ? p : (i32)mapped;
       newest_of[t] = newest;
       sequence_of[t] = s;
-      through = newest < 0 ? 0 : newest / 128 + 1;
+      chunks = newest < 0 ? 0 : newest / 128 + 1;
     }
-#pragma unroll
-    for (int m = 1; m < 32; m <<= 1) {
-      const i32 other = __shfl_up_sync(0xffffffffu, through, m);
-      if (lane >= m) through += other;
-    }
-    __syncthreads();
-    if (lane == 31) warp_sum[warp] = through;
-    __syncthreads();
-    through += through_all;
-#pragma unroll
-    for (int w = 0; w < WARPS + FOLDERS; w++) {
-      if (w < warp) through += warp_sum[w];
-      through_all += warp_sum[w];
-    }
+    const i32 through = sum_through(chunks, warp_sum, through_all);
     if (t < n) before[t + 1] = through;
   }
   __syncthreads();
@@ -268,7 +230,7 @@ ${entry}(const T* q, const T* keys, const T* values, const i32* pos, const i32* 
           // Behind the last row that the token sees the ring holds anything; those logits are masked and that row stands for them.
 #pragma unroll
           for (int i = 0; i < 8; i++) {
-            const i32 row = 16 * (i >> 2) + 2 * c + (i & 1) + 8 * (i >> 1 & 1);
+            const i32 row = key_of_row(i, c);
             v[i] = DIM == 64 || 8 * g < DIM ? shared16(at + HALF + (row < rows ? row : rows - 1) * DIM * 2 + 8 * g * 2) : make_uint4(0, 0, 0, 0);
           }
         }
@@ -290,58 +252,11 @@ ${entry}(const T* q, const T* keys, const T* values, const i32* pos, const i32* 
             logit = 8 * i + g < rows ? __fmul_rn(logit, ${scale}) : -INF;
           }
         }
-        f32 own_most[2];
-#pragma unroll
-        for (int e = 0; e < 2; e++) {
-          own_most[e] = fmaxf(fmaxf(z[0][e], z[0][2 + e]), fmaxf(z[1][e], z[1][2 + e]));
-#pragma unroll
-          for (int m = 4; m < 32; m <<= 1) own_most[e] = fmaxf(own_most[e], __shfl_xor_sync(0xffffffffu, own_most[e], m));
-          const f32 base = own_most[e] == -INF ? 0.0f : own_most[e];
-#pragma unroll
-          for (int i = 0; i < 4; i++) {
-            f32& p = z[i >> 1][2 * (i & 1) + e];
-            p = exp2_fast(p - base);
-          }
-        }
         u32 p[2][2];
-#pragma unroll
-        for (int u = 0; u < 2; u++) {
-#pragma unroll
-          for (int h = 0; h < 2; h++) p[u][h] = transpose8(pack2<T>(z[u][2 * h], z[u][2 * h + 1]));
-        }
-        // Exponentials are summed as rounded, by multiplying them with ones.
-        f32 own_sum[4] = {};
-        const u32 ones = pack2<T>(1.0f, 1.0f);
-#pragma unroll
-        for (int u = 0; u < 2; u++) mma(T(), own_sum, ones, ones, ones, ones, p[u][0], p[u][1]);
-        // As merge() of folds: the factors of what was there and of this piece.
         f32 keep[2];
         f32 gain[2];
-#pragma unroll
-        for (int e = 0; e < 2; e++) {
-          const f32 top = fmaxf(most[e], own_most[e]);
-          const f32 base = top == -INF ? 0.0f : top;
-          keep[e] = exp2_fast(most[e] - base);
-          gain[e] = exp2_fast(own_most[e] - base);
-          most[e] = top;
-          sum[e] = fmaf(sum[e], keep[e], __fmul_rn(own_sum[e], gain[e]));
-        }
-        // Row r of tile i of the values is element 8 r + 2 i (rows of the upper half: 8 (r - 8) + 2 i + 1).
-        auto word = [&](int r, int i) -> u32 { return i == 0 ? v[r].x : i == 1 ? v[r].y : i == 2 ? v[r].z : v[r].w; };
-#pragma unroll
-        for (int i = 0; i < 4; i++) {
-          f32 own[4] = {};
-#pragma unroll
-          for (int u = 0; u < 2; u++) {
-            const u32 a = word(4 * u, i);
-            const u32 b = word(4 * u + 1, i);
-            const u32 e = word(4 * u + 2, i);
-            const u32 f = word(4 * u + 3, i);
-            mma(T(), own, __byte_perm(a, b, 0x5410u), __byte_perm(a, b, 0x7632u), __byte_perm(e, f, 0x5410u), __byte_perm(e, f, 0x7632u), p[u][0], p[u][1]);
-          }
-#pragma unroll
-          for (int k = 0; k < 4; k++) out[i][k] = fmaf(out[i][k], keep[k & 1], __fmul_rn(own[k], gain[k & 1]));
-        }
+        fold_logits<T>(z, most, sum, p, keep, gain);
+        fold_values<T>(out, v, p, keep, gain);
       }
       const i32 slot = j % SLOTS;
       if (j >= SLOTS) signal_wait(shared_address(empty + slot), (u32)(j / SLOTS - 1) & 1);
@@ -546,11 +461,8 @@ ${entry}(const T* q, const T* keys, const T* values, const i32* pos, const i32* 
         f32 factor = 1.0f;
         ${sink}
         factor = sum > 0.0f || sum != sum ? factor / sum : 0.0f;
-        f32 x[4];  // a zero has no sign: it would tell by what blocks it was made
-#pragma unroll
-        for (int e = 0; e < 4; e++) x[e] = fmaf(result[i].x.at[e], factor, 0.0f);
         T* const row = y + (((i64)token * KV_HEADS + unit / SETS) * GROUP + head) * DIM + four % (DIM / 4) * 4;
-        *(Pack<u32, 2>*)row = {pack2<T>(x[0], x[1]), pack2<T>(x[2], x[3])};
+        *(Pack<u32, 2>*)row = scaled<T>(result[i].x, factor);
       }
     }
     // The next token and unit.

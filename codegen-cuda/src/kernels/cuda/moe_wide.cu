@@ -94,6 +94,58 @@ struct Unit {
 // Tile `r` of a strip.
 __device__ __forceinline__ int tile_of(int strip, int r) { return ${tile}; }
 
+// Price of a slab of an item, and of an item as such: half of a slab is what it costs to begin one. Multiplies of 24 columns take a sixteenth more time
+// than those of up to 16, and so on.
+__device__ __forceinline__ int price_of(const RowItem& item) {
+  const int count = item.count;
+  const int width = ${width};
+  return item.expert == EXPERTS ? 1 : 14 + (width < 16 ? 16 : width) / 8;
+}
+constexpr int ITEM_PRICE = 8;
+
+// Divides the first OWN percent of all slabs among the blocks, by price: this block's are begin .. end, the rest starts at `divided`. One warp calls.
+__device__ __forceinline__ void share_out(const RowLists<ROWS, SLOTS, EXPERTS>& lists, int& begin, int& end, int& divided) {
+  const int lane = threadIdx.x & 31;
+  int total = 0;
+  for (int i = lane; i < lists.items; i += 32) total += SLABS * price_of(lists.item[i]) + ITEM_PRICE;
+#pragma unroll
+  for (int o = 16; o > 0; o >>= 1) total += __shfl_xor_sync(0xffffffffu, total, o);
+  const int own = total / 100 * OWN + total % 100 * OWN / 100;
+  const int grid = (int)gridDim.x;
+  const int block = (int)blockIdx.x;
+  const int share = own / grid;
+  const int rest = own % grid;
+  const int wanted[3] = {block * share + (block < rest ? block : rest), (block + 1) * share + (block + 1 < rest ? block + 1 : rest), own};
+  int found[3] = {0, 0, 0};
+  int front = 0;  // price of the items in front
+  for (int first = 0; first < lists.items; first += 32) {
+    const int i = first + lane;
+    const int each = i < lists.items ? price_of(lists.item[i]) : 1;
+    const int price = i < lists.items ? SLABS * each + ITEM_PRICE : 0;
+    int sum = price;
+#pragma unroll
+    for (int o = 1; o < 32; o <<= 1) {
+      const int other = __shfl_up_sync(0xffffffffu, sum, o);
+      if (lane >= o) sum += other;
+    }
+    const int before = front + sum - price;
+#pragma unroll
+    for (int p = 0; p < 3; p++) {
+      if (p == 2 && OWN == 100) continue;
+      // The slab that begins nearest to a price.
+      const int inside = wanted[p] - before;
+      const int slab = inside <= ITEM_PRICE ? 0 : (inside - ITEM_PRICE + each / 2) / each;
+      const u32 lanes = __ballot_sync(0xffffffffu, inside > 0 && inside <= price);
+      const int there = __shfl_sync(0xffffffffu, i * SLABS + slab, __ffs(lanes) - 1);
+      if (lanes != 0) found[p] = there;
+    }
+    front += __shfl_sync(0xffffffffu, sum, 31);
+  }
+  begin = found[0];
+  end = found[1];
+  divided = OWN == 100 ? lists.items * SLABS : found[2];
+}
+
 // Where a run begins in its place: as far into a line of 128 bytes as where it is copied from, which is faster. `from`: low bits of that address.
 __device__ __forceinline__ u32 begin_of(u32 from) { return ROOM == 0 ? 0 : from & 96; }
 
@@ -142,14 +194,12 @@ ${entry}(const bf16* x, const u8* w, const i32* ids, u32 tokens, u32* counter${p
 
   if (warp <= COPIERS) fewer_registers<${copy_registers}>();
   if (warp == 0) {
-    const int grid = (int)gridDim.x;
-    const int block = (int)blockIdx.x;
     const int slabs = lists.items * SLABS;
-    const int divided = slabs / 100 * OWN + slabs % 100 * OWN / 100;
-    const int share = divided / grid;
-    const int rest = divided % grid;
-    int next = block * share + (block < rest ? block : rest);
-    int end = next + share + (block < rest ? 1 : 0);
+    int next = 0;
+    int end = 0;
+    int divided = 0;
+    share_out(lists, next, end, divided);
+    const int grid = (int)gridDim.x;
     Place<STAGES> at = {0, 1};
     Place<QUEUE> to = {0, 1};
     for (;;) {

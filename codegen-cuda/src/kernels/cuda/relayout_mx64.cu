@@ -1,17 +1,5 @@
 // ${ir}
 // One block four tiles of 16 x 64, one above the other, in fragment order (layout/mxfp4.rs); padding is 0.
-__device__ __forceinline__ u32 spread(u32 byte) {
-  const u32 lo = byte & 15u;
-  const u32 hi = byte >> 4;
-  return (lo & 8u) << 12 | (lo & 7u) << 6 | (hi & 8u) << 28 | (hi & 7u) << 22;
-}
-__device__ __forceinline__ u32 spread_last(u32 byte) {
-  const u32 lo = byte & 15u;
-  const u32 hi = byte >> 4;
-  const u32 low = (lo & 8u) << 11 | (lo & 6u) << 9 | (lo & 1u) << 13;
-  const u32 high = (hi & 8u) << 11 | (hi & 6u) << 9 | (hi & 1u) << 13;
-  return low | high << 16;
-}
 extern "C" __global__ void __launch_bounds__(128)
 ${entry}(const u8* __restrict__ codes, const u8* __restrict__ scales, u8* __restrict__ packed, i64 rows, i64 columns,
          u32 row_tiles, u32 k_tiles) {
@@ -35,7 +23,7 @@ ${entry}(const u8* __restrict__ codes, const u8* __restrict__ scales, u8* __rest
       const i64 k = (i64)k_tile * 64 + 16 * s + 8 * (j >> 1) + 2 * c;
       byte[j] = n < rows && k < columns ? codes[((first + n) * columns + k) / 2] : 0u;
     }
-    words[s] = spread(byte[0]) | spread(byte[1]) >> 3 | spread(byte[2]) >> 6 | spread_last(byte[3]);
+    words[s] = gs_mxfp4_pack8(byte);
   }
   *(uint4*)(record + 16 * (t & 31)) = make_uint4(words[0], words[1], words[2], words[3]);
   const i64 n = (i64)row_tile * 16 + g + 8 * (c >> 1);

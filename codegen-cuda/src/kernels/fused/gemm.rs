@@ -11,171 +11,22 @@ use gossamer_ir::template::{Order, template};
 use gossamer_ir::{DType, OpKind};
 
 use super::super::contraction::{MAX_K, PROCESSORS, pieces};
-use super::super::region::{Columns, Sink, Target, malformed, unsupported};
-use super::super::view::gcd;
+use super::super::region::{Columns, Target, malformed, unsupported};
 use super::super::{Cx, Size, blocks, single, wgmma};
 use super::finish::product_sinks;
-use super::gemm_results::{Pairs, STRIP_COLUMNS, results, run};
+use super::gemm_plan::{CHAIN, PIECES, Plan, UNIT};
+use super::gemm_results::{results, run};
 use super::gemm_text::{
     ALONE, FIRST, FIRST_EARLY, HALVES, PAIRED, STRIP_CODE, SUM_CHAIN, SUM_HALVES, SUM_PIECES, WHOLE,
 };
 use super::{Body, Origin, Params};
 use crate::emit::{Piece, Text, c_type, fill};
 use crate::lower::{LowerError, Lowered, Matrix};
-use crate::resources::{SHARED_PER_BLOCK, SHARED_PER_SM, SHARED_RESERVED};
 
 type Result<T> = std::result::Result<T, LowerError>;
 
-/// Elements of K in a stage of the ring, and in a unit of pieces.
-const UNIT: i64 = 64;
-/// Elements of a strip of results.
-const STRIP_ELEMENTS: i64 = 512;
-/// Stages at most.
-const STAGES: i64 = 16;
 /// Rows of tiles in a band: their share of x and the columns of w that go past it fit the L2 cache.
 const BAND: i64 = 16;
-/// Rounds of tiles from which blocks copy for each other.
-const SHARED_ROUNDS: i64 = 3;
-/// As measured on an H100 (docs/performance.md): bytes that a multiprocessor copies in a clock, clocks before a block's first multiply, and clocks of a strip
-/// of results.
-const COPIED: i64 = 50;
-const TILE: i64 = 4000;
-const STRIP: i64 = 3000;
-
-/// How the work is cut.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct Plan {
-    /// Warpgroups that multiply.
-    groups: i64,
-    /// Columns of a tile.
-    width: i64,
-    /// Blocks that share a multiprocessor.
-    blocks: i64,
-    /// Parts of a tile's columns whose sums lie in shared memory one after the other: 1, or 2, where the second waits in registers.
-    halves: i64,
-    /// Blocks of a cluster that copy columns of w for each other.
-    share: i64,
-}
-
-/// Cuts of one chain, from the smallest tile.
-const CHAIN: &[Plan] = &[
-    Plan { groups: 1, width: 32, blocks: 1, halves: 1, share: 1 },
-    Plan { groups: 1, width: 48, blocks: 1, halves: 1, share: 1 },
-    Plan { groups: 1, width: 64, blocks: 1, halves: 1, share: 1 },
-    Plan { groups: 1, width: 96, blocks: 1, halves: 1, share: 1 },
-    Plan { groups: 2, width: 64, blocks: 1, halves: 1, share: 1 },
-    Plan { groups: 2, width: 96, blocks: 1, halves: 1, share: 1 },
-    Plan { groups: 2, width: 128, blocks: 1, halves: 1, share: 1 },
-    Plan { groups: 2, width: 192, blocks: 1, halves: 2, share: 1 },
-];
-/// Cuts of pieces: registers hold two sets of sums, so tiles are narrower.
-const PIECES: &[Plan] = &[
-    Plan { groups: 1, width: 32, blocks: 1, halves: 1, share: 1 },
-    Plan { groups: 1, width: 48, blocks: 1, halves: 1, share: 1 },
-    Plan { groups: 1, width: 64, blocks: 1, halves: 1, share: 1 },
-    Plan { groups: 1, width: 96, blocks: 1, halves: 1, share: 1 },
-    Plan { groups: 1, width: 128, blocks: 1, halves: 1, share: 1 },
-    Plan { groups: 2, width: 64, blocks: 1, halves: 1, share: 1 },
-    Plan { groups: 2, width: 96, blocks: 1, halves: 1, share: 1 },
-    Plan { groups: 2, width: 128, blocks: 1, halves: 1, share: 1 },
-];
-
-impl Plan {
-    /// Rows of a tile.
-    fn height(self) -> i64 {
-        self.groups * 64
-    }
-
-    /// Rows of a box of x, of so many in all.
-    fn x_box(self, rows: i64) -> i64 {
-        self.height().min(blocks(rows, 8) * 8)
-    }
-
-    /// Bytes of a stage.
-    fn stage(self) -> i64 {
-        (self.height() + self.width) * 2 * UNIT
-    }
-
-    /// Bytes of the sums in shared memory.
-    fn sums(self) -> i64 {
-        self.height() * (self.width / self.halves + 8) * 4
-    }
-
-    /// Stages that fit.
-    fn stages(self) -> i64 {
-        let sm = i64::from(SHARED_PER_SM) / self.blocks - i64::from(SHARED_RESERVED);
-        let block = sm.min(i64::from(SHARED_PER_BLOCK)) - 16 * STAGES;
-        ((block - 1024 - self.sums()) / self.stage()).min(STAGES)
-    }
-
-    /// Tiles down and across.
-    fn tiles(self, rows: i64, n: i64) -> (i64, i64) {
-        (blocks(rows, self.height()), blocks(n, self.width))
-    }
-
-    /// Columns of a tile between two strips of a row, where one warp makes them one after the other: see [`results`].
-    fn period(self, pairs: Pairs) -> Option<i64> {
-        let (held, apart) = (self.width / self.halves, pairs.apart / self.halves);
-        let strip = [64, 32].into_iter().find(|c| held % c == 0).unwrap_or(16);
-        let regular = pairs.columns == Columns::Adjacent && strip % (2 * apart) == 0;
-        // Modulo a common divisor of that and a tile's columns, a lane's column is the same in all strips.
-        (self.halves > 1).then(|| if regular { gcd(strip * self.halves, self.width) } else { 1 })
-    }
-
-    /// Blocks of a cluster: two where they read so much that the L2 cache delays them, which takes several rounds of tiles, and where no
-    /// multiprocessor has more tiles for it.
-    fn shared(self, pairs: Pairs, rows: i64, n: i64) -> i64 {
-        let (down, across) = self.tiles(rows, n);
-        let rounds = |share: i64| blocks(blocks(down, share) * across, PROCESSORS / share);
-        let whole = self.halves > 1 && pairs.columns == Columns::Adjacent && self.blocks == 1;
-        if whole && rounds(1) >= SHARED_ROUNDS && rounds(2) <= rounds(1) { 2 } else { 1 }
-    }
-
-    /// Clocks that the busiest multiprocessor takes: tiles one after the other, each as long as its multiplies, its copies or the results of the one
-    /// before it, and the results of the last, in which all join.
-    fn cost(self, rows: i64, n: i64, k: i64) -> i64 {
-        let (down, across) = self.tiles(rows, n);
-        let rounds = blocks(down * across, PROCESSORS);
-        let units = blocks(k, UNIT);
-        let multiplies = units * self.height() / 64 * 2 * self.width;
-        let copied = units * (self.x_box(rows) + self.width) * 2 * UNIT;
-        let main = multiplies.max(copied / COPIED);
-        let strips = self.height() * self.width / STRIP_ELEMENTS;
-        let results = blocks(strips, 4) * STRIP;
-        (rounds - 1) * main.max(results) + main + TILE + blocks(strips, 4 + 4 * self.groups) * STRIP
-    }
-
-    /// The cut for so many rows of a product of `n` columns, and how its tiles hold together what `sinks` need together.
-    fn choose(
-        plans: &[Plan],
-        sinks: &[Sink],
-        run: Option<i64>,
-        (rows, n, k): (i64, i64, i64),
-    ) -> Result<(Plan, Pairs)> {
-        let mut best: Option<(i64, Plan, Pairs)> = None;
-        let mut refused = None;
-        for plan in plans.iter().filter(|p| run.is_none_or(|r| p.width % (r * STRIP_COLUMNS) == 0)) {
-            match Pairs::choose(sinks, n, plan.width) {
-                Ok(pairs) => {
-                    // Halves hold eights of columns whole and what lies apart together, but not the columns of a maximum.
-                    let plan = match pairs.apart % (8 * plan.halves) == 0 && run.is_none() {
-                        true => *plan,
-                        false => Plan { halves: 1, ..*plan },
-                    };
-                    let plan = Plan { share: plan.shared(pairs, rows, n), ..plan };
-                    let cost = plan.cost(rows, n, k);
-                    if best.as_ref().is_none_or(|b| cost < b.0) {
-                        best = Some((cost, plan, pairs));
-                    }
-                }
-                Err(e) => refused = Some(e),
-            }
-        }
-        let wide =
-            || unsupported(format!("tile_max over {} columns", run.unwrap_or(1) * STRIP_COLUMNS), "64 or 128 columns");
-        best.map(|(_, plan, pairs)| (plan, pairs)).ok_or_else(|| refused.unwrap_or_else(wide))
-    }
-}
 
 /// Lowers a kernel of template `gemm` or `gemm_pieces`.
 pub fn lower(cx: &Cx, body: &Body) -> Result<Lowered> {
@@ -333,49 +184,4 @@ pub fn lower(cx: &Cx, body: &Body) -> Result<Lowered> {
     launch.shared = (plan.stages() * plan.stage() + plan.sums() + 1024) as u32;
     launch.dependent = true;
     Ok(single(launch))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    /// Pairs of columns within heads of 64.
-    const HEADS: Pairs = Pairs { columns: Columns::Adjacent, apart: 32, far: 32, dim: Some(64) };
-
-    #[test]
-    fn halves_leave_room_for_a_stage_and_the_ring_for_a_half() {
-        for plan in CHAIN.iter().chain(PIECES) {
-            assert!(plan.stages() >= 3, "{plan:?}");
-            let whole = Plan { halves: 1, ..*plan };
-            assert!(plan.halves == 1 || plan.stages() > whole.stages(), "{plan:?}");
-            // The second half of the last tile goes where the ring was.
-            assert!(plan.halves == 1 || plan.sums() <= plan.stages() * plan.stage(), "{plan:?}");
-        }
-    }
-
-    #[test]
-    fn blocks_share_what_takes_several_rounds_and_costs_none() {
-        let plan = CHAIN[CHAIN.len() - 1];
-        let share = |rows, n| plan.shared(HEADS, rows, n);
-        assert_eq!([share(512, 5120), share(2048, 5120), share(8192, 5120), share(8192, 2880)], [1, 2, 2, 2]);
-        // An odd number of rows of tiles: the block without a row must not cost a round.
-        let rounds = |down: i64, share: i64| blocks(blocks(down, share) * 11, PROCESSORS / share);
-        for down in 1..200 {
-            assert_eq!(
-                share(128 * down, 11 * 192) == 2,
-                rounds(down, 1) >= SHARED_ROUNDS && rounds(down, 2) <= rounds(down, 1)
-            );
-        }
-        assert_eq!(Plan { halves: 1, ..plan }.shared(HEADS, 8192, 5120), 1);
-        assert_eq!(plan.shared(Pairs { columns: Columns::Paired { dim: 2880 }, ..HEADS }, 8192, 5760), 1);
-    }
-
-    #[test]
-    fn strips_of_a_row_are_whole_heads_apart() {
-        let plan = CHAIN[CHAIN.len() - 1];
-        assert_eq!(plan.period(HEADS), Some(64));
-        assert_eq!(plan.period(Pairs { apart: 16, far: 16, dim: Some(32), ..HEADS }), Some(64));
-        assert_eq!(plan.period(Pairs { apart: 64, far: 64, dim: Some(128), ..HEADS }), Some(1));
-        assert_eq!(Plan { halves: 1, ..plan }.period(HEADS), None);
-    }
 }

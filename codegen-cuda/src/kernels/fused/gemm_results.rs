@@ -6,67 +6,16 @@ use std::collections::BTreeMap;
 use gossamer_ir::DType;
 
 use super::super::region::{
-    Columns, Hoisted, Index, Line, Need, Region, Sink, Source, Target, hoist, malformed, text, unsupported,
+    Hoisted, Index, Line, Need, Region, Sink, Source, Target, hoist, malformed, text, unsupported,
 };
 use super::super::{Cx, blocks, kv, scalar};
 use super::finish::{branch, range};
+use super::gemm_plan::{Pairs, STRIP_COLUMNS};
 use super::{Body, Origin, Params, parameter};
 use crate::emit::c_type;
 use crate::lower::LowerError;
 
 type Result<T> = std::result::Result<T, LowerError>;
-
-/// Columns of a strip of results where they divide those of a tile.
-pub(super) const STRIP_COLUMNS: i64 = 64;
-
-/// The columns that a lane makes results of at a time: two in a row, and two more that are `apart` further on in the tile and `far` in the product.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Pairs {
-    pub(super) columns: Columns,
-    pub(super) apart: i64,
-    pub(super) far: i64,
-    /// Size of the heads whose halves these are.
-    pub(super) dim: Option<i64>,
-}
-
-impl Pairs {
-    pub(super) fn choose(found: &[Sink], n: i64, width: i64) -> Result<Pairs> {
-        let columns = Columns::choose(found, n, width)?;
-        let heads = found.iter().find_map(|s| if let Need::Rope { dim, .. } = s.need { Some(dim) } else { None });
-        match (columns, heads) {
-            (Columns::Paired { dim }, _) => Ok(Pairs { columns, apart: width / 2, far: dim / 2, dim: Some(dim) }),
-            (_, Some(dim)) if dim % 4 == 0 => Ok(Pairs { columns, apart: dim / 2, far: dim / 2, dim: heads }),
-            (_, Some(dim)) => Err(unsupported(format!("rope of heads of {dim}"), "heads of a multiple of 4")),
-            // As far apart as fits the columns: neighbouring lanes then store what lies side by side.
-            _ => {
-                let apart = [32, 16].into_iter().find(|a| n % 64 == 0 && width % (2 * a) == 0).unwrap_or(8);
-                Ok(Pairs { columns, apart, far: apart, dim: None })
-            }
-        }
-    }
-
-    /// Where the lane's column is, relative to its first, among the four.
-    fn place(self, offset: i64) -> Option<usize> {
-        [0, 1, self.far, self.far + 1].iter().position(|o| *o == offset)
-    }
-
-    /// Runs of the columns that a lane makes of a value.
-    fn runs(self, need: Need) -> Vec<Vec<i64>> {
-        match need {
-            Need::Halves { .. } => vec![vec![0, 1]],
-            Need::Interleaved { .. } => vec![vec![0], vec![self.far]],
-            _ => vec![vec![0, 1], vec![self.far, self.far + 1]],
-        }
-    }
-
-    /// What values' columns must start and end at a multiple of, so that a lane makes all of its columns of one or none.
-    fn step(self, need: Need) -> i64 {
-        match need {
-            Need::Halves { .. } => 2,
-            _ => 2 * self.far,
-        }
-    }
-}
 
 /// A value that is stored, and the columns of it that a lane makes, relative to its first: runs of neighbours.
 struct Job<'a> {

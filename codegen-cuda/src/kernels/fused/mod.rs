@@ -7,6 +7,7 @@
 mod cublaslt;
 mod finish;
 mod gemm;
+mod gemm_plan;
 mod gemm_results;
 mod gemm_text;
 mod map;

@@ -46,11 +46,11 @@ pub(super) struct Variant {
 /// By the average number of rows an expert has; an expert with more rows than slots is read again. `even`: a strip must hold an even number of tiles.
 /// Measured on an H100 with GPT-OSS's sizes, 64 to 512 tokens (performance.md 14): long stages always; dividing all beforehand is 6 % faster for up
 /// to 16 rows of 32 experts, 1 to 3 % slower for 128 experts or more rows. 56 slots and three stages are 5 % faster for 32 rows an expert than 64 and two
-/// (performance.md 21).
+/// (performance.md 21). Three groups of an item's slabs at a time leave fewer idle than four where a block has eleven slabs (performance.md 26).
 pub(super) fn variant(rows: i64, experts: i64, even: bool) -> Variant {
     let of = |slots, narrower, own| match (slots, even) {
         (_, true) => Variant { slots, groups: 2, parts: 2, narrower, chunk: 5, own, registers: (56, 224) },
-        (..=32, false) => Variant { slots, groups: 4, parts: 1, narrower, chunk: 5, own, registers: (32, 112) },
+        (..=16, false) => Variant { slots, groups: 4, parts: 1, narrower, chunk: 5, own, registers: (32, 112) },
         (_, false) => Variant { slots, groups: 3, parts: 1, narrower, chunk: 5, own, registers: (56, 152) },
     };
     match blocks(rows, experts) {
@@ -87,13 +87,16 @@ impl Plan {
         loop {
             // Stages of a piece as even as can be.
             v.chunk = blocks(longest, blocks(longest, v.chunk));
+            let plan = |stages, finished, room| Plan { v, rows, experts: shape.experts, stages, room, finished };
+            // With as many stages as fit, two at least: one is fetched while another is multiplied.
+            let with =
+                |finished, room| (2..=STAGES).rev().map(|stages| plan(stages, finished, room)).find(|plan| plan.fits());
+            let room = if v.parts == 1 { ROOM } else { 0 };
             let finished = if v.slots % 16 == 0 { 16 } else { 8 };
-            let plan = |stages, room| Plan { v, rows, experts: shape.experts, stages, room, finished };
-            // Two are needed to fetch one while another is multiplied.
-            if let Some(stages) = (2..=STAGES).rev().find(|s| plan(*s, 0).fits()) {
-                // A stage more is worth more than faster copies.
-                let roomy = plan(stages, if v.parts == 1 { ROOM } else { 0 });
-                return Ok(if roomy.fits() { roomy } else { plan(stages, 0) });
+            if let Some(tight) = with(finished, 0) {
+                // A stage more is worth more than faster copies, and these more than many rows finished at a time.
+                let roomy = [with(finished, room), with(8, room)].into_iter().flatten();
+                return Ok(roomy.into_iter().find(|plan| plan.stages >= tight.stages).unwrap_or(tight));
             }
             if v.chunk == 1 {
                 return Err(unsupported(
@@ -155,7 +158,8 @@ pub fn lower(cx: &Cx, body: &Body) -> Result<Lowered> {
     let v = &plan.v;
     let strips = Strips::choose(&found, shape.n, v.parts)?;
     let slabs = blocks(strips.count, 4);
-    if slabs.saturating_mul(plan.items()) > i64::from(i32::MAX) {
+    // Prices of all slabs fit 32 bits.
+    if slabs.saturating_mul(plan.items()) > i64::from(i32::MAX / 64) {
         return Err(unsupported(format!("{} experts of {} rows", shape.experts, shape.n), "template `moe_tile`"));
     }
 

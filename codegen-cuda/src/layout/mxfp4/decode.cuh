@@ -26,31 +26,57 @@ __device__ __forceinline__ unsigned gs_mxfp4_load_scales(const unsigned char* re
   return *(const unsigned*)(record + GS_MXFP4_CODE_BYTES + 4u * (t >> 2));
 }
 
-// Byte i of a word of scales as a bf16x2 factor. FAST: 2^(scale - 1). General: 2^(scale - 127), where 2^-127 is subnormal.
+// Factors of a block (0, 1) of 32 k as two bf16: of row g in the lower half, of row g + 8 in the upper. FAST: 2^(scale - 1). General:
+// 2^(scale - 127), where 2^-127 is subnormal.
 template <bool FAST>
-__device__ __forceinline__ unsigned gs_mxfp4_factor(unsigned scales, unsigned i) {
-  unsigned byte = (scales >> (8u * i)) & 255u;
-  unsigned factor = byte * 0x00800080u;
-  return FAST || byte ? factor : 0x00400040u;
+__device__ __forceinline__ unsigned gs_mxfp4_factors(unsigned scales, unsigned block) {
+  unsigned both = block == 0u ? (scales & 0x00FF00FFu) << 7 : (scales >> 1) & 0x7F807F80u;
+  if (FAST) return both;
+  if ((both & 0xFFFFu) == 0u) both |= 0x0040u;
+  if (both >> 16 == 0u) both |= 0x00400000u;
+  return both;
+}
+
+// One half of a register twice. A multiply reads either half of a register, so this costs no instruction.
+__device__ __forceinline__ unsigned gs_mxfp4_twice(unsigned x, bool upper) {
+  unsigned d;
+  if (upper) {
+    asm("{\n.reg .b16 l, u;\nmov.b32 {l, u}, %1;\nmov.b32 %0, {u, u};\n}" : "=r"(d) : "r"(x));
+  } else {
+    asm("{\n.reg .b16 l, u;\nmov.b32 {l, u}, %1;\nmov.b32 %0, {l, l};\n}" : "=r"(d) : "r"(x));
+  }
+  return d;
 }
 
 // Eight codes of a word as four pairs of bf16, each E2M1 value times 2^-126.
 __device__ __forceinline__ void gs_mxfp4_unpack8(unsigned x, unsigned (&a)[4]) {
   const unsigned mask = 0x81C081C0u;
   a[0] = x & mask;
-  a[1] = (x << 3) & mask;
-  a[2] = (x << 6) & mask;
-  a[3] = ((x << 1) & 0x80008000u) | ((x >> 3) & 0x01800180u) | ((x >> 7) & 0x00400040u);
+  a[1] = (x << 4) & mask;
+  a[2] = __funnelshift_l(x, x, 10) & mask;
+  a[3] = ((x << 6) & 0x80C080C0u) | ((x >> 2) & 0x01000100u);
+}
+
+// The word of four bytes of a checkpoint, the reverse: their pairs of codes come out as a[0] to a[3].
+__device__ __forceinline__ unsigned gs_mxfp4_pack8(const unsigned (&byte)[4]) {
+  unsigned pair[4];
+#pragma unroll
+  for (int j = 0; j < 4; j++) {
+    const unsigned low = byte[j] & 15u;
+    const unsigned high = byte[j] >> 4;
+    pair[j] = (low & 8u) << 12 | (low & 7u) << 6 | (high & 8u) << 28 | (high & 7u) << 22;
+  }
+  return pair[0] | pair[1] >> 4 | __funnelshift_r(pair[2], pair[2], 10) | (pair[3] & 0x80C080C0u) >> 6 | (pair[3] & 0x01000100u) << 2;
 }
 
 // Eight codes of a word as the A registers of one m16n8k16, exact: registers 0 and 2 are row g, 1 and 3 row g + 8.
 template <bool FAST>
-__device__ __forceinline__ void gs_mxfp4_decode8(unsigned x, unsigned factor_g, unsigned factor_g8, unsigned (&a)[4]) {
+__device__ __forceinline__ void gs_mxfp4_decode8(unsigned x, unsigned factors, unsigned (&a)[4]) {
   gs_mxfp4_unpack8(x, a);
 #pragma unroll
   for (int j = 0; j < 4; j++) {
     if (!FAST) a[j] = gs_mxfp4_mul2(a[j], 0x7E807E80u);  // 2^126
-    a[j] = gs_mxfp4_mul2(a[j], j & 1 ? factor_g8 : factor_g);
+    a[j] = gs_mxfp4_mul2(a[j], gs_mxfp4_twice(factors, j & 1));
   }
 }
 
@@ -60,8 +86,7 @@ __device__ __forceinline__ void gs_mxfp4_decode_tile(uint4 codes, unsigned scale
   const unsigned words[4] = {codes.x, codes.y, codes.z, codes.w};
 #pragma unroll
   for (int s = 0; s < 4; s++) {
-    const unsigned block = s >> 1;
-    gs_mxfp4_decode8<FAST>(words[s], gs_mxfp4_factor<FAST>(scales, block), gs_mxfp4_factor<FAST>(scales, 2u + block), a[s]);
+    gs_mxfp4_decode8<FAST>(words[s], gs_mxfp4_factors<FAST>(scales, s >> 1), a[s]);
   }
 }
 

@@ -185,7 +185,7 @@ fn words_hold_any_codes() {
 /// What `gs_mxfp4_decode8` computes for one pair, with the multiply done in f64 and rounded to bf16.
 fn device_decode(word: u32, stored: u8, mode: ScaleMode) -> [u32; 4] {
     const MASK: u32 = 0x81c0_81c0;
-    let last = word << 1 & 0x8000_8000 | word >> 3 & 0x0180_0180 | word >> 7 & 0x0040_0040;
+    let last = word << 6 & 0x80c0_80c0 | word >> 2 & 0x0100_0100;
     let factor = match (mode, stored) {
         (ScaleMode::General, 0) => 0x0040_0040,
         _ => u32::from(stored) * 0x0080_0080,
@@ -195,7 +195,7 @@ fn device_decode(word: u32, stored: u8, mode: ScaleMode) -> [u32; 4] {
         let product = |i| u32::from(bf16::from_f64(half(a, i) * half(b, i)).to_bits()) << (16 * i);
         product(0) | product(1)
     };
-    [word & MASK, word << 3 & MASK, word << 6 & MASK, last].map(|pair| match mode {
+    [word & MASK, word << 4 & MASK, word.rotate_left(10) & MASK, last].map(|pair| match mode {
         ScaleMode::Fast => mul(pair, factor),
         ScaleMode::General => mul(mul(pair, 0x7e80_7e80), factor),
     })

@@ -18,40 +18,32 @@ pub fn decode(code: u8, scale: u8) -> f32 {
 
 /// Four checkpoint bytes (pairs of codes) as one word.
 pub(super) fn pack_word(pairs: [u8; 4]) -> u32 {
-    let [a, b, c, d] = pairs.map(usize::from);
-    PAIR[a] | PAIR[b] >> 3 | PAIR[c] >> 6 | PAIR_3[d]
+    let [a, b, c, d] = pairs.map(|byte| PAIR[usize::from(byte)]);
+    a | b >> 4 | c.rotate_right(10) | (d & 0x80c0_80c0) >> 6 | (d & 0x0100_0100) << 2
 }
 
 /// The four checkpoint bytes in a word: pair `j` with its first code in the low nibble.
 pub fn unpack_word(word: u32) -> [u8; 4] {
     const MASK: u32 = 0x81c0_81c0;
-    let last = word << 1 & 0x8000_8000 | word >> 3 & 0x0180_0180 | word >> 7 & 0x0040_0040;
-    [word & MASK, word << 3 & MASK, word << 6 & MASK, last].map(|pair| {
+    let last = word << 6 & 0x80c0_80c0 | word >> 2 & 0x0100_0100;
+    [word & MASK, word << 4 & MASK, word.rotate_left(10) & MASK, last].map(|pair| {
         let code = |half: u32| (half >> 12 & 8 | half >> 6 & 7) as u8;
         code(pair & 0xffff) | code(pair >> 16) << 4
     })
 }
 
-/// Pairs 0 to 2, by checkpoint byte.
-static PAIR: [u32; 256] = table(false);
-/// Pair 3.
-static PAIR_3: [u32; 256] = table(true);
-
-const fn table(last: bool) -> [u32; 256] {
+/// A pair as it is multiplied, by checkpoint byte.
+static PAIR: [u32; 256] = {
     let mut table = [0; 256];
     let mut byte = 0;
     while byte < 256 {
         let (low, high) = (byte as u32 & 15, byte as u32 >> 4);
-        table[byte] = if last { enc3(low) | enc3(high) << 16 } else { enc(low) | enc(high) << 16 };
+        table[byte] = enc(low) | enc(high) << 16;
         byte += 1;
     }
     table
-}
+};
 
 const fn enc(n: u32) -> u32 {
     (n & 8) << 12 | (n & 7) << 6
-}
-
-const fn enc3(n: u32) -> u32 {
-    (n & 8) << 11 | (n & 6) << 9 | (n & 1) << 13
 }
