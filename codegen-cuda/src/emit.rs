@@ -133,7 +133,7 @@ impl Text {
 }
 
 /// `body` with its slots filled. Unknown slots stay, so that the compiler refuses the text.
-fn fill(body: &str, slots: &BTreeMap<&'static str, String>) -> String {
+pub(crate) fn fill(body: &str, slots: &BTreeMap<&'static str, String>) -> String {
     let mut out = String::new();
     for line in body.lines() {
         let indent = &line[..line.len() - line.trim_start().len()];

@@ -63,6 +63,7 @@ pub(crate) struct Region<'a> {
     tag: &'static str,
     sizes: Vec<Dim>,
     half: Option<Half>,
+    straight: bool,
 }
 
 /// A variable that is known to be in the first half of a head.
@@ -136,6 +137,35 @@ pub(crate) fn lift(lines: &[Line], inner: &[&str]) -> (Vec<String>, Vec<String>)
     (before, rest)
 }
 
+/// A variable that [`hoist`] took out.
+pub(crate) struct Hoisted {
+    pub comment: Option<String>,
+    pub c_type: String,
+    pub name: String,
+    pub expression: String,
+}
+
+/// Takes the variables out of the lines of a scope that, with `rewrite` done to their expressions, neither name one of `inner` nor depend on one that
+/// does. Gives them and the rest.
+pub(crate) fn hoist(lines: &[Line], inner: &[&str], rewrite: impl Fn(&str) -> String) -> (Vec<Hoisted>, Vec<String>) {
+    let mut inside: BTreeSet<&str> = inner.iter().copied().collect();
+    let (mut out, mut rest) = (Vec::new(), Vec::new());
+    let word = |c: char| !c.is_ascii_alphanumeric() && c != '_';
+    for line in lines {
+        if let Some((c_type, name, expression)) = &line.variable {
+            let expression = rewrite(expression);
+            if !expression.split(word).any(|w| inside.contains(w)) {
+                let (c_type, name, comment) = (c_type.clone(), name.clone(), line.comment.clone());
+                out.push(Hoisted { comment, c_type, name, expression });
+                continue;
+            }
+            inside.insert(name);
+        }
+        rest.extend(line.comment.iter().chain([&line.text]).cloned());
+    }
+    (out, rest)
+}
+
 impl<'a> Region<'a> {
     /// A printer of `func`, whose parameters come from `sources`, in order. `module` declares the states.
     pub fn new(func: &'a Func, module: &'a Module, sources: Vec<Source<'a>>) -> Region<'a> {
@@ -155,6 +185,7 @@ impl<'a> Region<'a> {
             tag: DEFAULT_TAG,
             sizes: Vec::new(),
             half: None,
+            straight: false,
         }
     }
 
@@ -172,6 +203,13 @@ impl<'a> Region<'a> {
     /// The columns `variable` to `variable + run - 1` are in the first half of `dim` columns, wherever they are: pairs need no test.
     pub fn know_half(&mut self, variable: &str, dim: i64, run: i64) {
         self.half = Some(Half { variable: variable.to_string(), dim, run });
+    }
+
+    /// Whether a cache has a place for a token decides where a store goes (`only_if`), not what is computed: without a branch, the loads of several
+    /// tokens are under way together.
+    pub fn straight(mut self) -> Region<'a> {
+        self.straight = true;
+        self
     }
 
     /// Names the variables that hold what a row op needs of its whole row: `rms_norm`: 1 / rms; `layer_norm`: mean, 1 / deviation;

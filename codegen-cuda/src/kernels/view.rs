@@ -130,7 +130,7 @@ fn plus(a: Size, b: Size) -> Size {
     Size { value: a.value + b.value, factor: gcd(a.factor, b.factor), constant: a.constant && b.constant }
 }
 
-fn gcd(a: i64, b: i64) -> i64 {
+pub(crate) fn gcd(a: i64, b: i64) -> i64 {
     if b == 0 { a } else { gcd(b, a % b) }
 }
 

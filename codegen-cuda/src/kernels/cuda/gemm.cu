@@ -19,14 +19,15 @@ constexpr int W_BOX = ${w_box};  // rows of w that are neighbours in memory and 
 constexpr int W_BOXES = WIDTH / W_BOX;
 // Results are made from strips of 512 elements, up to 64 columns wide: a lane has two columns of a row and two more that are APART columns further on, as
 // an epilogue may need them together. A lane's rows are computed before any is stored, so that their loads are under way together.
+constexpr int HELD = WIDTH / ${halves};  // columns of a tile whose sums lie in shared memory at one time
 constexpr int APART = ${apart};
-constexpr int PITCH = WIDTH + 8;  // of the tile of sums that strips are taken from
-constexpr int COLUMNS = WIDTH % 64 == 0 ? 64 : WIDTH % 32 == 0 ? 32 : 16;  // of a strip
+constexpr int PITCH = HELD + 8;  // of the sums that strips are taken from
+constexpr int COLUMNS = HELD % 64 == 0 ? 64 : HELD % 32 == 0 ? 32 : 16;  // of a strip
 constexpr int LANES = COLUMNS / 4;                                         // that have a row of it
 constexpr int DOWN = 32 / LANES;                                           // rows that a warp has at a time
 constexpr int STEPS = 4;
 constexpr int ROWS = STEPS * DOWN;  // of a strip
-constexpr int PARTS = WIDTH / COLUMNS;
+constexpr int PARTS = HELD / COLUMNS;
 constexpr int STRIPS = HEIGHT / ROWS * PARTS;
 ${run}
 
@@ -40,12 +41,14 @@ template <class T> struct Later {
 template <class T> struct LaterIn {
   T* base;
   Later<T>& element;
+  bool there;
   __device__ __forceinline__ T& operator[](i64 i) const {
-    element.at = base + i;
+    element.at = there ? base + i : nullptr;
     return element.value;
   }
 };
-template <class T> __device__ __forceinline__ LaterIn<T> later(T* base, Later<T>& element) { return {base, element}; }
+template <class T> __device__ __forceinline__ LaterIn<T> later(T* base, Later<T>& element) { return {base, element, true}; }
+template <class T> __device__ __forceinline__ LaterIn<T> only_if(bool there, LaterIn<T> place) { return {place.base, place.element, there}; }
 // Stores COUNT elements; WHOLE: they are neighbours, aligned, and go somewhere together or not at all.
 template <int COUNT, bool WHOLE, class T> __device__ __forceinline__ void store_now(const Later<T>* e) {
   if (WHOLE) {
@@ -61,7 +64,7 @@ template <int COUNT, bool WHOLE, class T> __device__ __forceinline__ void store_
   }
 }
 
-extern "C" __global__ void __launch_bounds__(THREADS, ${blocks})
+extern "C" __global__ void ${cluster}__launch_bounds__(THREADS, ${blocks})
 ${entry}(${params}) {
   let_successors_start();
   extern __shared__ uint4 shared[];
@@ -69,22 +72,24 @@ ${entry}(${params}) {
   const u32 ring = (shared_address(shared) + 1023u) & ~1023u;
   const u32 full = shared_address(signals);  // a stage has arrived
   const u32 empty = full + 8 * STAGES;       // and has been read
-  const u32 summed = empty + 8 * STAGES;     // a tile of sums is complete
-  const u32 finished = summed + 8;           // and has been used
-  f32* const tile_sums = (f32*)((u8*)shared + (ring - shared_address(shared)) + STAGES * STAGE);  // [HEIGHT][PITCH]
+  const u32 summed = empty + 8 * STAGES;     // sums lie in shared memory
+  const u32 finished = summed + 8;           // and have been used
+  f32* const ring_sums = (f32*)((u8*)shared + (ring - shared_address(shared)));  // [HEIGHT][PITCH] each, when the ring is not used any more
+  f32* const tile_sums = (f32*)((u8*)ring_sums + STAGES * STAGE);
   const int lane = threadIdx.x & 31;
   const int warp = threadIdx.x >> 5;
   const int group = threadIdx.x >> 7;
+  ${rank}
   if (threadIdx.x == 0) {
     for (int s = 0; s < STAGES; s++) {
       signal_init(full + 8 * s, 1);
-      signal_init(empty + 8 * s, GROUPS * 4);
+      signal_init(empty + 8 * s, ${readers});
     }
     signal_init(summed, GROUPS * 128);
     signal_init(finished, 128);
     signal_publish();
   }
-  __syncthreads();
+  ${meet}
 
   // Tiles in bands of ${band} rows of tiles, down the columns of a band: those that run at one time share what they read in the L2 cache.
   constexpr int COLUMN_TILES = (N + WIDTH - 1) / WIDTH;
@@ -94,39 +99,17 @@ ${entry}(${params}) {
     const int inside = tile % (${band} * COLUMN_TILES);
     const int rest = row_tiles - band * ${band};
     const int high = rest < ${band} ? rest : ${band};
-    row0 = (band * ${band} + inside % high) * HEIGHT;
+    row0 = ${row};
     column0 = inside / high * WIDTH;
   };
 
-  // Makes the results of a tile whose sums are complete: every workers-th ${strips} of it.
-  auto finish = [&](int tile, int worker, int workers) __attribute__((always_inline)) {
+  // Makes results from the sums at `from`${which}.
+  auto finish = [&](int tile, ${half}const f32* from, int worker, int workers) __attribute__((always_inline)) {
     i32 row0;
     int column0;
     place(tile, row0, column0);
     ${maxima}
-#pragma unroll 1
-    for (int strip = ${first_strip}; strip < STRIPS; strip += ${next_strip}) {
-      const int pair = strip % PARTS * LANES + lane % LANES;
-      const int local = 2 * pair / APART * (2 * APART) + 2 * pair % APART;
-      const i32 column = ${column};
-      const int top = strip / PARTS * ROWS + lane / LANES;
-      if (row0 + strip / PARTS * ROWS >= rows) break;
-      f32 held[STEPS][4];
-#pragma unroll
-      for (int j = 0; j < STEPS; j++) {
-        const float2 near = *(const float2*)(tile_sums + (top + DOWN * j) * PITCH + local);
-        const float2 far = *(const float2*)(tile_sums + (top + DOWN * j) * PITCH + local + APART);
-        held[j][0] = near.x;
-        held[j][1] = near.y;
-        held[j][2] = far.x;
-        held[j][3] = far.y;
-      }
-      // What is computed beyond the ends is not stored.
-      const i32 n = column < N ? column : 0;
-      auto row_of = [&](int j) -> i32 { return row0 + top + DOWN * j; };
-      ${finish}
-      ${store_maxima}
-    }
+    ${strips}
   };
 
   if (group == GROUPS + 1) {
@@ -139,11 +122,7 @@ ${entry}(${params}) {
       __syncwarp();
       auto fetch_w = [&](int s, int unit, int column) {
         const u32 to = ring + s * STAGE + X_BYTES;
-        if (W_BOXES == 1) {
-          if (elected()) fetch_box(to, &w_map, unit * 64, column, full + 8 * s);
-        } else if (lane < W_BOXES) {
-          fetch_box(to + lane * W_BOX * 128, &w_map, unit * 64, column, full + 8 * s);
-        }
+        ${fetch_w}
         __syncwarp();
       };
       auto fetch_x = [&](int s, int unit, i32 row) {
@@ -158,10 +137,10 @@ ${entry}(${params}) {
       };
       // The first of the rows of w that this lane copies.
       auto first_of_box = [&](int column0) -> int {
-        const int local = lane < W_BOXES ? lane * W_BOX : 0;
+        const int local = ${box};
         return ${w_row};
       };
-      int tile = (int)blockIdx.x;
+      int tile = ${start};
       i32 row0 = 0;
       int column0 = 0;
       place(tile, row0, column0);
@@ -183,7 +162,7 @@ ${entry}(${params}) {
             parity ^= 1;
           }
         }
-        tile += (int)gridDim.x;
+        tile += ${stride};
         if (tile >= tiles) break;
         place(tile, row0, column0);
         column = first_of_box(column0);
@@ -193,45 +172,36 @@ ${entry}(${params}) {
       wait_for_predecessors();
     }
   } else if (group == GROUPS) {
-    ${more}
+    ${finisher_registers}
     wait_for_predecessors();
-    u32 parity = 0;
-#pragma unroll 1
-    for (int tile = (int)blockIdx.x; tile < tiles; tile += (int)gridDim.x) {
-      signal_wait(summed, parity);
-      finish(tile, warp & 3, tile + (int)gridDim.x < tiles ? 4 : 4 + 4 * GROUPS);
-      signal_arrive(finished);
-      parity ^= 1;
-    }
+    ${finisher}
   } else {
     ${more}
     wait_for_predecessors();
     f32 sums[WIDTH / 2];
     ${total}
+    ${kept}
     int s = 0;
     u32 parity = 0;
-    u32 turn = 0;
-    int tile = (int)blockIdx.x;
+    ${turn}
+    int tile = ${start};
+    // Puts sums of a lane at two rows of eight columns.
+    f32* const home = tile_sums + (warp * 16 + (lane >> 2)) * PITCH + 2 * (lane & 3);
+    auto put = [&](f32* to, const f32* of) {
+      *(float2*)to = make_float2(of[0], of[1]);
+      *(float2*)(to + 8 * PITCH) = make_float2(of[2], of[3]);
+    };
     auto release = [&](int stage) {
-      if (lane == 0) signal_arrive(empty + 8 * stage);
+      ${release}
     };
 #pragma unroll 1
     while (true) {
       ${sum}
-      signal_wait(finished, turn ^ 1);
-      f32* const to = tile_sums + (warp * 16 + (lane >> 2)) * PITCH + 2 * (lane & 3);
-#pragma unroll
-      for (int j = 0; j < WIDTH / 8; j++) {
-        *(float2*)(to + 8 * j) = make_float2(${result}[4 * j], ${result}[4 * j + 1]);
-        *(float2*)(to + 8 * PITCH + 8 * j) = make_float2(${result}[4 * j + 2], ${result}[4 * j + 3]);
-      }
-      signal_arrive(summed);
-      if (tile + (int)gridDim.x >= tiles) break;
-      tile += (int)gridDim.x;
-      turn ^= 1;
+      ${give}
+      tile += ${stride};
     }
     // Nothing is left to multiply: all join in the results of the last tile.
-    signal_wait(summed, turn);
-    finish(tile, 4 + warp, 4 + 4 * GROUPS);
+    ${finish_last}
   }
+  ${leave}
 }

@@ -5,18 +5,22 @@
 //! the work was cut. In `gemm` it is one chain over K. In `gemm_pieces` it is what `stream` and `tile` make, pieces of K added up in order: a multiply
 //! takes the same 16 elements of K there and here, and its bits do not depend on the order within them. A second set of sums holds the pieces so far.
 
-use std::cell::Cell;
+use std::collections::BTreeMap;
 
 use gossamer_ir::template::{Order, template};
 use gossamer_ir::{DType, OpKind};
 
 use super::super::contraction::{MAX_K, PROCESSORS, pieces};
-use super::super::region::{Columns, Index, Need, Region, Sink, Source, Target, malformed, text, unsupported};
-use super::super::{Cx, Size, blocks, kv, scalar, single, wgmma};
-use super::finish::{branch, product_sinks, range};
-use super::gemm_plan::{CHAIN, PIECES, Pairs, Plan, STRIP_COLUMNS, UNIT};
-use super::{Body, Origin, Params, parameter};
-use crate::emit::{Piece, Text, c_type};
+use super::super::region::{Columns, Target, malformed, unsupported};
+use super::super::{Cx, Size, blocks, single, wgmma};
+use super::finish::product_sinks;
+use super::gemm_plan::{CHAIN, PIECES, Plan, UNIT};
+use super::gemm_results::{results, run};
+use super::gemm_text::{
+    ALONE, FIRST, FIRST_EARLY, HALVES, PAIRED, STRIP_CODE, SUM_CHAIN, SUM_HALVES, SUM_PIECES, WHOLE,
+};
+use super::{Body, Origin, Params};
+use crate::emit::{Piece, Text, c_type, fill};
 use crate::lower::{LowerError, Lowered, Matrix};
 
 type Result<T> = std::result::Result<T, LowerError>;
@@ -67,7 +71,7 @@ pub fn lower(cx: &Cx, body: &Body) -> Result<Lowered> {
     // A tile's columns are neighbours in the product, or its halves are; boxes are the runs of neighbours.
     let tile = format!("(column0 / {})", plan.width);
     let (w_box, column) = match pairs.columns {
-        Columns::Adjacent => (plan.width, "column0 + local".to_string()),
+        Columns::Adjacent => (plan.width / plan.share, "column0 + local".to_string()),
         Columns::Paired { .. } => (plan.width / 2, pairs.columns.global(&tile, "local", plan.width)),
     };
     let mut params = Params::default();
@@ -79,31 +83,49 @@ pub fn lower(cx: &Cx, body: &Body) -> Result<Lowered> {
     };
     params.tensor_map("x_map", x, matrix(rows, plan.x_box(rows)));
     params.tensor_map("w_map", w, matrix(n, w_box));
-    let code = results(cx, body, &found, pairs, n, &mut params)?;
+    let code = results(cx, body, &found, (pairs, plan.period(pairs)), n, &mut params)?;
     let (down, across) = plan.tiles(rows, n);
-    params.int("row_tiles", down);
+    params.int("row_tiles", blocks(down, plan.share));
     params.int("rows", rows);
     let (list, args) = params.finish();
 
     // A whole multiprocessor's registers: the copying group gives most of its share to those that multiply.
-    let (fewer, more) = match plan.blocks == 1 && plan.groups == 2 {
-        true => ("fewer_registers<40>();", "more_registers<152>();"),
-        false => ("", ""),
+    let (fewer, finisher, more) = match (plan.blocks, plan.groups, plan.halves) {
+        (1, 2, 1) => ("fewer_registers<40>();", "more_registers<152>();", "more_registers<152>();"),
+        (1, 2, _) => ("fewer_registers<32>();", "more_registers<136>();", "more_registers<168>();"),
+        _ => ("", "", ""),
     };
-    let (order, count, sum) = match folds {
-        true => ("K in pieces, which are added up in order", pieces(Size::known(k)), SUM_PIECES),
-        false => ("one chain over K in order", 1, SUM_CHAIN),
+    let (order, count, sum) = match (folds, plan.halves) {
+        (true, _) => ("K in pieces, which are added up in order", pieces(Size::known(k)), SUM_PIECES),
+        (false, 1) => ("one chain over K in order", 1, SUM_CHAIN),
+        (false, _) => ("one chain over K in order", 1, SUM_HALVES),
     };
+    let handing = if plan.halves == 1 { WHOLE } else { HALVES };
+    let sharing = if plan.share == 1 { ALONE } else { PAIRED };
+    let summed = if folds { "total" } else { "sums" };
     let pieces = if folds { format!("constexpr int PIECES = {count};") } else { String::new() };
     let total = if folds { "f32 total[WIDTH / 2];  // of the pieces so far" } else { "" };
     let (strips, first_strip, next_strip) = match run {
         None => ("strip", "worker", "workers"),
         Some(_) => ("run of strips", "worker * RUN", "(strip + 1) % RUN > 0 ? 1 : workers * RUN - RUN + 1"),
     };
+    let mut strips = BTreeMap::from([
+        ("strips", strips.to_string()),
+        ("first_strip", first_strip.to_string()),
+        ("next_strip", next_strip.to_string()),
+        ("column", column.clone()),
+        ("rows", code.rows.join("\n")),
+    ]);
+    let results = [("finish", code.finish.join("\n")), ("store_maxima", code.store_maxima.join("\n"))];
+    strips.insert("strip", fill(STRIP_CODE, &BTreeMap::from(results)));
     let run = match run {
         None => String::new(),
         Some(run) => format!("constexpr int RUN = {run};  // strips side by side that one warp makes"),
     };
+    let (start, stride) = sharing.workers;
+    let band = (BAND / plan.share).to_string();
+    let workers = BTreeMap::from([("start", start.into()), ("stride", stride.into()), ("band", band.clone())]);
+    let tiled = |text: &str| fill(text, &workers);
     let source = Text::new(
         format!("{}_{}_n{n}_k{k}_t{}x{}", body.kernel.template(), xt.dtype, plan.height(), plan.width),
         body.kernel.summary(),
@@ -119,341 +141,47 @@ pub fn lower(cx: &Cx, body: &Body) -> Result<Lowered> {
     .set("order", order)
     .set("pieces", pieces)
     .set("run", run)
-    .set("strips", strips)
-    .set("first_strip", first_strip)
-    .set("next_strip", next_strip)
     .set("groups", plan.groups)
     .set("width", plan.width)
     .set("stages", plan.stages())
     .set("w_box", w_box)
-    .set("band", BAND)
-    .set("apart", pairs.apart)
+    .set("band", band)
+    .set("apart", pairs.apart / plan.halves)
     .set("blocks", plan.blocks)
     .set("multiply", wgmma::multiply(plan.width, xt.dtype))
     .set("params", list)
     .set("fewer", fewer)
     .set("more", more)
     .set("total", total)
-    .set("sum", sum)
-    .set("result", if folds { "total" } else { "sums" })
+    .set("sum", tiled(sum))
+    .set("halves", handing.halves)
+    .set("which", fill(handing.which, &strips).trim_end())
+    .set("half", handing.half)
+    .set("strips", fill(handing.strips, &strips))
+    .set("finisher", tiled(handing.finisher))
+    .set("finisher_registers", finisher)
+    .set("kept", handing.kept)
+    .set("turn", handing.turn)
+    .set("give", tiled(handing.give).replace('$', summed))
+    .set("finish_last", handing.finish_last.replace('$', summed))
+    .set("start", start)
+    .set("stride", stride)
+    .set("cluster", sharing.cluster)
+    .set("rank", sharing.rank)
+    .set("row", tiled(sharing.row).trim_end())
+    .set("readers", sharing.readers)
+    .set("meet", sharing.meet)
+    .set("fetch_w", sharing.fetch_w)
+    .set("box", sharing.w_box)
+    .set("release", sharing.release)
+    .set("leave", sharing.leave)
     .set("first", if cx.early(w) { FIRST_EARLY } else { FIRST })
     .set("w_row", &column)
-    .set("column", &column)
-    .set("finish", code.finish.join("\n"))
     .set("maxima", code.maxima.join("\n"))
-    .set("store_maxima", code.store_maxima.join("\n"))
     .build();
-    let launched = (down * across).min(PROCESSORS * plan.blocks);
+    let launched = (blocks(down, plan.share) * across).min(PROCESSORS * plan.blocks / plan.share) * plan.share;
     let mut launch = cx.launch(source, launched, 128 * (plan.groups as u32 + 2), args)?;
     launch.shared = (plan.stages() * plan.stage() + plan.sums() + 1024) as u32;
     launch.dependent = true;
     Ok(single(launch))
-}
-
-/// Fills the ring for the first time: with weights before the kernels in front of this one have ended.
-const FIRST_EARLY: &str = "\
-#pragma unroll 1
-for (int i = 0; i < FIRST; i++) {
-  expect(i);
-  fetch_w(i, i, column);
-}
-wait_for_predecessors();
-#pragma unroll 1
-for (int i = 0; i < FIRST; i++) fetch_x(i, i, row0);";
-
-/// The same where another kernel makes what stands in the place of weights.
-const FIRST: &str = "\
-wait_for_predecessors();
-#pragma unroll 1
-for (int i = 0; i < FIRST; i++) {
-  expect(i);
-  fetch_w(i, i, column);
-  fetch_x(i, i, row0);
-}";
-
-/// Sums a tile in one chain.
-const SUM_CHAIN: &str = "\
-int last = 0;
-#pragma unroll 1
-for (int unit = 0; unit < UNITS; unit++) {
-  signal_wait(full + 8 * s, parity);
-  const u64 x = operand_at(ring + s * STAGE + group * 64 * 128);
-  const u64 w = operand_at(ring + s * STAGE + X_BYTES);
-  multiply_begin();
-#pragma unroll
-  for (int k = 0; k < 4; k++) multiply(sums, x + k * 2, w + k * 2, unit + k > 0);
-  multiply_commit();
-  // One batch stays under way; the stage of the one before it is free.
-  if (unit > 0) {
-    multiply_wait<1>();
-    release(last);
-  }
-  last = s;
-  if (++s == STAGES) {
-    s = 0;
-    parity ^= 1;
-  }
-}
-multiply_wait<0>();
-release(last);";
-
-/// Sums it in pieces.
-const SUM_PIECES: &str = "\
-#pragma unroll
-for (int i = 0; i < WIDTH / 2; i++) total[i] = 0.0f;
-int unit = 0;
-#pragma unroll 1
-for (int piece = 0; piece < PIECES; piece++) {
-  const int first = unit;
-  const int end = UNITS * (piece + 1) / PIECES;
-  int last = 0;
-#pragma unroll 1
-  for (; unit < end; unit++) {
-    signal_wait(full + 8 * s, parity);
-    const u64 x = operand_at(ring + s * STAGE + group * 64 * 128);
-    const u64 w = operand_at(ring + s * STAGE + X_BYTES);
-    multiply_begin();
-#pragma unroll
-    for (int k = 0; k < 4; k++) multiply(sums, x + k * 2, w + k * 2, unit - first + k > 0);
-    multiply_commit();
-    // One batch stays under way; the stage of the one before it is free.
-    if (unit > first) {
-      multiply_wait<1>();
-      release(last);
-    }
-    last = s;
-    if (++s == STAGES) {
-      s = 0;
-      parity ^= 1;
-    }
-  }
-  multiply_wait<0>();
-  release(last);
-  hold(sums);
-#pragma unroll
-  for (int i = 0; i < WIDTH / 2; i++) total[i] += sums[i];
-}";
-
-/// A value that is stored, and the columns of it that a lane makes, relative to its first: runs of neighbours.
-struct Job<'a> {
-    sink: &'a Sink,
-    /// Where it goes.
-    name: String,
-    dtype: DType,
-    runs: Vec<Vec<i64>>,
-    /// True if a run is stored at once.
-    whole: bool,
-}
-
-/// Strips whose maximum goes together, if any is wanted: those of a tile of `tile_max`.
-fn run(found: &[Sink]) -> Result<Option<i64>> {
-    let mut all = None;
-    for sink in found {
-        match (sink.target, sink.need) {
-            (Target::TileMax { tile }, Need::Same { offset: 0 })
-                if tile % STRIP_COLUMNS == 0 && all.is_none_or(|t| t == tile) =>
-            {
-                all = Some(tile);
-            }
-            (Target::TileMax { tile }, _) => {
-                return Err(unsupported(
-                    format!("tile_max over {tile} columns"),
-                    format!("one multiple of {STRIP_COLUMNS} for all, on values with the product's columns"),
-                ));
-            }
-            (Target::ArgMax, _) => return Err(unsupported("argmax over all columns", "tile_max")),
-            _ => {}
-        }
-    }
-    Ok(all.map(|tile| tile / STRIP_COLUMNS))
-}
-
-/// Code that makes results.
-struct Code {
-    /// Computes and stores a lane's elements of a strip.
-    finish: Vec<String>,
-    /// Declares running maxima of a run of strips.
-    maxima: Vec<String>,
-    /// Stores them at the end of a run.
-    store_maxima: Vec<String>,
-}
-
-/// Code that makes results of a product of `n` columns.
-fn results(cx: &Cx, body: &Body, found: &[Sink], pairs: Pairs, n: i64, params: &mut Params) -> Result<Code> {
-    let astray = Cell::new(false);
-    let mut sources = body.epilogue_sources(cx, params, |_| {
-        let astray = &astray;
-        let give = move |at: &[Index]| {
-            let known = at[1].without_offset().is_some_and(|v| v == "n" || v == "half_n * 2");
-            let place = pairs.place(at[1].offset()).filter(|_| known);
-            astray.set(astray.get() || place.is_none());
-            format!("held[j][{}]", place.unwrap_or(0))
-        };
-        Some(Source::Given(Box::new(give)))
-    })?;
-    for source in &mut sources {
-        if let Source::Cache { keys, values } = source {
-            (*keys, *values) = (later(keys), later(values));
-        }
-    }
-    let pointers = (0..cx.op.results.len()).map(|r| params.result(cx, r)).collect::<Result<Vec<_>>>()?;
-    let mut region = Region::new(body.epilogue(), cx.module(), sources);
-    if let Some(dim) = pairs.dim {
-        region.know_half("n", dim, 2);
-    }
-    let mut ranges: Vec<(i64, i64)> = found.iter().map(|s| (range(s).0, range(s).1)).collect();
-    ranges.sort_unstable();
-    ranges.dedup();
-    let mut finish = Vec::new();
-    for (first, end) in ranges {
-        let here = || found.iter().filter(|s| (range(s).0, range(s).1) == (first, end));
-        let stored = here().filter(|s| !matches!(s.target, Target::TileMax { .. }));
-        let jobs = stored.map(|s| job(cx, body, s, pairs, &pointers)).collect::<Result<Vec<_>>>()?;
-        let (lines, maxima) = region.scope(|region| {
-            for job in &jobs {
-                for offset in job.runs.concat() {
-                    let column = match job.sink.need {
-                        Need::Interleaved { offset: start } => Index::var("half_n").plus((offset - start) / 2),
-                        _ => job.sink.column(&Index::var("n").plus(offset)),
-                    };
-                    region.emit(job.sink, &later(&job.name), &[Index::var("t")], &column)?;
-                }
-            }
-            let mut maxima = Vec::new();
-            for sink in here().filter(|s| matches!(s.target, Target::TileMax { .. })) {
-                for offset in pairs.runs(sink.need).concat() {
-                    let column = sink.column(&Index::var("n").plus(offset));
-                    let element = region.element(sink.value, &[Index::var("t"), column])?;
-                    maxima.push(format!("most{0}[j] = fmaxf(most{0}[j], {element});", sink.result));
-                }
-            }
-            Ok(maxima)
-        })?;
-        branch(&mut finish, (first, end, false), n, part(text(&lines), maxima, &jobs));
-    }
-    if astray.get() {
-        return Err(unsupported("columns of a product at several distances", "one distance for all pairs"));
-    }
-    params.sizes(cx, &region)?;
-    let (mut maxima, mut store_maxima) = (Vec::new(), Vec::new());
-    for sink in found {
-        if let Target::TileMax { tile } = sink.target {
-            let ty = body.epilogue().graph.ty(sink.value).as_tensor().map_or(DType::F32, |t| t.dtype);
-            maxima.push(format!("f32 most{}[STEPS];", sink.result));
-            maxima.push("#pragma unroll".to_string());
-            maxima.push(format!("for (int j = 0; j < STEPS; j++) most{}[j] = {LEAST};", sink.result));
-            let columns = sink.range().1;
-            store_maxima.extend(tile_max(sink, ty, &pointers[sink.result], tile, columns));
-        }
-    }
-    Ok(Code { finish, maxima, store_maxima })
-}
-
-/// Less than any element.
-const LEAST: &str = "__uint_as_float(0xff800000u)";
-
-/// The maximum of a run of strips, over the 16 lanes of each row, at the end of the run.
-fn tile_max(sink: &Sink, dtype: DType, pointer: &str, tile: i64, columns: i64) -> Vec<String> {
-    let r = sink.result;
-    let stored = scalar::store(dtype, &format!("fmaxf(most{r}[j], {LEAST})"));
-    let lines = format!(
-        "if ((strip + 1) % RUN == 0) {{
-  const i32 start = column0 + (strip % PARTS + 1 - RUN) * {STRIP_COLUMNS};
-#pragma unroll
-  for (int j = 0; j < STEPS; j++) {{
-#pragma unroll
-    for (int m = 8; m > 0; m >>= 1) most{r}[j] = fmaxf(most{r}[j], __shfl_xor_sync(0xffffffffu, most{r}[j], m));
-    const i32 t = row_of(j);
-    if ((lane & 15) == 0 && t < rows && start < {columns}) {pointer}[(i64)t * {} + start / {tile}] = {stored};
-    most{r}[j] = {LEAST};
-  }}
-}}",
-        blocks(columns, tile)
-    );
-    lines.lines().map(str::to_string).collect()
-}
-
-/// Where a store goes instead of to memory: `@` becomes the number of the element among the lane's.
-fn later(pointer: &str) -> String {
-    format!("later({pointer}, {pointer}_later[j][@])")
-}
-
-fn job<'a>(cx: &Cx, body: &Body, sink: &'a Sink, pairs: Pairs, pointers: &[String]) -> Result<Job<'a>> {
-    let (first, end, even) = range(sink);
-    let (runs, step) = (pairs.runs(sink.need), pairs.step(sink.need));
-    if first % step != 0 || end % step != 0 {
-        return Err(unsupported(
-            format!("a result from columns {first} to {end} of a product"),
-            format!("results that start and end at multiples of {step} columns"),
-        ));
-    }
-    let operand = |write| match parameter(body.epilogue(), body.epilogue().graph.op(write).operands[0]) {
-        Some(i) => match body.epilogue_param(i) {
-            Origin::Operand(o) => Ok(o),
-            _ => Err(malformed("kv_write to something that is not a cache")),
-        },
-        None => Err(unsupported("a cache written twice", "one kv_write of each cache parameter")),
-    };
-    let last = body.epilogue().graph.ty(sink.value).as_tensor().and_then(|t| t.dims.last()?.as_const());
-    let (name, dtype, row) = match sink.target {
-        Target::Keys(write) | Target::Values(write) => {
-            let (o, keys) = (operand(write)?, matches!(sink.target, Target::Keys(_)));
-            let cache = kv::declaration(cx, o)?;
-            (format!("{}{o}", if keys { "keys" } else { "values" }), cache.dtype, cache.dim)
-        }
-        _ => {
-            let t = body.epilogue().graph.ty(sink.value).as_tensor();
-            let dtype = t.map(|t| t.dtype).ok_or_else(|| malformed("a state among tensors"))?;
-            (pointers[sink.result].clone(), dtype, last.unwrap_or(1))
-        }
-    };
-    // A row starts at a multiple of a run, and so does the lane's first column in it.
-    let run = runs[0].len() as i64;
-    let start = if even { first / 2 } else { first };
-    Ok(Job { sink, name, dtype, whole: row % run == 0 && start % run == 0, runs })
-}
-
-/// Computes the lane's elements of a strip, then stores them.
-fn part(lines: Vec<String>, maxima: Vec<String>, jobs: &[Job]) -> Vec<String> {
-    let mut out = Vec::new();
-    let mut count = vec![0; jobs.len()];
-    for job in jobs {
-        let elements = job.runs.concat().len();
-        out.push(format!("Later<{}> {}_later[STEPS][{elements}];", c_type(job.dtype), job.name));
-    }
-    if jobs.iter().any(|j| matches!(j.sink.need, Need::Interleaved { .. })) {
-        out.push("const i32 half_n = n / 2;".to_string());
-    }
-    out.push("#pragma unroll".to_string());
-    out.push("for (int j = 0; j < STEPS; j++) {".to_string());
-    out.push("  const i32 t = row_of(j) < rows ? row_of(j) : rows - 1;".to_string());
-    for mut line in lines {
-        for (job, at) in jobs.iter().zip(&mut count) {
-            let open = format!("{}_later[j][@]", job.name);
-            if line.contains(&open) {
-                line = line.replace(&open, &format!("{}_later[j][{at}]", job.name));
-                *at += 1;
-            }
-        }
-        out.push(format!("  {line}"));
-    }
-    if !maxima.is_empty() {
-        out.push("  if (column < N) {".to_string());
-        out.extend(maxima.into_iter().map(|l| format!("    {l}")));
-        out.push("  }".to_string());
-    }
-    out.push("}".to_string());
-    out.push("#pragma unroll".to_string());
-    out.push("for (int j = 0; j < STEPS; j++) {".to_string());
-    out.push("  if (row_of(j) >= rows || column >= N) continue;".to_string());
-    for job in jobs {
-        let mut at = 0;
-        for run in &job.runs {
-            let (count, name) = (run.len(), &job.name);
-            out.push(format!("  store_now<{count}, {}>(&{name}_later[j][{at}]);", job.whole));
-            at += count;
-        }
-    }
-    out.push("}".to_string());
-    out
 }

@@ -8,6 +8,8 @@ mod cublaslt;
 mod finish;
 mod gemm;
 mod gemm_plan;
+mod gemm_results;
+mod gemm_text;
 mod map;
 mod moe;
 mod moe_counter;

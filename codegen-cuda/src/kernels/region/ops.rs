@@ -346,7 +346,16 @@ impl Region<'_> {
         let (sequences, per_sequence) = (self.size(&dims[0]), self.size(&dims[1]));
         let s = self.element(seq, std::slice::from_ref(token))?;
         let p = self.element(pos, std::slice::from_ref(token))?;
-        let there = format!("{s} >= 0 && {s} < {sequences} && {p} >= 0 && {p} / {page} < {per_sequence}");
+        let tests = [
+            format!("{s} >= 0"),
+            format!("{s} < {sequences}"),
+            format!("{p} >= 0"),
+            format!("{p} / {page} < {per_sequence}"),
+        ];
+        let there = match self.straight {
+            true => tests.map(|t| format!("({t})")).join(" & "),
+            false => tests.join(" && "),
+        };
         let there = self.bind("bool", "there", there);
         // Which entry is read depends on whether there is one, so it is a statement of its own and not an element.
         let table = match parameter(func, pages).and_then(|i| self.sources.get(i)) {
@@ -355,13 +364,21 @@ impl Region<'_> {
         };
         let at = self.offset(&dims, &[Index::var(s), Index::var(format!("({p} / {page})"))]);
         // Its first entry is there in any case: a load without a test does not wait for one.
-        let entry = self.bind("i32", "entry", format!("{table}[{there} ? {at} : 0]"));
+        let entry = match self.straight {
+            true => format!("{table}[({at}) & -(i64){there}]"),
+            false => format!("{table}[{there} ? {at} : 0]"),
+        };
+        let entry = self.bind("i32", "entry", entry);
         let id = self.bind("i32", "page", format!("{there} ? {entry} : -1"));
         let element = self.element(if keys { k } else { v }, &[token.clone(), column.clone()])?;
         let (head, d) = (self.quotient(column, *head_dim), self.remainder(column, *head_dim));
         let row = format!("((i64){id} * {heads} + {}) * {page} + {p} % {page}", head.operand());
         let stored = scalar::store(*dtype, &element);
-        self.statement(format!("if ({id} >= 0) {pointer}[({row}) * {head_dim} + {}] = {stored};", d.text()));
+        let place = format!("[({row}) * {head_dim} + {}]", d.text());
+        self.statement(match self.straight {
+            true => format!("only_if({id} >= 0, {pointer}){place} = {stored};"),
+            false => format!("if ({id} >= 0) {pointer}{place} = {stored};"),
+        });
         Ok(())
     }
 }

@@ -84,6 +84,22 @@ fn prompts_have_one_kernel_of_their_own() {
     }
 }
 
+/// Blocks copy for each other where a matmul takes several rounds of tiles; the grid is then a multiple of a cluster.
+#[test]
+fn large_matmuls_share_columns_of_w() {
+    for case in super::fused::prompts() {
+        for launch in case.lower().unwrap().launches {
+            let text = &launch.kernel.text;
+            let shared = text.contains("__cluster_dims__(2, 1, 1)");
+            assert!(!shared || launch.grid[0].is_multiple_of(2), "{}: {:?}", case.name, launch.grid);
+            assert_eq!(shared, text.contains("fetch_box_to(to"), "{}", case.name);
+            let (rows, gemm) = (case.sizes["T"], launch.kernel.entry.starts_with("gs_gemm_bf16"));
+            assert!(!shared || gemm && launch.grid[0] > 128, "{}", case.name);
+            assert!(shared || !gemm || rows < 8192, "{}", case.name);
+        }
+    }
+}
+
 #[test]
 fn no_rows_no_launches() {
     for case in cases::all().iter_mut() {
