@@ -244,6 +244,7 @@ fn unrolled(narrower: &[i64], slots: i64) -> String {
 mod tests {
     use super::super::moe::RECORD;
     use super::*;
+    use crate::lower::Part;
 
     /// Some value.
     fn product() -> gossamer_ir::Value {
@@ -290,6 +291,18 @@ mod tests {
         assert!(refused.contains("4100 rows of experts") && refused.contains("moe_tile"), "{refused}");
         let refused = Plan::choose(&shape(64, 1 << 20, 2880), false).err().unwrap().to_string();
         assert!(refused.contains("1048576 experts"), "{refused}");
+    }
+
+    #[test]
+    fn weights_are_wanted_ahead_where_nearly_all_experts_are_chosen() {
+        let found = wanted(&Experts { n: 5760, ..shape(64, 32, 2880) }, 1).unwrap();
+        // 32 experts of 360 tiles across and 45 along.
+        let apart = 32 * 360 * 45 * 544 / 132 / 128 * 128;
+        assert_eq!(found, Wanted { index: 1, part: Part::Data, apart, parts: 132, bytes: 128 << 10 });
+        // Parts that are shorter are wanted whole.
+        let small = wanted(&shape(64, 4, 64), 1).unwrap();
+        assert_eq!(u64::from(small.bytes), small.apart);
+        assert_eq!(wanted(&shape(64, 128, 2880), 1), None, "of 128 experts 100 are chosen");
     }
 
     #[test]

@@ -398,7 +398,7 @@ mod tests {
     use super::super::resident;
     use super::super::testing::{decode_plan, ops, plan_with};
     use super::*;
-    use gossamer_codegen_cuda::lower::Launch;
+    use gossamer_codegen_cuda::lower::{Launch, Wanted};
     use gossamer_ir::StateFamily;
     use gossamer_models::step::Head;
     use gossamer_passes::Options;
@@ -462,6 +462,29 @@ mod tests {
             BoundArg::TensorMap(Address::Fixed(0x2000), matrix),
         ];
         assert_eq!(found, expected);
+    }
+
+    #[test]
+    fn only_weights_are_asked_for_ahead() {
+        let plan = decode_plan(2);
+        let homes = anywhere(&plan);
+        let graph = &plan.func.graph;
+        let weighs = |v: &Value| homes.residents.contains_key(v);
+        let id = *plan.steps.iter().find(|id| graph.op(**id).operands.iter().any(weighs)).unwrap();
+        let index = graph.op(id).operands.iter().position(weighs).unwrap();
+        let (part, at) = homes.residents[&graph.op(id).operands[index]][0];
+        let ask = Wanted { index, part, apart: 256, parts: 3, bytes: 64 };
+        let lowered = |wanted| Lowered { wanted, ..kernel(vec![Arg::Wanted], vec![]) };
+        let asked = wanted(&plan, id, &lowered(Some(ask)), &homes);
+        assert_eq!(asked, BoundWanted { at, apart: 256, parts: 3, bytes: 64 });
+        // A kernel that asks for others gets it as it is; where nothing is wanted, or what a step computes, all is zero.
+        let launches = bind_step(&plan, id, &lowered(None), &homes, asked).unwrap();
+        assert_eq!(launches[0].args, [BoundArg::Wanted(asked)]);
+        let write = ops(&plan, OpKind::KvWrite)[0];
+        let computed = Wanted { index: 1, part: Part::Data, ..ask };
+        for none in [wanted(&plan, id, &lowered(None), &homes), wanted(&plan, write, &lowered(Some(computed)), &homes)] {
+            assert_eq!(none, BoundWanted::default());
+        }
     }
 
     #[test]
