@@ -482,7 +482,8 @@ mod tests {
         assert_eq!(launches[0].args, [BoundArg::Wanted(asked)]);
         let write = ops(&plan, OpKind::KvWrite)[0];
         let computed = Wanted { index: 1, part: Part::Data, ..ask };
-        for none in [wanted(&plan, id, &lowered(None), &homes), wanted(&plan, write, &lowered(Some(computed)), &homes)] {
+        for none in [wanted(&plan, id, &lowered(None), &homes), wanted(&plan, write, &lowered(Some(computed)), &homes)]
+        {
             assert_eq!(none, BoundWanted::default());
         }
     }
