@@ -16,9 +16,7 @@ use super::super::{Cx, Size, blocks, single, wgmma};
 use super::finish::product_sinks;
 use super::gemm_plan::{CHAIN, PIECES, Plan, UNIT};
 use super::gemm_results::{results, run};
-use super::gemm_text::{
-    ALONE, FIRST, FIRST_EARLY, HALVES, PAIRED, STRIP_CODE, SUM_CHAIN, SUM_HALVES, SUM_PIECES, WHOLE,
-};
+use super::gemm_text::{ALONE, FIRST, FIRST_EARLY, HALVES, PAIRED, STRIP_CODE, WHOLE, sums};
 use super::{Body, Origin, Params};
 use crate::emit::{Piece, Text, c_type, fill};
 use crate::lower::{LowerError, Lowered, Matrix};
@@ -95,11 +93,11 @@ pub fn lower(cx: &Cx, body: &Body) -> Result<Lowered> {
         (1, 2, _) => ("fewer_registers<32>();", "more_registers<136>();", "more_registers<168>();"),
         _ => ("", "", ""),
     };
-    let (order, count, sum) = match (folds, plan.halves) {
-        (true, _) => ("K in pieces, which are added up in order", pieces(Size::known(k)), SUM_PIECES),
-        (false, 1) => ("one chain over K in order", 1, SUM_CHAIN),
-        (false, _) => ("one chain over K in order", 1, SUM_HALVES),
+    let (order, count) = match folds {
+        true => ("K in pieces, which are added up in order", pieces(Size::known(k))),
+        false => ("one chain over K in order", 1),
     };
+    let sum = sums(folds, plan.halves);
     let handing = if plan.halves == 1 { WHOLE } else { HALVES };
     let sharing = if plan.share == 1 { ALONE } else { PAIRED };
     let summed = if folds { "total" } else { "sums" };
@@ -153,7 +151,7 @@ pub fn lower(cx: &Cx, body: &Body) -> Result<Lowered> {
     .set("fewer", fewer)
     .set("more", more)
     .set("total", total)
-    .set("sum", tiled(sum))
+    .set("sum", tiled(&sum))
     .set("halves", handing.halves)
     .set("which", fill(handing.which, &strips).trim_end())
     .set("half", handing.half)

@@ -1,6 +1,10 @@
 //! What `gemm` and `gemm_pieces` fill their text with where cuts of the work differ: the first copies, the sums of a tile, and how they reach the
 //! warps that make results.
 
+use std::collections::BTreeMap;
+
+use crate::emit::fill;
+
 /// Fills the ring for the first time: with weights before the kernels in front of this one have ended.
 pub(super) const FIRST_EARLY: &str = "\
 #pragma unroll 1
@@ -22,53 +26,52 @@ for (int i = 0; i < FIRST; i++) {
   fetch_x(i, i, row0);
 }";
 
+/// Multiplies a stage of the ring; `unit` says which of K.
+const STEP: &str = "\
+signal_wait(full + 8 * s, parity);
+const u64 x = operand_at(ring + s * STAGE + group * 64 * 128);
+const u64 w = operand_at(ring + s * STAGE + X_BYTES);
+multiply_begin();
+#pragma unroll
+for (int k = 0; k < 4; k++) multiply(sums, x + k * 2, w + k * 2, ${from_first} + k > 0);
+multiply_commit();
+// One batch stays under way; the stage of the one before it is free.
+if (unit > ${first_unit}) {
+  multiply_wait<1>();
+  release(last);
+}
+last = s;
+if (++s == STAGES) {
+  s = 0;
+  parity ^= 1;
+}";
+
+/// Sums a tile: in pieces of K (`folds`) or one chain, with so many halves of the tile before in registers.
+pub(super) fn sums(folds: bool, halves: i64) -> String {
+    let (text, from_first, first_unit) = match (folds, halves) {
+        (true, _) => (SUM_PIECES, "unit - first", "first"),
+        (false, 1) => (SUM_CHAIN, "unit", "0"),
+        (false, _) => (SUM_HALVES, "unit", "0"),
+    };
+    let step = STEP.replace("${from_first}", from_first).replace("${first_unit}", first_unit);
+    fill(text, &BTreeMap::from([("step", step)]))
+}
+
 /// Sums a tile in one chain.
-pub(super) const SUM_CHAIN: &str = "\
+const SUM_CHAIN: &str = "\
 int last = 0;
 #pragma unroll 1
 for (int unit = 0; unit < UNITS; unit++) {
-  signal_wait(full + 8 * s, parity);
-  const u64 x = operand_at(ring + s * STAGE + group * 64 * 128);
-  const u64 w = operand_at(ring + s * STAGE + X_BYTES);
-  multiply_begin();
-#pragma unroll
-  for (int k = 0; k < 4; k++) multiply(sums, x + k * 2, w + k * 2, unit + k > 0);
-  multiply_commit();
-  // One batch stays under way; the stage of the one before it is free.
-  if (unit > 0) {
-    multiply_wait<1>();
-    release(last);
-  }
-  last = s;
-  if (++s == STAGES) {
-    s = 0;
-    parity ^= 1;
-  }
+  ${step}
 }
 multiply_wait<0>();
 release(last);";
 
 /// The same, while half of the tile before waits in registers for its turn in shared memory.
-pub(super) const SUM_HALVES: &str = "\
+const SUM_HALVES: &str = "\
 int last = 0;
 auto step = [&](int unit) {
-  signal_wait(full + 8 * s, parity);
-  const u64 x = operand_at(ring + s * STAGE + group * 64 * 128);
-  const u64 w = operand_at(ring + s * STAGE + X_BYTES);
-  multiply_begin();
-#pragma unroll
-  for (int k = 0; k < 4; k++) multiply(sums, x + k * 2, w + k * 2, unit + k > 0);
-  multiply_commit();
-  // One batch stays under way; the stage of the one before it is free.
-  if (unit > 0) {
-    multiply_wait<1>();
-    release(last);
-  }
-  last = s;
-  if (++s == STAGES) {
-    s = 0;
-    parity ^= 1;
-  }
+  ${step}
 };
 #pragma unroll 1
 for (int unit = 0; unit < UNITS / 2; unit++) step(unit);
@@ -85,7 +88,7 @@ multiply_wait<0>();
 release(last);";
 
 /// Sums it in pieces.
-pub(super) const SUM_PIECES: &str = "\
+const SUM_PIECES: &str = "\
 #pragma unroll
 for (int i = 0; i < WIDTH / 2; i++) total[i] = 0.0f;
 int unit = 0;
@@ -96,23 +99,7 @@ for (int piece = 0; piece < PIECES; piece++) {
   int last = 0;
 #pragma unroll 1
   for (; unit < end; unit++) {
-    signal_wait(full + 8 * s, parity);
-    const u64 x = operand_at(ring + s * STAGE + group * 64 * 128);
-    const u64 w = operand_at(ring + s * STAGE + X_BYTES);
-    multiply_begin();
-#pragma unroll
-    for (int k = 0; k < 4; k++) multiply(sums, x + k * 2, w + k * 2, unit - first + k > 0);
-    multiply_commit();
-    // One batch stays under way; the stage of the one before it is free.
-    if (unit > first) {
-      multiply_wait<1>();
-      release(last);
-    }
-    last = s;
-    if (++s == STAGES) {
-      s = 0;
-      parity ^= 1;
-    }
+    ${step}
   }
   multiply_wait<0>();
   release(last);
