@@ -2,7 +2,9 @@
 //!
 //! A step gathers the rows that get logits from what its last layer returns. Everything in that layer that makes a row from the same row of its operands (projections,
 //! norms, experts, residuals) may gather first: of a prompt of 8192 tokens one row is left. The layer gets a copy of its own with the rows as one more parameter, in
-//! which operands are gathered where the first such op reads them; keys and values are still made of every row.
+//! which operands are gathered where the first such op reads them, or in front of the layer if they come from there; keys and values are still made of every row.
+//! Attention makes a row from that row of its queries and from the cache, so it is made of the rows that are read, in the order of sums that decoded rows have
+//! (`decoded`): what such a row is for decides that order, not how many there are. Queries are made of every row, as they come from one product with keys and values.
 //!
 //! Only in steps that feed prompts ([`bucket::prompt_rows`]), but in all of those, however many rows are read: the order in which a row is summed
 //! then depends on nothing else in the step. Precondition: a verified module. Postcondition: an equal one for rows inside (of an index outside, a row of zeros
@@ -25,13 +27,13 @@ pub fn run(module: &mut Module, options: &Options) -> Result<bool, InferError> {
     let mut at = 0;
     while at < module.funcs.len() {
         while let Some(found) = find(module, &module.funcs[at], symbol)? {
-            let Found { call, gather, callee, read } = found;
+            let Found { call, gather, callee, read, picked } = found;
             let name = callee.name.clone();
             // A function stands in front of what calls it.
             module.funcs.insert(at, callee);
             at += 1;
             let mut caller = module.funcs[at].clone();
-            replace_call(module, &mut caller, call, gather, &name, &read)?;
+            replace_call(module, &mut caller, (call, gather), &name, &read, &picked)?;
             module.funcs[at] = caller;
             changed = true;
         }
@@ -52,6 +54,8 @@ struct Found {
     callee: Func,
     /// Results of the call that something reads, by number.
     read: Vec<u16>,
+    /// Parameters of which the callee also takes the gathered rows, by number.
+    picked: Vec<usize>,
 }
 
 fn find(module: &Module, f: &Func, symbol: &str) -> Result<Option<Found>, InferError> {
@@ -71,8 +75,8 @@ fn find(module: &Module, f: &Func, symbol: &str) -> Result<Option<Found>, InferE
         let is_read = |v: Value| f.results.contains(&v) || !f.graph.users(v).is_empty();
         let read: Vec<u16> =
             (0..call.results.len() as u16).filter(|i| is_read(Value { op: x.op, result: *i })).collect();
-        if let Some(callee) = narrowed(module, callee, symbol, f.graph.ty(rows), x.result, &read)? {
-            return Ok(Some(Found { call: x.op, gather, callee, read }));
+        if let Some((callee, picked)) = narrowed(module, callee, symbol, f.graph.ty(rows), x.result, &read)? {
+            return Ok(Some(Found { call: x.op, gather, callee, read, picked }));
         }
     }
     Ok(None)
@@ -94,14 +98,18 @@ fn behind(f: &Func, values: impl IntoIterator<Item = Value>) -> BTreeSet<OpId> {
 fn replace_call(
     module: &Module,
     f: &mut Func,
-    call: OpId,
-    gather: OpId,
+    (call, gather): (OpId, OpId),
     name: &Arc<str>,
     read: &[u16],
+    picked: &[usize],
 ) -> Result<(), InferError> {
     let (old, picks) = (f.graph.op(call).clone(), f.graph.op(gather).operands.clone());
     let mut operands = old.operands.clone();
     operands.push(picks[1]);
+    for i in picked {
+        let of = vec![old.operands[*i], picks[1]];
+        operands.push(f.add(module, OpKind::GatherRows, of, Attrs::default(), &["picked"], old.loc.clone())?[0]);
+    }
     let names: Vec<&str> = read.iter().map(|i| &*old.names[usize::from(*i)]).collect();
     let attrs = Attrs::from([("callee", Attr::Word(name.clone()))]);
     let new = f.add(module, OpKind::Call, operands, attrs, &names, old.loc.clone())?;
@@ -116,8 +124,8 @@ fn replace_call(
     Ok(())
 }
 
-/// `callee` with the results `read`, of which number `result` has the rows that one more parameter of type `rows` picks. `None` if nothing but the result
-/// itself could have fewer rows.
+/// `callee` with the results `read`, of which number `result` has the rows that one more parameter of type `rows` picks, and the parameters of which it takes these
+/// rows behind that. `None` if nothing but the result itself could have fewer rows.
 fn narrowed(
     module: &Module,
     callee: &Func,
@@ -125,35 +133,40 @@ fn narrowed(
     rows: &Type,
     result: u16,
     read: &[u16],
-) -> Result<Option<Func>, InferError> {
+) -> Result<Option<(Func, Vec<usize>)>, InferError> {
     let mut func = callee.clone();
     func.name = Arc::from(format!("{}.rows", callee.name));
-    let index = func.params.len();
-    func.params.push(Param { name: "rows".into(), ty: rows.clone(), weight: false });
-    let param = func.graph.add(Op {
-        kind: OpKind::Param,
-        attrs: Attrs::from([("index", Attr::Int(index as i64))]),
-        operands: vec![],
-        results: vec![rows.clone()],
-        names: vec!["rows".into()],
-        seq: 0,
-        loc: None,
-    });
+    let rows = parameter(&mut func, "rows".into(), rows.clone());
     func.results = read.iter().map(|i| callee.results[usize::from(*i)]).collect();
     let whole = callee.results[usize::from(result)];
     // What other results need of every row is made of every row, once.
     let others = func.results.iter().zip(read).filter(|(_, i)| **i != result).map(|(v, _)| *v);
     let shared = behind(&func, others);
-    let rows = Value { op: param, result: 0 };
-    let mut narrowing = Narrowing { module, func, rows, symbol, shared, made: BTreeMap::new(), ops: 0 };
+    let mut narrowing = Narrowing { module, func, rows, symbol, shared, made: BTreeMap::new(), picked: vec![], ops: 0 };
     let Some(value) = narrowing.value(whole)? else { return Ok(None) };
     if narrowing.ops == 0 {
         return Ok(None);
     }
-    let mut func = narrowing.func;
+    let (mut func, picked) = (narrowing.func, narrowing.picked);
     func.results.iter_mut().zip(read).filter(|(_, i)| **i == result).for_each(|(v, _)| *v = value);
     dce::dead_ops(&mut func);
-    Ok(Some(func))
+    Ok(Some((func, picked)))
+}
+
+/// One more parameter of `func`.
+fn parameter(func: &mut Func, name: Arc<str>, ty: Type) -> Value {
+    let index = func.params.len();
+    func.params.push(Param { name: name.clone(), ty: ty.clone(), weight: false });
+    let op = func.graph.add(Op {
+        kind: OpKind::Param,
+        attrs: Attrs::from([("index", Attr::Int(index as i64))]),
+        operands: vec![],
+        results: vec![ty],
+        names: vec![name],
+        seq: 0,
+        loc: None,
+    });
+    Value { op, result: 0 }
 }
 
 struct Narrowing<'a> {
@@ -165,6 +178,8 @@ struct Narrowing<'a> {
     /// Ops whose results other results of the function need.
     shared: BTreeSet<OpId>,
     made: BTreeMap<Value, Value>,
+    /// Parameters whose rows that are left are parameters too, by number and in order.
+    picked: Vec<usize>,
     /// Ops that have fewer rows now.
     ops: usize,
 }
@@ -187,13 +202,27 @@ impl Narrowing<'_> {
         let by_rows = if self.shared.contains(&v.op) { None } else { operands_by_row(&self.func, v.op) };
         let made = match by_rows {
             Some(by_rows) if self.op(v.op, &by_rows)? => self.made[&v],
-            _ => {
-                let (name, operands) = (self.func.graph.op(v.op).names[0].clone(), vec![v, self.rows]);
-                self.func.add(self.module, OpKind::GatherRows, operands, Attrs::default(), &[&name], None)?[0]
-            }
+            _ => self.picked(v)?,
         };
         self.made.insert(v, made);
         Ok(Some(made))
+    }
+
+    /// The rows of `v` that are left, gathered: of a parameter by the caller.
+    fn picked(&mut self, v: Value) -> Result<Value, InferError> {
+        let op = self.func.graph.op(v.op);
+        let name = op.names[usize::from(v.result)].clone();
+        if op.kind == OpKind::Param
+            && let (Some(t), Some(rows)) =
+                (self.func.graph.ty(v).as_tensor(), self.func.graph.ty(self.rows).as_tensor())
+        {
+            let dims = rows.dims.iter().chain(&t.dims[1..]).cloned();
+            let (index, ty) = (op.attrs.int("index") as usize, Type::tensor(t.dtype, dims));
+            self.picked.push(index);
+            return Ok(parameter(&mut self.func, format!("{name}.rows").into(), ty));
+        }
+        let operands = vec![v, self.rows];
+        Ok(self.func.add(self.module, OpKind::GatherRows, operands, Attrs::default(), &[&name], None)?[0])
     }
 
     /// Makes op `id` again on the rows that are left of its operands `by_rows`; false if one of them has no rows.
@@ -204,12 +233,19 @@ impl Narrowing<'_> {
             return Ok(false);
         }
         for i in by_rows {
-            if let Some(narrow) = self.value(operands[*i])? {
+            // Queries are there with the rest of what their product makes.
+            if op.kind == OpKind::Attention && *i == 0 {
+                operands[0] = self.picked(operands[0])?;
+            } else if let Some(narrow) = self.value(operands[*i])? {
                 operands[*i] = narrow;
             }
         }
         let names: Vec<&str> = op.names.iter().map(|n| &**n).collect();
-        let results = self.func.add(self.module, op.kind, operands, op.attrs.clone(), &names, op.loc.clone())?;
+        let mut attrs = op.attrs.clone();
+        if op.kind == OpKind::Attention {
+            attrs.set("decoded", Attr::Bool(true));
+        }
+        let results = self.func.add(self.module, op.kind, operands, attrs, &names, op.loc.clone())?;
         for (i, v) in results.into_iter().enumerate() {
             self.made.insert(Value { op: id, result: i as u16 }, v);
         }
@@ -234,6 +270,7 @@ fn operands_by_row(f: &Func, id: OpId) -> Option<Vec<usize>> {
         K::MoeMatMul => vec![0, 2],
         K::MoeCombine => vec![0, 1],
         K::GatherRows => vec![1],
+        K::Attention => vec![0, 2, 3],
         _ => return None,
     })
 }
@@ -348,7 +385,7 @@ mod tests {
         assert!(!run(&mut decode, &Options::default()).unwrap());
     }
 
-    /// Of a model's last layer what is behind the attention has rows for the logits alone; keys and values are still made of every row.
+    /// Of a model's last layer attention and what is behind it have rows for the logits alone; keys and values are still made of every row.
     #[test]
     fn the_last_layer_of_a_model() {
         let options =
@@ -364,7 +401,12 @@ mod tests {
             ops.map(|op| op.results[0].as_tensor().unwrap().dims[0].to_string()).collect()
         };
         assert_eq!(rows(OpKind::MatMul), ["T", "T", "T", "R", "R"]);
+        assert_eq!(rows(OpKind::GatherRows), ["R", "R", "R"], "of queries, and biases of experts");
+        let given: Vec<&str> = last.params.iter().rev().take(4).map(|p| &*p.name).collect();
+        assert_eq!(given, ["seq.rows", "pos.rows", "x.rows", "rows"]);
         assert_eq!(rows(OpKind::MoeMatMul), ["R", "R"]);
-        assert_eq!(rows(OpKind::Attention), ["T"]);
+        assert_eq!(rows(OpKind::Attention), ["R"]);
+        assert!(last.to_string().contains("{decoded = true, scale = 0.125}"), "{last}");
+        assert!(!module.funcs[1].to_string().contains("decoded"));
     }
 }

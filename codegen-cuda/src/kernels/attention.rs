@@ -1,7 +1,7 @@
 //! Attention over the paged cache: tensor cores where queries and cache are both bf16 or both f16, else f32 arithmetic.
 //!
-//! Steps that decode and steps that feed prompts are summed in different orders; within each a row is independent of the step it is in. Prompts
-//! go through warpgroup multiplies where the shape allows (`attention_flash.cu`). For the rest three kernels make the same bits: in steps that
+//! Steps that decode and steps that feed prompts are summed in different orders; within each a row is independent of the step it is in. Rows of prompts that are
+//! `decoded` (those that get logits) go with the former. Prompts go through warpgroup multiplies where the shape allows (`attention_flash.cu`). For the rest three kernels make the same bits: in steps that
 //! decode each token has keys of its own, which all blocks share out (`attention_decode.cu`, for many tokens that see all keys
 //! `attention_ring.cu`, whose blocks have equal shares of any lengths); with more tokens than sequences (`attention_mma.cu`) a warp has several
 //! tokens, so that they share keys in the cache of the processor. Keys are cut at fixed positions and folded in an order that depends on the position alone.
@@ -121,6 +121,7 @@ pub fn lower(cx: &Cx) -> Result<Lowered, LowerError> {
         return Ok(single(cx.launch(fill(text).build(), tokens * kv.heads * group, 128, args)?));
     }
     if feeds_prompts(tokens, sequences)
+        && !cx.op.attrs.bool("decoded")
         && let Some(shape) = Flash::of(&kv, group, window, cx.op.attrs.float("scale"))
     {
         return flash(

@@ -154,6 +154,12 @@ pub static ATTENTION: OpInfo = OpInfo {
         optional("sinks", "float [heads]: one extra logit a head"),
     ],
     attrs: &[
+        attr(
+            "decoded",
+            AttrKind::Bool,
+            Default::Bool(false),
+            "sums in the order of steps that decode, in every step; no other meaning",
+        ),
         attr("scale", AttrKind::Float, Default::Required, "multiplies q . k"),
         attr("window", AttrKind::Int, Default::Int(0), "keys a query sees, itself included; 0: all"),
     ],

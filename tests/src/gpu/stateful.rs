@@ -18,6 +18,8 @@ struct Layer {
     page: usize,
     window: Option<usize>,
     sinks: bool,
+    /// As rows that get logits are.
+    decoded: bool,
     dtype: DType,
 }
 
@@ -105,7 +107,8 @@ impl Layer {
                 operands.push(param(f, "sinks"));
             }
             let window = Attr::Int(self.window.unwrap_or(0) as i64);
-            let attrs = Attrs::from([("scale", Attr::Float(scale)), ("window", window)]);
+            let decoded = Attr::Bool(self.decoded);
+            let attrs = Attrs::from([("decoded", decoded), ("scale", Attr::Float(scale)), ("window", window)]);
             let y = add_values(m, f, OpKind::Attention, operands, attrs);
             vec![y, written]
         })
@@ -115,7 +118,8 @@ impl Layer {
         let Layer { heads, kv_heads, head_dim, page, dtype, .. } = self;
         let window = self.window.map_or("all keys".into(), |w| format!("window {w}"));
         let sinks = if self.sinks { ", sinks" } else { "" };
-        format!("attention {heads}/{kv_heads} heads of {head_dim}, page {page}, {window}{sinks}, {dtype}")
+        let decoded = if self.decoded { ", decoded" } else { "" };
+        format!("attention {heads}/{kv_heads} heads of {head_dim}, page {page}, {window}{sinks}, {dtype}{decoded}")
     }
 
     /// A step of these tokens, each its sequence and position, with random q, k and v. `pages`: `[sequences, columns]`.
@@ -238,7 +242,9 @@ fn first_rows(step: &Step, names: &[&str], symbol: &str, rows: usize) -> Step {
 
 /// `kv_write` and `attention`.
 pub fn attention() -> Vec<Scenario> {
-    let gpt = Layer { heads: 64, kv_heads: 8, head_dim: 64, page: 64, window: None, sinks: true, dtype: DType::BF16 };
+    let dtype = DType::BF16;
+    let gpt =
+        Layer { heads: 64, kv_heads: 8, head_dim: 64, page: 64, window: None, sinks: true, decoded: false, dtype };
     let small = Layer { heads: 4, kv_heads: 2, page: 16, ..gpt };
     let window = Some(128);
     vec![
@@ -258,6 +264,10 @@ pub fn attention() -> Vec<Scenario> {
         gpt.chunks(500, &[200, 30, 3]),
         gpt.chunks(2100, &[]),
         Layer { window, ..gpt }.chunks(700, &[290, 64, 1]),
+        // Rows of prompts that get logits: few or many, each as if it were decoded.
+        Layer { decoded: true, ..gpt }.chunks(500, &[200, 30, 3]),
+        Layer { decoded: true, window, ..gpt }.chunks(300, &[140, 9]),
+        Layer { decoded: true, ..small }.scenario(&[15, 16, 17, 40]),
         Layer { window, ..small }.chunks(400, &[290, 64, 1]),
         Layer { heads: 2, ..small }.chunks(300, &[70]),
         Layer { heads: 64, kv_heads: 1, page: 32, sinks: false, ..small }.chunks(150, &[70]),

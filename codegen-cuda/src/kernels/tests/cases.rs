@@ -260,7 +260,7 @@ fn positions() -> Vec<Case> {
     let few = "T=7 S=9 P=8";
     let many = "T=90 S=3 P=8";
     let mut attention = |d, cache, shape, page, window, sinks, sizes: &str| {
-        out.push(attention(d, cache, shape, page, window, sinks, sizes));
+        out.push(attention_of(d, cache, shape, page, window, sinks, sizes));
     };
     attention(BF16, BF16, (2, 8, 64), 32, 0, true, few);
     attention(BF16, BF16, (2, 8, 64), 32, 40, true, few);
@@ -285,11 +285,20 @@ fn positions() -> Vec<Case> {
     }
     attention(F32, BF16, (2, 2, 64), 32, 0, true, few);
     attention(F32, F32, (1, 3, 200), 5, 30, false, few);
+    // Rows of prompts that get logits.
+    for sizes in ["T=9 S=3 P=8", "T=90 S=3 P=8", "T=17 S=3 P=150"] {
+        for window in [0, 40] {
+            let mut case = attention_of(BF16, BF16, (2, 8, 64), 32, window, true, sizes);
+            case.op.attrs.set("decoded", Attr::Bool(true));
+            case.name += " decoded";
+            out.push(case);
+        }
+    }
     out
 }
 
 /// Attention of (key heads, query heads of each, elements) over pages of `page` keys.
-fn attention(
+fn attention_of(
     d: DType,
     cache: DType,
     (heads, group, dim): (i64, i64, i64),
@@ -313,18 +322,18 @@ pub fn prompts() -> Vec<Case> {
     let mut all = vec![];
     for sizes in ["T=9 S=3 P=8", "T=2048 S=1 P=2048"] {
         for window in [0, 1, 128, 700] {
-            all.push(attention(BF16, BF16, (8, 8, 64), 64, window, true, sizes));
+            all.push(attention_of(BF16, BF16, (8, 8, 64), 64, window, true, sizes));
         }
         for page in [16, 32, 48, 128, 256] {
-            all.push(attention(BF16, BF16, (2, 4, 64), page, 0, false, sizes));
+            all.push(attention_of(BF16, BF16, (2, 4, 64), page, 0, false, sizes));
         }
         for group in [1, 2, 16, 64, 128] {
-            all.push(attention(F16, F16, (2, group, 64), 64, 0, true, sizes));
+            all.push(attention_of(F16, F16, (2, group, 64), 64, 0, true, sizes));
         }
         for window in [0, 128] {
-            all.push(attention(BF16, BF16, (2, 4, 128), 64, window, false, sizes));
-            all.push(attention(F16, F16, (1, 1, 128), 16, window, true, sizes));
-            all.push(attention(BF16, BF16, (8, 16, 128), 128, window, true, sizes));
+            all.push(attention_of(BF16, BF16, (2, 4, 128), 64, window, false, sizes));
+            all.push(attention_of(F16, F16, (1, 1, 128), 16, window, true, sizes));
+            all.push(attention_of(BF16, BF16, (8, 16, 128), 128, window, true, sizes));
         }
     }
     all

@@ -103,6 +103,8 @@ fn host_text(text: &str, shared: u32) -> String {
             // A statement of four lines.
             lines.nth(2);
             out.push_str("emu_load_matrices(d, at);");
+        } else if trimmed.starts_with("asm volatile(\"cp.async.bulk.prefetch") {
+            // Nothing that is seen.
         } else if trimmed.starts_with("asm volatile(\"cp.async.bulk") {
             out.push_str("emu_fetch(to, from, bytes, signal);");
         } else if trimmed.contains("mbarrier.init") {
