@@ -12,6 +12,10 @@ use crate::exec::{Probe, Profile};
 pub const WARM_STEPS: usize = 8;
 /// How long steps run before any is measured, where starting anew costs nothing.
 const WARM_TIME: Duration = Duration::from_millis(1500);
+/// Steps that are timed at least, in rounds from the same start where that costs nothing: of fewer than a hundred, "99 of 100 are not above it" is the slowest.
+const SAMPLES: usize = 256;
+/// Rounds at most.
+const MOST_ROUNDS: usize = 32;
 /// Room behind the timed steps: for measuring kernels, and for the step that shows the routing.
 pub const ROOM: usize = 64;
 /// Prompt of each sequence where a run is repeated.
@@ -26,7 +30,7 @@ pub struct Case {
     pub batch: usize,
     /// Tokens of each at the first step.
     pub context: usize,
-    /// Timed steps.
+    /// Timed steps of a round.
     pub steps: usize,
     /// Seed of tokens, draws, keys and values.
     pub seed: u64,
@@ -39,9 +43,11 @@ pub struct Measured {
     pub case: Case,
     /// True if keys and values of the context were random numbers, false if a prompt was read.
     pub filled: bool,
+    /// How often the steps were run.
+    pub rounds: usize,
     /// Time between the ends of consecutive steps, on the device's clock.
     pub step_us: Percentiles,
-    /// The same, of every step in order: what percentiles hide (steps that crowd at the start, or one in many).
+    /// The same, of every step of every round in order: what percentiles hide (steps that crowd at the start, or one in many).
     pub steps_us: Vec<f64>,
     /// Wall time of a step, over all of them.
     pub wall_us: f64,
@@ -59,20 +65,69 @@ pub struct Measured {
 /// What the engine gives; the sequences are ended then, too.
 pub fn measure(engine: &mut Engine, case: &Case) -> Result<Measured, EngineError> {
     let filled = engine.fill_random(case.seed)?;
-    let (seqs, next) = match filled {
-        true => {
-            warm(engine, case)?;
-            start_filled(engine, case)?
+    let mut times = Times::default();
+    if !filled {
+        let vocab = engine.config().vocab();
+        let prompt = |s| (0..case.context).map(|i| token(case.seed, s, i, vocab)).collect();
+        let (seqs, mut next) = start_read(engine, case.seed, (0..case.batch).map(prompt).collect())?;
+        let ran = times.round(engine, case, &seqs, &mut next);
+        let measured = ran.and_then(|()| measured(engine, case, &seqs, &next, filled, times));
+        seqs.iter().for_each(|s| engine.end(*s));
+        return measured;
+    }
+    warm(engine, case)?;
+    let rounds = rounds(case.steps);
+    loop {
+        let (seqs, mut next) = start_filled(engine, case)?;
+        let ran = times.round(engine, case, &seqs, &mut next);
+        let last = times.rounds == rounds;
+        let done = match ran {
+            Ok(()) if last => Some(measured(engine, case, &seqs, &next, filled, std::mem::take(&mut times))),
+            Ok(()) => None,
+            Err(e) => Some(Err(e)),
+        };
+        seqs.iter().for_each(|s| engine.end(*s));
+        if let Some(done) = done {
+            return done;
         }
-        false => {
-            let vocab = engine.config().vocab();
-            let prompt = |s| (0..case.context).map(|i| token(case.seed, s, i, vocab)).collect();
-            start_read(engine, case.seed, (0..case.batch).map(prompt).collect())?
-        }
-    };
-    let measured = measure_started(engine, case, &seqs, next, filled);
-    seqs.iter().for_each(|s| engine.end(*s));
-    measured
+    }
+}
+
+/// Rounds of so many steps that give [`SAMPLES`].
+fn rounds(steps: usize) -> usize {
+    SAMPLES.div_ceil(steps.max(1)).clamp(1, MOST_ROUNDS)
+}
+
+/// What steps took.
+#[derive(Default)]
+struct Times {
+    rounds: usize,
+    /// Microseconds from the end of one to the end of the next.
+    steps_us: Vec<f64>,
+    /// The host's time for all of them.
+    wall: Duration,
+}
+
+impl Times {
+    /// Runs the steps of a round, behind some that are not timed.
+    fn round(
+        &mut self,
+        engine: &mut Engine,
+        case: &Case,
+        seqs: &[SeqId],
+        next: &mut Vec<u32>,
+    ) -> Result<(), EngineError> {
+        let params: Vec<SamplingParams> = (0..case.batch).map(|s| params(case.seed, s)).collect();
+        run(engine, seqs, &params, next, WARM_STEPS, &mut |_, _, _| {})?;
+        let mut ends: Vec<(usize, u64)> = Vec::with_capacity(case.steps);
+        let start = Instant::now();
+        run(engine, seqs, &params, next, case.steps, &mut |_, number, end| ends.push((number, end)))?;
+        self.wall += start.elapsed();
+        self.rounds += 1;
+        let within = ends.windows(2).filter(|w| w[0].0 == w[1].0);
+        self.steps_us.extend(within.map(|w| w[1].1.saturating_sub(w[0].1) as f64 / 1000.0));
+        Ok(())
+    }
 }
 
 /// Runs the case, unmeasured and from its start each time, until the device's clocks have settled: what draws much power makes the power limit act about
@@ -147,39 +202,36 @@ fn work<'a>(seqs: &[SeqId], params: &'a [SamplingParams], next: &'a [u32]) -> Ve
     seqs.iter().zip(params).zip(next).map(of).collect()
 }
 
-fn measure_started(
+/// What the times say, and the routing and kernels of a step behind them.
+fn measured(
     engine: &mut Engine,
     case: &Case,
     seqs: &[SeqId],
-    mut next: Vec<u32>,
+    next: &[u32],
     filled: bool,
+    times: Times,
 ) -> Result<Measured, EngineError> {
-    let params: Vec<SamplingParams> = (0..case.batch).map(|s| params(case.seed, s)).collect();
-    run(engine, seqs, &params, &mut next, WARM_STEPS, &mut |_, _, _| {})?;
-    let mut ends: Vec<(usize, u64)> = Vec::with_capacity(case.steps);
-    let start = Instant::now();
-    run(engine, seqs, &params, &mut next, case.steps, &mut |_, number, end| ends.push((number, end)))?;
-    let wall_us = start.elapsed().as_secs_f64() * 1e6 / case.steps as f64;
-    let mut steps_us: Vec<f64> =
-        ends.windows(2).filter(|w| w[0].0 == w[1].0).map(|w| w[1].1.saturating_sub(w[0].1) as f64 / 1000.0).collect();
+    let Times { rounds, mut steps_us, wall } = times;
+    let wall_us = wall.as_secs_f64() * 1e6 / (rounds.max(1) * case.steps.max(1)) as f64;
     if steps_us.is_empty() {
         steps_us.push(wall_us);
     }
+    let params: Vec<SamplingParams> = (0..case.batch).map(|s| params(case.seed, s)).collect();
     let per_token = engine.config().experts_per_token();
     let experts = match (per_token, case.batch) {
         (0, _) => None,
         (k, 1) => Some(k as f64),
         _ => {
-            let given = next.clone();
-            let routing = engine.step_logits(&work(seqs, &params, &given), true)?.routing;
+            let routing = engine.step_logits(&work(seqs, &params, next), true)?.routing;
             Some(distinct(&routing))
         }
     };
-    let (_, profile) = engine.measure(&work(seqs, &params, &next), ROUNDS, experts)?;
+    let (_, profile) = engine.measure(&work(seqs, &params, next), ROUNDS, experts)?;
     let middle = case.context + WARM_STEPS + case.steps / 2;
     Ok(Measured {
         case: *case,
         filled,
+        rounds,
         step_us: Percentiles::of(&steps_us),
         steps_us,
         wall_us,
@@ -254,7 +306,7 @@ impl Measured {
         let first = c.context + WARM_STEPS;
         let mut out = format!(
             "batch {}, context {first}..{} ({})\n\
-             \x20 {:.1} tok/s; a step {:.1} us median, {:.1} p99, {:.1} least on the device's clock over {} steps, {:.1} wall\n\
+             \x20 {:.1} tok/s; a step {:.1} us median, {:.1} p99, {:.1} least on the device's clock over {} of {} steps, {:.1} wall\n\
              \x20 must read {:.3} GB a step: {:.1} % of the measured read bandwidth\n",
             c.batch,
             first + c.steps,
@@ -263,6 +315,10 @@ impl Measured {
             t.median,
             t.p99,
             t.min,
+            match self.rounds {
+                1 => "a round".into(),
+                n => format!("{n} rounds"),
+            },
             c.steps,
             self.wall_us,
             self.bytes as f64 / 1e9,
@@ -284,6 +340,7 @@ impl Measured {
             "batch": self.case.batch,
             "context": self.case.context,
             "steps": self.case.steps,
+            "rounds": self.rounds,
             "context_filled": if self.filled { "random" } else { "prompt" },
             "steps_us": self.steps_us,
             "metrics": {
@@ -304,6 +361,11 @@ impl Measured {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn percentiles_are_of_more_than_a_hundred_steps() {
+        assert_eq!([1, 8, 64, 200, 256, 1000].map(rounds), [MOST_ROUNDS, 32, 4, 2, 1, 1]);
+    }
 
     #[test]
     fn experts_are_counted_once_a_layer() {

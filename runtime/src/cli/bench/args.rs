@@ -42,7 +42,7 @@ pub struct BenchDecodeArgs {
     /// Tokens of each sequence before the first step: a list
     #[arg(long, default_value = "1024", value_name = "LIST", allow_hyphen_values = true)]
     pub context: String,
-    /// Steps timed
+    /// Steps timed, in rounds until 256 are
     #[arg(long, default_value_t = 128, value_name = "N")]
     pub steps: usize,
     /// Seed of tokens and draws
