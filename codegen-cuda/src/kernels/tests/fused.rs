@@ -228,10 +228,11 @@ pub fn cases() -> Vec<Case> {
     out_cases.push(out("tile", 33, 37, "T=20"));
     // Clusters of more than one block are for the GPU: these have one.
     for (n, k, top, norm, sizes) in [
-        (12, 1088, 4, true, "T=1"),
-        (12, 1088, 4, true, "T=5"),
-        (9, 72, 2, false, "T=3"),
-        (16, 104, 8, true, "T=12"),
+        (8, 1088, 4, true, "T=1"),
+        (7, 1088, 4, true, "T=5"),
+        (5, 72, 2, false, "T=3"),
+        (8, 104, 8, true, "T=12"),
+        (12, 1088, 4, true, "T=3000"),
         (40, 64, 4, true, "T=3000"),
     ] {
         out_cases.push(router(n, k, top, norm, sizes));

@@ -215,6 +215,7 @@ fn job(case: &Case, lowered: &Lowered, inputs: &Inputs, out: &mut Buffers) -> Ve
     let number = |key: String| *out.index.get(&key).unwrap_or_else(|| panic!("{}: no buffer {key}", case.name));
     let mut text = String::new();
     for launch in &lowered.launches {
+        assert!(!launch.kernel.text.contains("__cluster_dims__"), "{}: nothing stands in for clusters", case.name);
         let mut args = String::new();
         for arg in &launch.args {
             match arg {
@@ -224,7 +225,8 @@ fn job(case: &Case, lowered: &Lowered, inputs: &Inputs, out: &mut Buffers) -> Ve
                 Arg::Kept(i) => write!(args, " p {}", number(format!("k{i}"))),
                 Arg::Counters => write!(args, " p {}", number("c".into())),
                 Arg::TensorMap { .. } => panic!("{}: nothing stands in for copies of boxes", case.name),
-                Arg::Wanted => panic!("{}: nothing stands in for structures by value", case.name),
+                // Nothing is wanted.
+                Arg::Wanted => write!(args, " i 0"),
                 Arg::I32(x) => write!(args, " i {x}"),
                 Arg::I64(x) => write!(args, " i {x}"),
                 Arg::F32(x) => write!(args, " i {}", x.to_bits()),

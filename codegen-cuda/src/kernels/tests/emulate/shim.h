@@ -1,4 +1,5 @@
 // Runs kernels on a CPU: one block at a time, each thread a coroutine, warps meeting at shuffles and blocks at barriers.
+#include <array>
 #include <ucontext.h>
 #include <cmath>
 #include <cstdint>
@@ -377,13 +378,14 @@ int main(int, char** argv) {
       unsigned grid, block;
       int count;
       if (fscanf(jobs, "%255s %u %u %d", entry, &grid, &block, &count) != 4) return 4;
-      std::vector<uint64_t> values(count);
+      // A structure by value is all zeros.
+      std::vector<std::array<uint64_t, 4>> values(count);
       std::vector<void*> args(count);
       for (int i = 0; i < count; i++) {
         char kind;
         long long x;
         if (fscanf(jobs, " %c %lld", &kind, &x) != 2) return 4;
-        values[i] = kind == 'p' ? (uint64_t)buffers.at(x).first : (uint64_t)x;
+        values[i][0] = kind == 'p' ? (uint64_t)buffers.at(x).first : (uint64_t)x;
         args[i] = &values[i];
       }
       if (!kernels.count(entry)) { fprintf(stderr, "no kernel %s\n", entry); return 5; }
