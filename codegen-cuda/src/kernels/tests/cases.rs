@@ -317,7 +317,23 @@ fn attention_of(
     case(OpKind::Attention, operands, a, &[decl], sizes)
 }
 
-/// Attention of steps that feed prompts, by warpgroup multiplies. They need the GPU: nothing stands in for their instructions.
+/// Kernels on warpgroup multiplies at sizes that can be run on a CPU.
+pub fn wide() -> Vec<Case> {
+    let mut all = vec![];
+    for sizes in ["T=9 S=3 P=8", "T=90 S=3 P=8"] {
+        for window in [0, 1, 128] {
+            all.push(attention_of(BF16, BF16, (2, 4, 64), 32, window, true, sizes));
+        }
+        all.push(attention_of(F16, F16, (1, 16, 64), 48, 0, false, sizes));
+        all.push(attention_of(BF16, BF16, (1, 8, 128), 16, 0, true, sizes));
+        all.push(attention_of(BF16, BF16, (2, 1, 128), 64, 128, false, sizes));
+    }
+    all.extend(super::fused::wide());
+    all.extend(super::moe::wide());
+    all
+}
+
+/// Attention of steps that feed prompts, by warpgroup multiplies.
 pub fn prompts() -> Vec<Case> {
     let mut all = vec![];
     for sizes in ["T=9 S=3 P=8", "T=2048 S=1 P=2048"] {

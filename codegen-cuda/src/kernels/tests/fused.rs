@@ -344,7 +344,28 @@ fn maps() -> Vec<Case> {
         .collect()
 }
 
-/// Kernels for prompts, at sizes that reach every cut. They need the GPU: nothing stands in for their instructions.
+/// Kernels on warpgroup multiplies at sizes that can be run on a CPU.
+pub fn wide() -> Vec<Case> {
+    let mut all = vec![];
+    for t in ["gemm", "gemm_pieces"] {
+        for sizes in ["T=33 R=33 S=3 P=64 C=400", "T=150 R=150 S=3 P=64 C=400"] {
+            all.push(qkv_of(t, false, 192, (4, 1, 64), sizes));
+            all.push(qkv_of(t, false, 104, (2, 1, 32), sizes));
+            all.push(qkv_of(t, false, 64, (4, 2, 16), sizes));
+            all.push(out(t, 80, 264, sizes));
+            all.push(gated(t, 64, 72, "halves", sizes));
+            all.push(gated(t, 96, 136, "interleaved", sizes));
+        }
+    }
+    // Many columns of few k: the largest tiles.
+    all.push(out("gemm", 3392, 64, "T=390"));
+    all.push(qkv_of("gemm", false, 64, (40, 5, 64), "T=390 S=3 P=64 C=400"));
+    all.push(head_of("gemm_pieces", false, (320, 136), 64, "T=33 R=33"));
+    all.push(head_of("gemm_pieces", false, (656, 72), 128, "T=150 R=150"));
+    all
+}
+
+/// Kernels for prompts, at sizes that reach every cut.
 pub fn prompts() -> Vec<Case> {
     let mut all = vec![];
     for rows in [17, 64, 100, 128, 200, 256, 512, 1024, 2048, 8192] {

@@ -162,7 +162,44 @@ pub fn cases() -> Vec<Case> {
     out
 }
 
-/// Kernels on warpgroup multiplies, at sizes that reach every cut. They need the GPU: nothing stands in for their instructions.
+/// Kernels on warpgroup multiplies at sizes that can be run on a CPU and reach every cut.
+pub fn wide() -> Vec<Case> {
+    use Kind::{Halves, Interleaved, Plain};
+    let mut out = Vec::new();
+    for (i, (kind, s)) in [
+        (Plain, shape(9, 1, 5, 33, 96)),
+        (Plain, shape(70, 4, 5, 150, 320)),
+        (Interleaved, shape(70, 2, 6, 80, 608)),
+        (Interleaved, shape(150, 2, 6, 300, 160)),
+        (Interleaved, shape(200, 3, 5, 64, 32)),
+        (Halves, shape(20, 4, 6, 160, 64)),
+        (Halves, shape(100, 3, 4, 96, 192)),
+        // 200 rows an expert, and 400.
+        (Plain, shape(300, 2, 3, 208, 160)),
+        (Interleaved, shape(400, 2, 2, 112, 416)),
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        out.push(experts("moe_gemm", kind, s, ["mx64.fast", "mx64"][i % 2]));
+    }
+    for (i, (kind, s)) in [
+        (Plain, shape(9, 1, 5, 33, 96)),
+        (Plain, shape(70, 4, 5, 150, 320)),
+        (Interleaved, shape(70, 2, 60, 80, 608)),
+        (Interleaved, shape(160, 2, 6, 300, 352)),
+        (Halves, shape(20, 4, 6, 160, 64)),
+        (Halves, shape(120, 8, 6, 96, 32)),
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        out.push(experts("moe_wide", kind, s, ["mx64", "mx64.fast"][i % 2]));
+    }
+    out
+}
+
+/// Kernels on warpgroup multiplies, at sizes that reach every cut.
 pub fn prompts() -> Vec<Case> {
     use Kind::{Halves, Interleaved, Plain};
     let mut out = Vec::new();

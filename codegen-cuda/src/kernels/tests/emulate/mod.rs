@@ -4,6 +4,8 @@
 //! It needs g++ and takes a minute or two, so it is not part of the usual run:
 //! `GOSSAMER_EMULATE=all cargo test -p gossamer-codegen-cuda emulate -- --nocapture`; `GOSSAMER_EMULATE=attention` picks cases by name.
 
+mod text;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write as _;
 use std::path::Path;
@@ -12,141 +14,10 @@ use std::process::Command;
 use gossamer_ir::interp::{Data, Datum, Rounding, StateStore, Tensor, eval_op};
 use gossamer_ir::{DType, StateDecl, Type};
 
+use self::text::host_text;
 use super::cases::{self, Case};
 use super::inputs::{Inputs, bytes, floats, inputs};
 use crate::lower::{Arg, Lowered, Part, buffers};
-
-/// Statements of inline assembly and what stands for them.
-const ASSEMBLY: &[(&str, &str)] = &[
-    (r#"asm("cvt.f32.f16 %0, %1;" : "=f"(y) : "h"(x.bits));"#, "y = emu_f16_to_f32(x.bits);"),
-    (r#"asm("cvt.rn.bf16.f32 %0, %1;" : "=h"(y.bits) : "f"(x));"#, "y.bits = emu_bf16(x);"),
-    (r#"asm("cvt.rn.f16.f32 %0, %1;" : "=h"(y.bits) : "f"(x));"#, "y.bits = emu_f16(x);"),
-    (r#"asm("max.NaN.f32 %0, %1, %2;" : "=f"(z) : "f"(x), "f"(y));"#, "z = emu_max_nan(x, y);"),
-    (r#"asm("min.NaN.f32 %0, %1, %2;" : "=f"(z) : "f"(x), "f"(y));"#, "z = emu_min_nan(x, y);"),
-    (r#"asm("mul.bf16x2 %0, %1, %2;" : "=r"(d) : "r"(a), "r"(b));"#, "d = emu_mul2(a, b);"),
-    (
-        r#"asm("{\n.reg .b16 l, u;\nmov.b32 {l, u}, %1;\nmov.b32 %0, {u, u};\n}" : "=r"(d) : "r"(x));"#,
-        "d = x >> 16 | (x & 0xffff0000u);",
-    ),
-    (
-        r#"asm("{\n.reg .b16 l, u;\nmov.b32 {l, u}, %1;\nmov.b32 %0, {l, l};\n}" : "=r"(d) : "r"(x));"#,
-        "d = (x & 0xffffu) | x << 16;",
-    ),
-    (
-        r#"asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(d) : "f"(y), "f"(x));"#,
-        "d = (u32)emu_bf16(x) | (u32)emu_bf16(y) << 16;",
-    ),
-    (
-        r#"asm("cvt.rn.f16x2.f32 %0, %1, %2;" : "=r"(d) : "f"(y), "f"(x));"#,
-        "d = (u32)emu_f16(x) | (u32)emu_f16(y) << 16;",
-    ),
-    (r#"asm volatile("" : "+r"(x));"#, ""),
-    ("(u32)__cvta_generic_to_shared(p)", "(u32)(uintptr_t)p"),
-    (r#"asm volatile("ld.global.cg.s32 %0, [%1];" : "=r"(v) : "l"(p) : "memory");"#, "v = *p;"),
-    (r#"asm volatile("ld.acquire.gpu.global.u32 %0, [%1];" : "=r"(v) : "l"(p) : "memory");"#, "v = *p;"),
-    (r#"asm volatile("red.release.gpu.global.add.u32 [%0], %1;" ::"l"(p), "r"(x) : "memory");"#, "*p += x;"),
-    (
-        r#"asm volatile("atom.acq_rel.gpu.global.inc.u32 %0, [%1], %2;" : "=r"(v) : "l"(p), "r"(limit) : "memory");"#,
-        "v = *p; *p = v >= limit ? 0 : v + 1;",
-    ),
-    (
-        r#"asm volatile("cp.async.mbarrier.arrive.noinc.shared::cta.b64 [%0];" ::"r"(at) : "memory");"#,
-        "emu_signal_arrive(at);",
-    ),
-    (r#"asm("mov.u32 %0, %%nsmid;" : "=r"(n));"#, "n = 132;"),
-    (r#"asm volatile("bar.sync %0, %1;" ::"r"(id), "n"(THREADS) : "memory");"#, "emu_barrier(id, THREADS);"),
-    (r#"asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));"#, "y = exp2f(x);"),
-    (r#"asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));"#, "y = 1.0f / x;"),
-    (
-        r#"asm volatile("st.global.v2.b32 [%0], {%1,%2};" ::"l"(to), "r"(pack2<T>(a, b)), "r"(pack2<T>(c, d)));"#,
-        "((u32*)to)[0] = pack2<T>(a, b); ((u32*)to)[1] = pack2<T>(c, d);",
-    ),
-    (
-        r#"asm volatile("st.global.v4.f32 [%0], {%1,%2,%3,%4};" ::"l"(to), "f"(a), "f"(b), "f"(c), "f"(d));"#,
-        "to[0] = a; to[1] = b; to[2] = c; to[3] = d;",
-    ),
-    (r#"asm("lg2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));"#, "y = log2f(x);"),
-    (r#"asm("createpolicy.fractional.L2::evict_first.b64 %0, 1.0;" : "=l"(policy));"#, "policy = 0;"),
-    (r#"asm volatile("griddepcontrol.wait;" ::: "memory");"#, ""),
-    (r#"asm volatile("griddepcontrol.launch_dependents;" ::: "memory");"#, ""),
-    (
-        r#"asm volatile("ld.shared.v4.u32 {%0,%1,%2,%3}, [%4];" : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w) : "r"(at) : "memory");"#,
-        "v = *(const uint4*)(uintptr_t)at;",
-    ),
-    (r#"asm volatile("movmatrix.sync.aligned.m8n8.trans.b16 %0, %1;" : "=r"(y) : "r"(x));"#, "y = emu_transpose8(x);"),
-];
-
-/// The text as C++ for the shim.
-fn host_text(text: &str, shared: u32) -> String {
-    let mut text = text.to_string();
-    for (asm, host) in ASSEMBLY {
-        text = text.replace(asm, host);
-    }
-    let mut out = String::new();
-    let mut lines = text.lines().peekable();
-    while let Some(line) = lines.next() {
-        let trimmed = line.trim();
-        if trimmed.contains("extern __shared__") {
-            let array = format!("[{}]", shared / 16);
-            out.push_str(&line.replace("extern __shared__", "static").replace("[]", &array));
-        } else if trimmed.starts_with("asm(\"mma.sync") {
-            // A statement of three lines.
-            let bf = line.contains(".bf16.");
-            lines.next();
-            lines.next();
-            out.push_str(&format!("emu_mma({bf}, d, a0, a1, a2, a3, b0, b1);"));
-        } else if trimmed.starts_with("asm(\"ld.global.nc") || trimmed.starts_with("asm volatile(\"ld.global.L1") {
-            lines.next();
-            lines.next();
-            out.push_str("v = *(const decltype(v)*)p;");
-        } else if trimmed.starts_with("asm volatile(\"ldmatrix") {
-            // A statement of four lines.
-            lines.nth(2);
-            out.push_str("emu_load_matrices(d, at);");
-        } else if trimmed.starts_with("asm volatile(\"cp.async.bulk.prefetch") {
-            // Nothing that is seen.
-        } else if trimmed.starts_with("asm volatile(\"cp.async.bulk") {
-            out.push_str("emu_fetch(to, from, bytes, signal);");
-        } else if trimmed.contains("mbarrier.init") {
-            out.push_str("emu_signal_init(at, arrivals);");
-        } else if trimmed.starts_with("asm volatile(\"{\\n.reg .pred p;\\nelect.sync") {
-            out.push_str("one = own_lane() == 0;");
-        } else if trimmed.contains("void signal_arrive") {
-            out.push_str("inline void signal_arrive(u32 at) { emu_signal_arrive(at); }");
-        } else if trimmed.contains("mbarrier.arrive.expect_tx") {
-            out.push_str("emu_signal_expect(at, bytes);");
-        } else if trimmed.contains("mbarrier.try_wait") {
-            out.push_str("emu_signal_wait(at, parity);");
-        } else if trimmed.starts_with("asm volatile(\"cp.async.cg") {
-            out.push_str("if (bytes) memcpy(shared, global, 16); else memset(shared, 0, 16);");
-        } else if trimmed.starts_with("const u32 to = (u32)__cvta") {
-        } else if ["cp.async", "griddepcontrol", "prefetch", "fence"]
-            .iter()
-            .any(|i| trimmed.contains(&format!("asm volatile(\"{i}")))
-        {
-            out.push_str(&line[..line.find("asm").unwrap()]);
-            if trimmed.ends_with('}') {
-                out.push('}');
-            }
-        } else if [
-            "barrier.cluster",
-            "mapa.shared::cluster",
-            "ld.shared::cluster",
-            "st.shared::cluster",
-            "st.async.shared::cluster",
-        ]
-        .iter()
-        .any(|asm| trimmed.contains(&format!("asm volatile(\"{asm}")))
-        {
-            // Kernels are run with clusters of one block only.
-        } else if !(trimmed.starts_with("u32 at = (u32)__cvta") || trimmed.starts_with("#pragma unroll")) {
-            out.push_str(line);
-        }
-        out.push('\n');
-    }
-    assert!(!out.contains("asm"), "{}", out.lines().find(|l| l.contains("asm")).unwrap());
-    out
-}
 
 /// What a case should give: results by buffer.
 fn expected(case: &Case, inputs: &mut Inputs) -> Vec<Datum> {
@@ -224,7 +95,10 @@ fn job(case: &Case, lowered: &Lowered, inputs: &Inputs, out: &mut Buffers) -> Ve
                 Arg::Scratch(i) => write!(args, " p {}", number(format!("s{i}"))),
                 Arg::Kept(i) => write!(args, " p {}", number(format!("k{i}"))),
                 Arg::Counters => write!(args, " p {}", number("c".into())),
-                Arg::TensorMap { .. } => panic!("{}: nothing stands in for copies of boxes", case.name),
+                Arg::TensorMap { index, part, matrix } => {
+                    let buffer = number(format!("o{index}{part:?}"));
+                    write!(args, " m {buffer} {} {} {}", matrix.rows, matrix.columns, matrix.box_rows)
+                }
                 // Nothing is wanted.
                 Arg::Wanted => write!(args, " i 0"),
                 Arg::I32(x) => write!(args, " i {x}"),
@@ -304,7 +178,7 @@ fn wanted(case: &Case, result: usize, part: Part, want: &[Datum], stores: &[Stat
 }
 
 fn build(folder: &Path, texts: &BTreeMap<String, (String, u32)>) {
-    let mut program = String::from(include_str!("shim.h"));
+    let mut program = [include_str!("shim.h"), include_str!("hardware.h")].concat();
     for (i, (text, shared)) in texts.values().enumerate() {
         write!(program, "namespace k{i} {{\n{}\n}}\n#undef INF\n", host_text(text, *shared)).unwrap();
     }
@@ -438,7 +312,7 @@ fn filter() -> Option<String> {
 #[test]
 fn emulate() {
     let Some(filter) = filter() else { return };
-    let all = cases::all();
+    let all: Vec<Case> = cases::all().into_iter().chain(cases::wide()).collect();
     let chosen: Vec<&Case> = all.iter().filter(|c| c.name.contains(&filter)).collect();
     let kinds: BTreeSet<_> = chosen.iter().map(|c| c.op.kind).collect();
     let mut wrong = vec![];

@@ -1,5 +1,4 @@
 // Runs kernels on a CPU: one block at a time, each thread a coroutine, warps meeting at shuffles and blocks at barriers.
-#include <array>
 #include <ucontext.h>
 #include <cmath>
 #include <cstdint>
@@ -20,11 +19,15 @@ using std::min;
 #define __shared__ static
 #define __launch_bounds__(...)
 #define __cluster_dims__(...)
+#define __grid_constant__
 
 struct uint4 { unsigned x, y, z, w; } __attribute__((aligned(16)));
 struct uint2 { unsigned x, y; } __attribute__((aligned(8)));
 struct float2 { float x, y; } __attribute__((aligned(8)));
 struct alignas(16) float4 { float x, y, z, w; };
+struct alignas(16) int4 { int x, y, z, w; };
+static int4 make_int4(int x, int y, int z, int w) { return {x, y, z, w}; }
+static float2 make_float2(float x, float y) { return {x, y}; }
 static uint2 make_uint2(unsigned x, unsigned y) { return {x, y}; }
 static uint4 make_uint4(unsigned x, unsigned y, unsigned z, unsigned w) { return {x, y, z, w}; }
 
@@ -111,10 +114,17 @@ static unsigned __reduce_or_sync(unsigned, unsigned x) {
   for (int i = 0; i < 32; i++) all |= (unsigned)s[i];
   return all;
 }
+static unsigned __match_any_sync(unsigned, unsigned x) {
+  const uint64_t* s = exchange(x);
+  unsigned mask = 0;
+  for (int i = 0; i < 32; i++) mask |= (unsigned)((unsigned)s[i] == x) << i;
+  return mask;
+}
 static bool __any_sync(unsigned m, bool p) { return __ballot_sync(m, p) != 0; }
 
 static float __uint_as_float(unsigned u) { float f; memcpy(&f, &u, 4); return f; }
 static unsigned __float_as_uint(float f) { unsigned u; memcpy(&u, &f, 4); return u; }
+static float __int_as_float(int i) { return __uint_as_float((unsigned)i); }
 static int __float2int_rz(float x) { return x != x ? 0 : x >= 2147483648.0f ? 0x7fffffff : x < -2147483648.0f ? (int)0x80000000 : (int)x; }
 static unsigned __float2uint_rz(float x) { return x != x || x < 0 ? 0 : x >= 4294967296.0f ? 0xffffffffu : (unsigned)x; }
 static float __int2float_rn(int x) { return (float)x; }
@@ -135,6 +145,9 @@ static unsigned __byte_perm(unsigned a, unsigned b, unsigned s) {
   return r;
 }
 static unsigned atomicAdd(unsigned* p, unsigned x) { const unsigned old = *p; *p += x; return old; }
+static int atomicAdd(int* p, int x) { const int old = *p; *p += x; return old; }
+static int atomicMin(int* p, int x) { const int old = *p; *p = min(old, x); return old; }
+static int atomicMax(int* p, int x) { const int old = *p; *p = max(old, x); return old; }
 static unsigned atomicInc(unsigned* p, unsigned most) { const unsigned old = *p; *p = old >= most ? 0 : old + 1; return old; }
 static void __threadfence() {}
 template <class T> static T __ldcg(const T* p) { return *p; }
@@ -223,7 +236,7 @@ static void emu_load_matrices(unsigned (&d)[4], unsigned at) {
 
 // Signals: 8 bytes in shared memory, the phase, arrivals that make a phase and those of this one in the low half, bytes that are still to come in the
 // high one. Copies are made late and in any order; a signal that never completes is a deadlock here as well.
-struct Signal { unsigned char phase, arrivals; unsigned short arrived; int pending; };
+struct Signal { unsigned phase : 1, arrivals : 15, arrived : 16; int pending; };
 static Signal& emu_signal(unsigned at) { return *(Signal*)(uintptr_t)at; }
 static void emu_signal_step(Signal& s) {
   if (s.arrived == s.arrivals && s.pending == 0) {
@@ -231,7 +244,7 @@ static void emu_signal_step(Signal& s) {
     s.arrived = 0;
   }
 }
-static void emu_signal_init(unsigned at, unsigned arrivals) { emu_signal(at) = {0, (unsigned char)arrivals, 0, 0}; }
+static void emu_signal_init(unsigned at, unsigned arrivals) { emu_signal(at) = {0, arrivals, 0, 0}; }
 static void emu_signal_arrive(unsigned at) {
   Signal& s = emu_signal(at);
   s.arrived++;
@@ -241,7 +254,7 @@ static void emu_signal_expect(unsigned at, unsigned bytes) {
   emu_signal(at).pending += (int)bytes;
   emu_signal_arrive(at);
 }
-struct Copy { unsigned to; const void* from; unsigned bytes, signal; };
+struct Copy { std::function<void()> make; unsigned bytes, signal; };
 static std::vector<Copy> copies;  // under way
 static unsigned copy_dice = 1;
 // Now and then one of the copies under way arrives.
@@ -251,7 +264,7 @@ static void emu_some_copy() {
   const size_t i = (copy_dice >> 8) % copies.size();
   const Copy c = copies[i];
   copies.erase(copies.begin() + i);
-  memcpy((void*)(uintptr_t)c.to, c.from, c.bytes);
+  c.make();
   Signal& s = emu_signal(c.signal);
   s.pending -= (int)c.bytes;
   emu_signal_step(s);
@@ -272,7 +285,7 @@ static void emu_fetch(unsigned to, const void* from, unsigned bytes, unsigned si
     fprintf(stderr, "runtime error: copy of %u bytes at misaligned addresses\n", bytes);
     exit(3);
   }
-  copies.push_back({to, from, bytes, signal});
+  copies.push_back({[=] { memcpy((void*)(uintptr_t)to, from, bytes); }, bytes, signal});
 }
 
 // Blocks.
@@ -378,14 +391,16 @@ int main(int, char** argv) {
       unsigned grid, block;
       int count;
       if (fscanf(jobs, "%255s %u %u %d", entry, &grid, &block, &count) != 4) return 4;
-      // A structure by value is all zeros.
-      std::vector<std::array<uint64_t, 4>> values(count);
+      // A structure by value is all zeros, or a tensor map.
+      struct alignas(64) Value { uint64_t words[16]; };
+      std::vector<Value> values(count, Value());
       std::vector<void*> args(count);
       for (int i = 0; i < count; i++) {
         char kind;
         long long x;
         if (fscanf(jobs, " %c %lld", &kind, &x) != 2) return 4;
-        values[i][0] = kind == 'p' ? (uint64_t)buffers.at(x).first : (uint64_t)x;
+        values[i].words[0] = kind == 'p' || kind == 'm' ? (uint64_t)buffers.at(x).first : (uint64_t)x;
+        if (kind == 'm' && fscanf(jobs, " %ld %ld %ld", &values[i].words[1], &values[i].words[2], &values[i].words[3]) != 3) return 4;
         args[i] = &values[i];
       }
       if (!kernels.count(entry)) { fprintf(stderr, "no kernel %s\n", entry); return 5; }

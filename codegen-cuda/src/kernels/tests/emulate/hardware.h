@@ -1,0 +1,72 @@
+
+// Warpgroup multiplies and copies of boxes. Operands in shared memory are rows of 128 bytes, 16-byte run c of row r at place c ^ (r % 8); rows start at
+// multiples of 1024 bytes, so the place follows from the address. Multiplies are made when they are issued.
+static const char* emu_swizzled(uintptr_t at) { return (const char*)(at ^ (at >> 7 & 7) << 4); }
+template <bool BF> static double emu_element(uintptr_t at) {
+  uint16_t bits;
+  memcpy(&bits, emu_swizzled(at), 2);
+  return emu_half(BF, bits, 0);
+}
+// Element (k, n) of the right operand: rows are columns of the product, or lie across and are elements of K, 64 columns each.
+template <bool BF, bool ACROSS> static double emu_right(uint64_t b, int k, int n) {
+  const uintptr_t at = (uintptr_t)(uint32_t)b << 4;
+  if (!ACROSS) return emu_element<BF>(at + n * 128 + k * 2);
+  return emu_element<BF>(at + (uintptr_t)(b >> 32) * 16 * (n / 64) + k * 128 + n % 64 * 2);
+}
+template <int N, bool BF, bool ACROSS> static void emu_product(float (&d)[N / 2], const double (&a)[2][16], uint64_t b, bool keep) {
+  const int c = own_lane() & 3;
+  for (int j = 0; j < N / 8; j++) {
+    for (int e = 0; e < 2; e++) {
+      double right[16];
+      for (int k = 0; k < 16; k++) right[k] = emu_right<BF, ACROSS>(b, k, 8 * j + 2 * c + e);
+      for (int r = 0; r < 2; r++) {
+        float& sum = d[4 * j + 2 * r + e];
+        double terms[17] = {keep ? sum : 0.0f};
+        for (int k = 0; k < 16; k++) terms[k + 1] = a[r][k] * right[k];
+        sum = emu_sum(terms, 17);
+      }
+    }
+  }
+}
+// The left operand in registers: rows lane / 4 and that + 8 of the warp's 16.
+template <int N, bool BF, bool ACROSS> static void emu_multiply_held(float (&d)[N / 2], const unsigned (&held)[4], uint64_t b, bool keep) {
+  Warp& w = own_warp();
+  const unsigned side = w.generation & 1;
+  memcpy(w.matrix[side][own_lane()], held, sizeof held);
+  meet(w);
+  double a[2][16];
+  for (int r = 0; r < 2; r++) {
+    for (int k = 0; k < 16; k++) a[r][k] = emu_half(BF, w.matrix[side][(own_lane() & ~3) + (k & 7) / 2][r + 2 * (k >> 3)], k & 1);
+  }
+  emu_product<N, BF, ACROSS>(d, a, b, keep);
+}
+// In shared memory: 64 rows, 16 of each warp of the group.
+template <int N, bool BF> static void emu_multiply(float (&d)[N / 2], uint64_t left, uint64_t b, bool keep) {
+  __syncwarp();
+  double a[2][16];
+  for (int r = 0; r < 2; r++) {
+    const int row = (int)(threadIdx.x / 32 % 4) * 16 + own_lane() / 4 + 8 * r;
+    for (int k = 0; k < 16; k++) a[r][k] = emu_element<BF>(((uintptr_t)(uint32_t)left << 4) + row * 128 + k * 2);
+  }
+  emu_product<N, BF, false>(d, a, b, keep);
+}
+
+// A matrix of 2-byte elements as kernels get it, and a box of it: 64 columns, zeros outside.
+struct Boxes { const uint16_t* base; int64_t rows, columns, box_rows; };
+template <class Map> static void emu_fetch_box(unsigned to, const Map* map, int column, int row, unsigned signal) {
+  const Boxes of = *(const Boxes*)map;
+  if ((to & 1023) != 0 || of.columns % 8 != 0 || of.box_rows < 1 || of.box_rows > 256) {
+    fprintf(stderr, "runtime error: a box at %#x of %ld rows of a matrix of %ld columns\n", to, of.box_rows, of.columns);
+    exit(3);
+  }
+  auto make = [=] {
+    for (int64_t r = 0; r < of.box_rows; r++) {
+      for (int64_t c = 0; c < 64; c++) {
+        const bool inside = row + r >= 0 && row + r < of.rows && column + c >= 0 && column + c < of.columns;
+        const uint16_t x = inside ? of.base[(row + r) * of.columns + column + c] : 0;
+        memcpy((char*)emu_swizzled(to + r * 128 + c * 2), &x, 2);
+      }
+    }
+  };
+  copies.push_back({make, (unsigned)of.box_rows * 128, signal});
+}
