@@ -12,7 +12,7 @@ use std::path::Path;
 use std::process::Command;
 
 use gossamer_ir::interp::{Data, Datum, Rounding, StateStore, Tensor, eval_op};
-use gossamer_ir::{DType, OpKind, StateDecl, Type};
+use gossamer_ir::{DType, StateDecl, Type};
 
 use self::text::host_text;
 use super::cases::{self, Case};
