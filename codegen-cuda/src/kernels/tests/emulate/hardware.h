@@ -1,6 +1,7 @@
 
 // Warpgroup multiplies and copies of boxes. Operands in shared memory are rows of 128 bytes, 16-byte run c of row r at place c ^ (r % 8); rows start at
-// multiples of 1024 bytes, so the place follows from the address. Multiplies are made when they are issued.
+// multiples of 1024 bytes, so the place follows from the address. Multiplies are made as late as may be, when they are waited for: memory or registers of theirs
+// that are written before have the wrong contents then, and sums that are read before are not there.
 static const char* emu_swizzled(uintptr_t at) { return (const char*)(at ^ (at >> 7 & 7) << 4); }
 template <bool BF> static double emu_element(uintptr_t at) {
   uint16_t bits;
@@ -28,8 +29,25 @@ template <int N, bool BF, bool ACROSS> static void emu_product(float (&d)[N / 2]
     }
   }
 }
+// What a thread has issued: batches, and the one that is not committed yet.
+struct Issued { std::vector<std::vector<std::function<void()>>> batches; std::vector<std::function<void()>> open; };
+static std::map<unsigned, Issued> issued;
+static void emu_multiply_commit() {
+  Issued& own = issued[threadIdx.x];
+  own.batches.push_back(std::move(own.open));
+  own.open.clear();
+}
+static void emu_multiply_wait(size_t pending) {
+  for (;;) {
+    Issued& own = issued[threadIdx.x];
+    if (own.batches.size() <= pending) return;
+    const auto batch = std::move(own.batches.front());
+    own.batches.erase(own.batches.begin());
+    for (const auto& multiply : batch) multiply();
+  }
+}
 // The left operand in registers: rows lane / 4 and that + 8 of the warp's 16.
-template <int N, bool BF, bool ACROSS> static void emu_multiply_held(float (&d)[N / 2], const unsigned (&held)[4], uint64_t b, bool keep) {
+template <int N, bool BF, bool ACROSS> static void emu_make_held(float (&d)[N / 2], const unsigned (&held)[4], uint64_t b, bool keep) {
   Warp& w = own_warp();
   const unsigned side = w.generation & 1;
   memcpy(w.matrix[side][own_lane()], held, sizeof held);
@@ -41,7 +59,7 @@ template <int N, bool BF, bool ACROSS> static void emu_multiply_held(float (&d)[
   emu_product<N, BF, ACROSS>(d, a, b, keep);
 }
 // In shared memory: 64 rows, 16 of each warp of the group.
-template <int N, bool BF> static void emu_multiply(float (&d)[N / 2], uint64_t left, uint64_t b, bool keep) {
+template <int N, bool BF> static void emu_make(float (&d)[N / 2], uint64_t left, uint64_t b, bool keep) {
   __syncwarp();
   double a[2][16];
   for (int r = 0; r < 2; r++) {
@@ -49,6 +67,12 @@ template <int N, bool BF> static void emu_multiply(float (&d)[N / 2], uint64_t l
     for (int k = 0; k < 16; k++) a[r][k] = emu_element<BF>(((uintptr_t)(uint32_t)left << 4) + row * 128 + k * 2);
   }
   emu_product<N, BF, false>(d, a, b, keep);
+}
+template <int N, bool BF, bool ACROSS> static void emu_multiply_held(float (&d)[N / 2], const unsigned (&held)[4], uint64_t b, bool keep) {
+  issued[threadIdx.x].open.push_back([&d, &held, b, keep] { emu_make_held<N, BF, ACROSS>(d, held, b, keep); });
+}
+template <int N, bool BF> static void emu_multiply(float (&d)[N / 2], uint64_t left, uint64_t b, bool keep) {
+  issued[threadIdx.x].open.push_back([&d, left, b, keep] { emu_make<N, BF>(d, left, b, keep); });
 }
 
 // A matrix of 2-byte elements as kernels get it, and a box of it: 64 columns, zeros outside.

@@ -32,6 +32,8 @@ const ASSEMBLY: &[(&str, &str)] = &[
         "return (u64)((at & 0x3ffffu) >> 4) | (u64)(next >> 4) << 16 | (u64)64 << 32 | (u64)1 << 62;",
         "return at >> 4 | (u64)(next >> 4) << 32;",
     ),
+    (r#"asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory");"#, "emu_multiply_commit();"),
+    (r#"asm volatile("wgmma.wait_group.sync.aligned %0;" ::"n"(PENDING) : "memory");"#, "emu_multiply_wait(PENDING);"),
     (r#"asm volatile("mov.u32 %0, %%cluster_ctarank;" : "=r"(rank));"#, "rank = 0;"),
     ("(u32)__cvta_generic_to_shared(p)", "(u32)(uintptr_t)p"),
     (r#"asm volatile("ld.global.cg.s32 %0, [%1];" : "=r"(v) : "l"(p) : "memory");"#, "v = *p;"),
