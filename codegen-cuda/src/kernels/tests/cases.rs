@@ -328,6 +328,9 @@ pub fn wide() -> Vec<Case> {
         all.push(attention_of(BF16, BF16, (1, 8, 128), 16, 0, true, sizes));
         all.push(attention_of(BF16, BF16, (2, 1, 128), 64, 128, false, sizes));
     }
+    // So many keys that tiles of them are used again.
+    all.push(attention_of(BF16, BF16, (1, 8, 64), 32, 0, true, "T=40 S=2 P=40"));
+    all.push(attention_of(BF16, BF16, (1, 16, 128), 64, 0, true, "T=40 S=2 P=20"));
     all.extend(super::fused::wide());
     all.extend(super::moe::wide());
     all

@@ -357,6 +357,10 @@ pub fn wide() -> Vec<Case> {
             all.push(gated(t, 96, 136, "interleaved", sizes));
         }
     }
+    // So many k that stages are used again.
+    for t in ["gemm", "gemm_pieces"] {
+        all.push(out(t, 48, 2880, "T=70"));
+    }
     // Many columns of few k: the largest tiles.
     all.push(out("gemm", 3392, 64, "T=390"));
     all.push(qkv_of("gemm", false, 64, (40, 5, 64), "T=390 S=3 P=64 C=400"));

@@ -174,6 +174,8 @@ pub fn wide() -> Vec<Case> {
         (Interleaved, shape(200, 3, 5, 64, 32)),
         (Halves, shape(20, 4, 6, 160, 64)),
         (Halves, shape(100, 3, 4, 96, 192)),
+        // So many k that stages are used again.
+        (Plain, shape(60, 2, 3, 64, 2880)),
         // 200 rows an expert, and 400.
         (Plain, shape(300, 2, 3, 208, 160)),
         (Interleaved, shape(400, 2, 2, 112, 416)),
@@ -190,6 +192,8 @@ pub fn wide() -> Vec<Case> {
         (Interleaved, shape(160, 2, 6, 300, 352)),
         (Halves, shape(20, 4, 6, 160, 64)),
         (Halves, shape(120, 8, 6, 96, 32)),
+        (Plain, shape(40, 2, 3, 64, 2880)),
+        (Halves, shape(50, 2, 2, 64, 2144)),
     ]
     .into_iter()
     .enumerate()

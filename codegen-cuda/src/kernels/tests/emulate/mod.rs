@@ -336,6 +336,7 @@ fn emulate() {
         }
         None => one_of_each(&all),
     };
+    assert!(!chosen.is_empty(), "no case has a name with GOSSAMER_EMULATE in it");
     let mut wrong = vec![];
     // A program each: compiling is what takes time, and memory.
     for cases in chosen.chunks(100) {
