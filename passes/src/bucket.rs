@@ -73,6 +73,12 @@ pub enum BucketError {
         /// What was given.
         found: String,
     },
+    /// A symbol with two sizes.
+    #[error("sizes name {symbol} twice, expected each symbol once")]
+    Twice {
+        /// The symbol.
+        symbol: String,
+    },
     /// A symbol that the module does not have.
     #[error("unknown symbol `{symbol}` in sizes; {known}")]
     Symbol {
@@ -139,7 +145,9 @@ pub fn given(module: &Module, text: &str) -> Result<Bindings, BucketError> {
             };
             return Err(BucketError::Symbol { symbol: name.to_string(), known });
         }
-        sizes.insert(name.into(), value);
+        if sizes.insert(name.into(), value).is_some() {
+            return Err(BucketError::Twice { symbol: name.to_string() });
+        }
     }
     complete(module, sizes)
 }
@@ -263,6 +271,7 @@ mod tests {
         assert!(error(named(&m, "big")).ends_with("the module declares small"));
         assert_eq!(error(named(&m, "decode.65")), "symbol T is 65, expected 1 to 64; choose a smaller step");
         assert_eq!(error(given(&m, "Q=1")), "unknown symbol `Q` in sizes; known: T, P");
+        assert_eq!(error(given(&m, "T=1,P=2,T=3")), "sizes name T twice, expected each symbol once");
         assert!(error(given(&m, "T:1")).starts_with("sizes are `T:1`, expected NAME=NUMBER"));
     }
 }

@@ -5,7 +5,7 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use gossamer_ir::{Func, InferError, Module, OpKind, Value};
+use gossamer_ir::{Func, InferError, Module, Op, OpKind, Value};
 
 /// The function `entry` with every call replaced by the callee's body, recursively. `None` if there is no such function.
 ///
@@ -17,6 +17,20 @@ pub fn inline(module: &Module, entry: &str) -> Result<Option<Func>, InferError> 
     let args: Vec<Value> = (0..source.params.len()).filter_map(|i| flat.param(i)).collect();
     flat.results = copy(module, source, &args, &mut flat, &mut BTreeMap::new(), "")?;
     Ok(Some(flat))
+}
+
+/// Ops of `entry` with every call replaced, calls counted: each level of calls may double them. Callees stand before their callers, see rule V10.
+pub fn size(module: &Module, entry: &str) -> usize {
+    let mut sizes: BTreeMap<&str, usize> = BTreeMap::new();
+    for f in &module.funcs {
+        let of = |op: &Op| match op.kind {
+            OpKind::Call => 1usize.saturating_add(sizes.get(op.attrs.word("callee")).copied().unwrap_or(0)),
+            _ => 1,
+        };
+        let ops = f.graph.ids().into_iter().map(|id| of(f.graph.op(id))).fold(0, usize::saturating_add);
+        sizes.insert(&f.name, ops);
+    }
+    sizes.get(entry).copied().unwrap_or(0)
 }
 
 type Weights = BTreeMap<Arc<str>, Value>;

@@ -23,7 +23,9 @@ pub fn run(module: &mut Module, options: &Options) -> Result<bool, InferError> {
                 OpKind::Param => f.params.get(op.attrs.int("index") as usize).is_some_and(|p| p.weight),
                 _ => false,
             };
-            let packed = op.results[0].as_tensor().is_some_and(|t| t.dtype == DType::Mxfp4 && t.layout.is_none());
+            // A call may have no result.
+            let tensor = op.results.first().and_then(|ty| ty.as_tensor());
+            let packed = tensor.is_some_and(|t| t.dtype == DType::Mxfp4 && t.layout.is_none());
             let value = Value { op: id, result: 0 };
             let users = f.graph.users(value);
             if !leaf || !packed || users.is_empty() || users.iter().any(|(u, _)| f.graph.op(*u).kind != OpKind::Dequant)

@@ -45,6 +45,12 @@ pub enum PlanError {
         /// Greatest.
         max: i64,
     },
+    /// Calls of calls that make more ops than any plan may have.
+    #[error("@{entry} has more than {} ops with its calls inlined; call less often", MAX_OPS)]
+    TooLarge {
+        /// The entry.
+        entry: String,
+    },
     /// The graph has a cycle.
     #[error("the graph has a cycle through {ops} ops; run the verifier for details")]
     Cycle {
@@ -59,6 +65,9 @@ pub enum PlanError {
     Buffers(String),
 }
 
+/// Most ops of a plan before those without effect go; a thousand layers have a tenth of it.
+const MAX_OPS: usize = 1 << 20;
+
 /// Makes the plan of `entry` at the given sizes.
 ///
 /// # Errors
@@ -70,6 +79,9 @@ pub fn plan(module: &Module, entry: &str, sizes: &Bindings) -> Result<Plan, Plan
             let found = value.map_or("unset".to_string(), ToString::to_string);
             return Err(PlanError::Size { symbol: s.name.to_string(), found, min: s.min, max: s.max });
         }
+    }
+    if inline::size(module, entry) > MAX_OPS {
+        return Err(PlanError::TooLarge { entry: entry.to_string() });
     }
     let mut func = inline::inline(module, entry)?.ok_or_else(|| PlanError::NoEntry {
         entry: entry.to_string(),

@@ -163,6 +163,11 @@ fn results_and_usage() {
     fails(&["run", "./nowhere/model"], 2, &["no folder ./nowhere/model", "gossamer run demo"]);
     fails(&["run", "gpt-oss-20b", "hello"], 1, &["gpt-oss-20b", "--random-weights"]);
     fails(&["run", "demo", "x", "--top-p", "0", "--device", "cpu"], 2, &["top_p is 0"]);
+    fails(
+        &["run", "demo", "x", "--temperature", "-1", "--device", "cpu"],
+        2,
+        &["temperature is -1, expected 0 to 100"],
+    );
     fails(&["ir", "demo", "--plan", "1,2,x,3"], 2, &["--plan is `1,2,x,3`"]);
     fails(&["run", "demo", "x", "--context", "9999999", "--device", "cpu"], 1, &["--context 9999999", "131072"]);
 }
@@ -331,6 +336,17 @@ fn outputs_are_whole_or_absent() {
     let last = args.len() - 1;
     args[last] = &bad;
     fails(&args, 1, &["out.safetensors"]);
+    fails(&args, 1, &["there is no such folder"]);
+    // What is read is not written over.
+    let tokens = d.path().join("tokens.json");
+    let text = fs::read(&tokens).unwrap();
+    let (tokens_arg, link) = (tokens.display().to_string(), d.path().join("link").display().to_string());
+    std::os::unix::fs::symlink(&tokens, &link).unwrap();
+    for out in [&tokens_arg, &link] {
+        args[last] = out;
+        fails(&args, 2, &["--out", "is a file that is read", "choose another name"]);
+        assert_eq!(fs::read(&tokens).unwrap(), text);
+    }
     // A reader that goes away is not a failure.
     let status = std::process::Command::new("sh")
         .args(["-c", "\"$0\" inspect demo | head -n 1 >/dev/null; exit ${PIPESTATUS:-0}"])

@@ -171,6 +171,7 @@ fn bad_names_list_what_is_known() {
     opt(&["--bucket", "large"], &["unknown bucket `large`", "the module declares small"]);
     opt(&["--sizes", "Q=1"], &["unknown symbol `Q`", "known: T"]);
     opt(&["--sizes", "T=65"], &["symbol T is 65, expected 1 to 64"]);
+    opt(&["--sizes", "T=1,T=2"], &["sizes name T twice"]);
     opt(&["--sizes", "T"], &["sizes are `T`, expected NAME=NUMBER"]);
     opt(&["--disable-rule", "x"], &["unknown rule `x`"]);
     opt(&["--enable-rule", "x"], &["unknown rule `x`"]);
@@ -334,4 +335,58 @@ fn files_are_explained_too() {
     let bad = file(&dir, "machine.toml", "name = 1");
     fails(&["explain", "demo", "--machine", &bad], 1, &["machine.toml, line 1"]);
     fails(&["explain", "nowhere"], 1, &["nowhere"]);
+    explain(&[&chain, "--no-compile", "-o", &chain], &["--out", "is a file that is read"]);
+    assert_eq!(fs::read_to_string(&chain).unwrap(), CHAIN);
+}
+
+#[test]
+fn a_file_that_is_piped_in_is_read_once() {
+    // Its lines cannot be shown: opening the pipe again would wait for another writer.
+    let dir = TempDir::new().unwrap();
+    let pipe = dir.path().join("piped.gir");
+    assert!(std::process::Command::new("mkfifo").arg(&pipe).status().unwrap().success());
+    let (path, bad) = (pipe.clone(), CHAIN.replace("neg %a : f32[T, 4]", "neg %a : f32[T, 5]"));
+    let writer = std::thread::spawn(move || fs::write(path, bad));
+    let mut command = gossamer(&["verify", &pipe.display().to_string()]);
+    let ran = command.timeout(std::time::Duration::from_secs(20)).output().unwrap();
+    writer.join().unwrap().unwrap();
+    assert_eq!(ran.status.code(), Some(1));
+    assert!(String::from_utf8_lossy(&ran.stderr).contains("V05"));
+}
+
+/// Sizes whose products leave 64 bits, and a sum that would be written out term by term for ever.
+#[test]
+fn sizes_beyond_reason_are_refused() {
+    let dir = TempDir::new().unwrap();
+    let huge = file(&dir, "huge.gir", &CHAIN.replace("4]", "9223372036854775807]"));
+    for command in [&["verify"][..], &["opt"], &["explain", "--no-compile"], &["ir", "--memory"]] {
+        let ran = run(&[&command[..1], &[&huge], &command[1..]].concat());
+        assert!(ran.code == 1 && ran.err.contains("V06") && ran.err.contains("2^50"), "{command:?}: {}", ran.err);
+    }
+    // 39 levels of two calls each: not inlined to see how many ops that makes.
+    let mut doubling =
+        "gir 1\n\nfunc @f0(%x: f32[4]) -> (f32[4]) {\n  %y = neg %x : f32[4]\n  return %y\n}\n".to_string();
+    for i in 1..40 {
+        let (name, call) = (if i == 39 { "step".into() } else { format!("f{i}") }, format!("call @f{}", i - 1));
+        doubling += &format!(
+            "func @{name}(%x: f32[4]) -> (f32[4]) {{\n  %a = {call} %x : f32[4]\n  %b = {call} %a : f32[4]\n  return %b\n}}\n"
+        );
+    }
+    let doubling = file(&dir, "doubling.gir", &doubling);
+    for command in [&["explain", &doubling, "--no-compile"][..], &["ir", &doubling, "--plan", "1,1,1"]] {
+        fails(command, 1, &["@step has more than 1048576 ops", "call less often"]);
+    }
+    let many = "gir 1
+
+sym T in 1..=4
+
+func @f(%x: f32[T, 3037000500, 32], %w: f32[T, 3037000500]) -> (f32[T, 32]) {
+  %y = moe_combine %x, %w : f32[T, 32]
+  return %y
+}
+";
+    let many = file(&dir, "many.gir", many);
+    let mut command = gossamer(&["explain", &many, "--no-compile"]);
+    let ran = command.timeout(std::time::Duration::from_secs(20)).output().unwrap();
+    assert!(matches!(ran.status.code(), Some(0 | 1)), "{:?}: {}", ran.status, String::from_utf8_lossy(&ran.stderr));
 }

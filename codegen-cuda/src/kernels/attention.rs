@@ -136,7 +136,17 @@ pub fn lower(cx: &Cx) -> Result<Lowered, LowerError> {
         return few(
             cx,
             fill,
-            Few { name, ir, args, kv, group, tokens, keys: row_pages * kv.page, window, sinks: sinks.is_some() },
+            Few {
+                name,
+                ir,
+                args,
+                kv,
+                group,
+                tokens,
+                keys: row_pages.saturating_mul(kv.page),
+                window,
+                sinks: sinks.is_some(),
+            },
         );
     }
     // Registers bound the rows of a warp: 32 sums a row tile for every 64 elements of a head.

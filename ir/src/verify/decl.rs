@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use super::{Place, Report};
 use crate::attr::Attr;
-use crate::dim::Dim;
+use crate::dim::{Bindings, Dim};
 use crate::dtype::{DType, MX_BLOCK};
 use crate::module::{Module, StateDecl};
 use crate::op::OpKind;
@@ -14,6 +14,10 @@ use crate::ty::{TensorType, Type};
 
 /// Greatest size in a state declaration: products of two such sizes stay far from overflow.
 const MAX_STATE_SIZE: i64 = 1 << 24;
+
+/// Most elements of a tensor, with every symbol at its greatest value. No model comes near; bytes, offsets and sums over all tensors of a module stay
+/// within 64 bits.
+const MAX_ELEMENTS: i64 = 1 << 50;
 
 /// Checks the declarations. Returns the names of states whose sizes are unsound, so that no type rule computes with them.
 pub(super) fn check(module: &Module, report: &mut Report) -> BTreeSet<Arc<str>> {
@@ -37,9 +41,10 @@ pub(super) fn check(module: &Module, report: &mut Report) -> BTreeSet<Arc<str>> 
             report.declaration("V06", b.to_string(), message);
         }
     }
+    let most = greatest(module);
     for w in &module.weights {
         let line = || w.to_string();
-        for (rule, message) in tensor(module, &w.ty) {
+        for (rule, message) in tensor(module, &most, &w.ty) {
             report.declaration(rule, line(), message);
         }
         if w.ty.dims.iter().any(|d| d.as_const().is_none()) {
@@ -60,9 +65,10 @@ pub(super) fn check(module: &Module, report: &mut Report) -> BTreeSet<Arc<str>> 
 /// symbol is in the type of almost every op.
 pub(super) fn func(module: &Module, place: &Place<'_>, report: &mut Report) {
     let f = place.func;
+    let most = greatest(module);
     let mut told = BTreeSet::new();
     for (i, p) in f.params.iter().enumerate() {
-        for (rule, message) in ty(module, &p.ty) {
+        for (rule, message) in ty(module, &most, &p.ty) {
             if told.insert(message.clone()) {
                 report.header(rule, place, format!("parameter `%{}`: {message}", place.names.param(i)));
             }
@@ -77,7 +83,7 @@ pub(super) fn func(module: &Module, place: &Place<'_>, report: &mut Report) {
         if matches!(op.kind, OpKind::Param | OpKind::Weight) {
             continue;
         }
-        let mut found: Vec<(&'static str, String)> = op.results.iter().flat_map(|t| ty(module, t)).collect();
+        let mut found: Vec<(&'static str, String)> = op.results.iter().flat_map(|t| ty(module, &most, t)).collect();
         for (_, value) in op.attrs.iter() {
             if let Attr::Dims(dims) = value {
                 found.extend(dims.iter().flat_map(|d| dim(module, d)).map(|m| ("V06", m)));
@@ -108,8 +114,22 @@ fn dim(module: &Module, d: &Dim) -> Vec<String> {
     out
 }
 
-fn tensor(module: &Module, t: &TensorType) -> Vec<(&'static str, String)> {
+/// Every symbol at its greatest value.
+fn greatest(module: &Module) -> Bindings {
+    module.syms.iter().map(|s| (s.name.clone(), s.max)).collect()
+}
+
+/// Whether a tensor is too large to compute with. An empty dim hides no other: products are formed of some of the dims, too.
+fn too_large(most: &Bindings, t: &TensorType) -> bool {
+    let sizes = t.dims.iter().filter_map(|d| d.eval(most).ok());
+    sizes.fold(1i64, |n, size| n.saturating_mul(size.max(1))) > MAX_ELEMENTS
+}
+
+fn tensor(module: &Module, most: &Bindings, t: &TensorType) -> Vec<(&'static str, String)> {
     let mut out: Vec<_> = t.dims.iter().flat_map(|d| dim(module, d)).map(|m| ("V06", m)).collect();
+    if out.is_empty() && too_large(most, t) {
+        out.push(("V06", format!("{t} can have more than 2^50 elements; give it, or the symbols in it, less")));
+    }
     let blocks = t.dims.last().and_then(|d| d.as_const()).is_some_and(|n| n % MX_BLOCK == 0);
     if t.dtype == DType::Mxfp4 && !blocks {
         out.push(("V07", format!("the last dim of {t} must be a constant multiple of {MX_BLOCK}")));
@@ -123,9 +143,9 @@ fn tensor(module: &Module, t: &TensorType) -> Vec<(&'static str, String)> {
     out
 }
 
-fn ty(module: &Module, t: &Type) -> Vec<(&'static str, String)> {
+fn ty(module: &Module, most: &Bindings, t: &Type) -> Vec<(&'static str, String)> {
     match t {
-        Type::Tensor(t) => tensor(module, t),
+        Type::Tensor(t) => tensor(module, most, t),
         Type::State(family, name) => match module.state(name) {
             Some(s) if s.family() == *family => vec![],
             Some(s) => vec![("V09", format!("{t} names a {} state", s.family().name()))],

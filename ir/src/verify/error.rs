@@ -52,8 +52,11 @@ impl fmt::Display for VerifyErrors {
     }
 }
 
+/// Most errors that are shown: each is looked up in the text, which may be large and wrong in every line.
+const SHOWN: usize = 64;
+
 impl VerifyErrors {
-    /// All errors in plain text, each over its line of `source`, the text that was read from `file`; without a source, one line each.
+    /// The errors in plain text (the first 64 of them), each over its line of `source`, the text that was read from `file`; without a source, one line each.
     pub fn render(&self, source: Option<(&str, &str)>) -> String {
         self.render_with(&Renderer::plain(), source)
     }
@@ -65,7 +68,7 @@ impl VerifyErrors {
 
     fn render_with(&self, renderer: &Renderer, source: Option<(&str, &str)>) -> String {
         let mut out = String::new();
-        for e in &self.errors {
+        for e in self.errors.iter().take(SHOWN) {
             let span = source.and_then(|(file, text)| Some((file, text, e.span(file, text)?)));
             match span {
                 Some((file, text, span)) => {
@@ -75,6 +78,9 @@ impl VerifyErrors {
                 }
                 None => out.push_str(&format!("error: {e}\n")),
             }
+        }
+        if let Some(more) = self.errors.len().checked_sub(SHOWN).filter(|n| *n > 0) {
+            out.push_str(&format!("and {more} more\n"));
         }
         out.truncate(out.trim_end().len());
         out.push('\n');

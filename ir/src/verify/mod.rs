@@ -10,7 +10,7 @@
 //! | V03 | use edges and operand lists agree (source, result number, operand number) |
 //! | V04 | numbers of operands and results, and names and kinds of attributes, are those of the op table; one `param` op a parameter |
 //! | V05 | the type rule of the op accepts its operands, and gives the result types that are written |
-//! | V06 | symbols are declared, with bounds that are not empty or negative; dims are never negative; buckets fix declared symbols within bounds |
+//! | V06 | symbols are declared, with bounds that are not empty or negative; dims are never negative; no tensor can have more than 2^50 elements; buckets fix declared symbols within bounds |
 //! | V07 | the last dim of an mxfp4 tensor is a constant multiple of 32 |
 //! | V08 | weights are declared with constant dims, have one leaf op a function, and `weight` parameters receive weight-only values |
 //! | V09 | state is declared with sound sizes and is linear: each state value is replaced, passed on or returned exactly once, and nothing reads what may be replaced already |

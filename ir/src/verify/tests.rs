@@ -248,3 +248,12 @@ proptest! {
         drop(roundtrip(&m));
     }
 }
+
+#[test]
+fn many_errors_are_not_all_shown() {
+    let text = format!("gir 1\n{}", "sym T in 1..=2\n".repeat(200));
+    let errors = verify(&crate::text::parse("m.gir", &text).unwrap(), Stage::Tensor).unwrap_err();
+    let shown = errors.render(Some(("m.gir", &text)));
+    assert_eq!((errors.errors.len(), shown.matches("error: V15").count()), (199, 64));
+    assert!(shown.ends_with("\n\nand 135 more\n"), "{shown}");
+}

@@ -121,6 +121,13 @@ impl Default for Machine {
     }
 }
 
+/// Rates that give finite times for whatever a kernel moves or computes.
+const RATES: std::ops::RangeInclusive<f64> = 1e-6..=1e9;
+/// Microseconds of launches and the like.
+const TIMES: std::ops::RangeInclusive<f64> = 0.0..=1e9;
+/// Parts of a rate that a kernel reaches.
+const EFFICIENCIES: std::ops::RangeInclusive<f64> = 1e-6..=1.0;
+
 impl Machine {
     /// Reads a description; `origin` names the text in messages.
     ///
@@ -155,8 +162,8 @@ impl Machine {
             return refuse("device.sms".into(), "0".into(), "at least 1");
         }
         for (field, value) in rates {
-            if !(value.is_finite() && value > 0.0) {
-                return refuse(format!("device.{field}"), value.to_string(), "a number above 0");
+            if !RATES.contains(&value) {
+                return refuse(format!("device.{field}"), value.to_string(), "a number from 1e-6 to 1e9");
             }
         }
         for (name, t) in &self.templates {
@@ -167,23 +174,19 @@ impl Machine {
                 ("hand_over_us", t.hand_over_us),
             ];
             for (field, value) in times {
-                if !(value.is_finite() && value >= 0.0) {
-                    return refuse(format!("template.{name}.{field}"), value.to_string(), "microseconds from 0");
+                if !TIMES.contains(&value) {
+                    return refuse(format!("template.{name}.{field}"), value.to_string(), "microseconds from 0 to 1e9");
                 }
             }
             let efficiencies =
                 [("bandwidth_efficiency", t.bandwidth_efficiency), ("compute_efficiency", t.compute_efficiency)];
             for (field, value) in efficiencies {
-                if !(value > 0.0 && value <= 1.0) {
-                    return refuse(
-                        format!("template.{name}.{field}"),
-                        value.to_string(),
-                        "a fraction above 0, at most 1",
-                    );
+                if !EFFICIENCIES.contains(&value) {
+                    return refuse(format!("template.{name}.{field}"), value.to_string(), "a fraction from 1e-6 to 1");
                 }
             }
-            if let Some(rate) = t.sm_gb_s.filter(|r| !(r.is_finite() && *r > 0.0)) {
-                return refuse(format!("template.{name}.sm_gb_s"), rate.to_string(), "a number above 0");
+            if let Some(rate) = t.sm_gb_s.filter(|r| !RATES.contains(r)) {
+                return refuse(format!("template.{name}.sm_gb_s"), rate.to_string(), "a number from 1e-6 to 1e9");
             }
             let counts = [
                 ("unit_rows", t.unit_rows),

@@ -175,11 +175,20 @@ fn machine_errors_are_one_line() {
     assert!(of("sms = 132", "sms = ").starts_with(&format!("m.toml, line {}: ", line("sms"))));
     assert!(of("sms = 132\n", "").contains("missing field `sms`"));
     assert_eq!(of("sms = 132", "sms = 0"), "m.toml: device.sms is 0, expected at least 1");
-    assert_eq!(of("l2_mb = 50.0", "l2_mb = -1.0"), "m.toml: device.l2_mb is -1, expected a number above 0");
-    assert_eq!(of("l2_mb = 50.0", "l2_mb = nan"), "m.toml: device.l2_mb is NaN, expected a number above 0");
+    assert_eq!(of("l2_mb = 50.0", "l2_mb = -1.0"), "m.toml: device.l2_mb is -1, expected a number from 1e-6 to 1e9");
+    assert_eq!(of("l2_mb = 50.0", "l2_mb = nan"), "m.toml: device.l2_mb is NaN, expected a number from 1e-6 to 1e9");
     assert_eq!(
         of("bandwidth_efficiency = 0.97", "bandwidth_efficiency = 1.5"),
-        "m.toml: template.stream.bandwidth_efficiency is 1.5, expected a fraction above 0, at most 1"
+        "m.toml: template.stream.bandwidth_efficiency is 1.5, expected a fraction from 1e-6 to 1"
+    );
+    // So small that every time would be infinite, and nothing could be chosen.
+    assert_eq!(
+        of("compute_efficiency = 0.093", "compute_efficiency = 1e-320"),
+        format!("m.toml: template.stream.compute_efficiency is {}, expected a fraction from 1e-6 to 1", 1e-320)
+    );
+    assert_eq!(
+        of("launch_us = 1.20", "launch_us = 1e10"),
+        "m.toml: template.stream.launch_us is 10000000000, expected microseconds from 0 to 1e9"
     );
     assert_eq!(of("unit_rows = 32", "unit_rows = 0"), "m.toml: template.stream.unit_rows is 0, expected at least 1");
     assert_eq!(

@@ -159,19 +159,19 @@ impl ModelArgs {
 #[derive(Clone, Debug, Args)]
 pub struct SamplingArgs {
     /// Softmax temperature; 0 is greedy [default: the checkpoint's, else 1]
-    #[arg(long, value_name = "T")]
+    #[arg(long, value_name = "T", allow_negative_numbers = true)]
     pub temperature: Option<f32>,
     /// Keep the K most probable tokens; 0: all
     #[arg(long, value_name = "K")]
     pub top_k: Option<u32>,
     /// Keep the most probable tokens up to this mass
-    #[arg(long, value_name = "P")]
+    #[arg(long, value_name = "P", allow_negative_numbers = true)]
     pub top_p: Option<f32>,
     /// Keep tokens with at least this fraction of the greatest probability
-    #[arg(long, default_value_t = 0.0, value_name = "P")]
+    #[arg(long, default_value_t = 0.0, value_name = "P", allow_negative_numbers = true)]
     pub min_p: f32,
     /// Divide the logits of tokens that occurred; 1 is off
-    #[arg(long, default_value_t = 1.0, value_name = "X")]
+    #[arg(long, default_value_t = 1.0, value_name = "X", allow_negative_numbers = true)]
     pub repetition_penalty: f32,
     /// Subtract from the logits of tokens that were generated
     #[arg(long, default_value_t = 0.0, value_name = "X", allow_negative_numbers = true)]

@@ -28,7 +28,7 @@ pub fn compile(args: &CompileArgs) -> Result<(), Failure> {
     };
     let kernels = crate::kernels::of_model(&config, &options)?.map_err(Failure::from_error)?;
     if let Some(dir) = &args.emit {
-        std::fs::create_dir_all(dir).map_err(|e| Failure::Failed(format!("{}: cannot be made: {e}", dir.display())))?;
+        output::folder(dir)?;
         for k in kernels.values() {
             output::file(&dir.join(format!("{}.cu", k.entry)), k.text.as_bytes())?;
         }

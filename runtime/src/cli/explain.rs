@@ -16,6 +16,11 @@ use crate::explain::{self, Explanation, Request};
 use crate::session::PAGE;
 
 pub fn explain(args: &ExplainArgs) -> Result<(), Failure> {
+    if let Some(out) = &args.out {
+        for read in [Some(args.model.as_ref()), args.machine.as_deref()].into_iter().flatten() {
+            output::not_over("--out", out, read)?;
+        }
+    }
     let passes = pipeline::passes(&args.passes)?;
     let disabled_rules = pipeline::rules(&args.disabled_rules)?;
     let enabled_rules = pipeline::rules(&args.enabled_rules)?;

@@ -15,6 +15,7 @@ use crate::engine::{SamplingParams, StepLogits, Work};
 use crate::session::{Session, SessionOptions};
 
 pub fn logits(args: &LogitsArgs) -> Result<(), Failure> {
+    output::not_over("--out", &args.out, &args.tokens)?;
     let tokens = output::read_tokens(&args.tokens)?;
     let folder = |p: &Path| fs::canonicalize(if p.as_os_str().is_empty() { Path::new(".") } else { p }).ok();
     let beside = args.out.parent().and_then(folder);

@@ -84,8 +84,11 @@ pub fn json(value: &serde_json::Value) -> Result<(), Failure> {
 pub fn file(path: &std::path::Path, contents: &[u8]) -> Result<(), Failure> {
     let fail = |e: io::Error| {
         // tempfile's errors name its own file; only the reason matters.
-        let reason =
-            e.raw_os_error().map_or_else(|| e.kind().to_string(), |c| io::Error::from_raw_os_error(c).to_string());
+        let reason = match (e.raw_os_error(), e.kind()) {
+            (Some(c), _) => io::Error::from_raw_os_error(c).to_string(),
+            (None, io::ErrorKind::NotFound) => "there is no such folder".to_string(),
+            (None, kind) => kind.to_string(),
+        };
         Failure::Failed(format!("{}: cannot be written: {reason}; choose another place", path.display()))
     };
     // A device or pipe is written to; only files are replaced, behind links too.
@@ -104,13 +107,34 @@ pub fn file(path: &std::path::Path, contents: &[u8]) -> Result<(), Failure> {
     Ok(())
 }
 
+/// Makes a folder for files, and those above it.
+pub fn folder(path: &std::path::Path) -> Result<(), Failure> {
+    std::fs::create_dir_all(path)
+        .map_err(|e| Failure::Failed(format!("{}: cannot be made: {e}; choose another folder", path.display())))
+}
+
+/// Refuses to write over a file that the same command reads; `option` names where to write.
+pub fn not_over(option: &str, out: &std::path::Path, read: &std::path::Path) -> Result<(), Failure> {
+    let same = |a: &std::fs::Metadata, b: &std::fs::Metadata| {
+        use std::os::unix::fs::MetadataExt;
+        a.is_file() && (a.dev(), a.ino()) == (b.dev(), b.ino())
+    };
+    match (std::fs::metadata(out), std::fs::metadata(read)) {
+        (Ok(a), Ok(b)) if same(&a, &b) => {
+            Err(Failure::Usage(format!("{option} {} is a file that is read; choose another name", out.display())))
+        }
+        _ => Ok(()),
+    }
+}
+
 /// Most bytes of text that are read from a file or from stdin.
 const MAX_TEXT: u64 = 64 << 20;
 
 /// Reads a text file.
 pub fn read_text(path: &std::path::Path) -> Result<String, Failure> {
     let name = path.display().to_string();
-    let file = std::fs::File::open(path).map_err(|e| Failure::Failed(format!("{name}: cannot be read: {e}")))?;
+    let file = std::fs::File::open(path)
+        .map_err(|e| Failure::Failed(format!("{name}: cannot be read: {e}; check the path")))?;
     read_all(file, &name)
 }
 

@@ -60,9 +60,9 @@ pub fn parse(name: &str) -> Result<Module, Failure> {
     })
 }
 
-/// The text behind a module that was read from a file, for messages that show its lines.
+/// The text behind a module that was read from a file, for messages that show its lines. A pipe has been read to its end: opening it again would wait.
 pub fn source(path: &Path) -> String {
-    std::fs::read_to_string(path).unwrap_or_default()
+    path.is_file().then(|| std::fs::read_to_string(path).ok()).flatten().unwrap_or_default()
 }
 
 /// A pipeline by its text on the command line.
@@ -125,7 +125,7 @@ pub fn run(
         }
     };
     if let Some(dir) = &args.dump_dir {
-        std::fs::create_dir_all(dir).map_err(|e| Failure::Failed(format!("{}: cannot be made: {e}", dir.display())))?;
+        output::folder(dir)?;
     }
     let (module, trace) = compile_with(module, passes, options, &mut dump).map_err(|e| shown(name, e))?;
     dumped?;

@@ -1,6 +1,7 @@
 //! The optional files beside `tokenizer.json` that name the bos, eos and padding tokens.
 
-use std::io::ErrorKind;
+use std::fs::File;
+use std::io::{ErrorKind, Read};
 use std::path::Path;
 
 use serde::Deserialize;
@@ -64,10 +65,20 @@ pub(super) fn named_ids(
     })
 }
 
-/// Reads a whole file; errors name it.
+/// Most bytes of a file; those of large vocabularies have about 30 MB.
+const MAX_BYTES: u64 = 256 << 20;
+
+/// Reads a whole file; errors name it. A device may have no end, so that what is read has a limit.
 pub(super) fn read(path: &Path) -> Result<Vec<u8>, TokenizerError> {
-    std::fs::read(path)
-        .map_err(|error| TokenizerError::Read { file: path.display().to_string(), reason: one_line(&error) })
+    let failed = |reason| TokenizerError::Read { file: path.display().to_string(), reason };
+    let mut bytes = Vec::new();
+    File::open(path)
+        .and_then(|f| f.take(MAX_BYTES + 1).read_to_end(&mut bytes))
+        .map_err(|error| failed(one_line(&error)))?;
+    match bytes.len() as u64 > MAX_BYTES {
+        true => Err(failed(format!("larger than {} MiB", MAX_BYTES >> 20))),
+        false => Ok(bytes),
+    }
 }
 
 /// An id, a list of ids, or null.
@@ -115,10 +126,13 @@ fn parse<'a, T: Deserialize<'a>>(file: &str, bytes: &'a [u8], expected: &'static
     })
 }
 
+/// A file that nobody named is opened only if it is one: opening a pipe would wait for a writer.
 fn read_optional(path: &Path) -> Result<Option<(String, Vec<u8>)>, TokenizerError> {
-    match std::fs::read(path) {
-        Ok(bytes) => Ok(Some((path.display().to_string(), bytes))),
+    let file = path.display().to_string();
+    match std::fs::metadata(path) {
+        Ok(m) if m.is_file() => Ok(Some((file, read(path)?))),
+        Ok(_) => Err(TokenizerError::Read { file, reason: "not a file".to_owned() }),
         Err(error) if error.kind() == ErrorKind::NotFound => Ok(None),
-        Err(error) => Err(TokenizerError::Read { file: path.display().to_string(), reason: one_line(&error) }),
+        Err(error) => Err(TokenizerError::Read { file, reason: one_line(&error) }),
     }
 }

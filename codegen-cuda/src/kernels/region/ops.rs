@@ -10,6 +10,9 @@ use crate::lower::LowerError;
 
 type Result<T> = std::result::Result<T, LowerError>;
 
+/// Most experts whose results a row's sum is written out for.
+const MAX_CHOICES: i64 = 256;
+
 impl Region<'_> {
     /// Prints element `index` of `value` and gives its variable.
     pub(super) fn compute(&mut self, value: Value, index: &[Index]) -> Result<String> {
@@ -272,6 +275,9 @@ impl Region<'_> {
         let (x, w) = (op.operands[0], op.operands[1]);
         let choices = self.tensor(x)?.dims[1].as_const();
         let choices = choices.ok_or_else(|| unsupported("moe_combine of a symbolic number of experts", "constants"))?;
+        if choices > MAX_CHOICES {
+            return Err(unsupported(format!("moe_combine of {choices} experts"), format!("up to {MAX_CHOICES}")));
+        }
         let mut sum = "0.0f".to_string();
         for j in 0..choices {
             let weight = self.element(w, &[index[0].clone(), Index::constant(j)])?;

@@ -185,6 +185,19 @@ fn missing_file_is_one_line() {
 }
 
 #[test]
+fn what_has_no_end_is_refused() {
+    // Read whole, this would take all memory; a pipe beside the file would wait for a writer.
+    let message = Tokenizer::load("/dev/zero").unwrap_err().to_string();
+    assert!(message.contains("/dev/zero: cannot read: larger than 256 MiB"), "{message}");
+    let folder = tempfile::tempdir().unwrap();
+    std::fs::write(folder.path().join("tokenizer.json"), fuzz::byte_tokenizer_json()).unwrap();
+    let pipe = folder.path().join("tokenizer_config.json");
+    assert!(std::process::Command::new("mkfifo").arg(&pipe).status().unwrap().success());
+    let message = Tokenizer::load(folder.path()).unwrap_err().to_string();
+    assert!(message.contains("tokenizer_config.json: cannot read: not a file"), "{message}");
+}
+
+#[test]
 fn malformed_files_name_the_reason() {
     assert!(error_of(b"").contains("malformed"));
     assert!(error_of(b"\xff\xfe{").contains("malformed"));
