@@ -71,11 +71,24 @@ pub struct Wanted {
     pub bytes: u32,
 }
 
+impl Wanted {
+    /// At most `each` bytes of each of some equal parts of operand `index`, which has so many bytes.
+    pub(crate) fn parts_of(index: usize, bytes: u64, parts: u32, each: u64) -> Wanted {
+        let apart = bytes / u64::from(parts.max(1)) / 128 * 128;
+        Wanted { index, part: Part::Data, apart, parts, bytes: apart.min(each) as u32 }
+    }
+}
+
 impl Lowered {
     /// The same without the launches that prepare.
     pub fn prepared(&self) -> Lowered {
         let launches = self.launches[self.prepare.min(self.launches.len())..].to_vec();
         Lowered { launches, prepare: 0, ..self.clone() }
+    }
+
+    /// Whether a kernel of it asks memory for what a later one wants ([`Arg::Wanted`]).
+    pub fn asks(&self) -> bool {
+        self.launches.iter().any(|l| l.args.contains(&Arg::Wanted))
     }
 
     /// How many things are launched: kernels, or one library call.

@@ -56,12 +56,13 @@ struct Wanted {
   u32 parts;
   u32 bytes;
 };
-// Asks memory for it; nothing waits for that. One thread of each block calls.
-__device__ __forceinline__ void ask_ahead(const Wanted& wanted) {
+// Asks memory for at most MOST bytes of each part; nothing waits for that. One thread of each block calls.
+template <u32 MOST> __device__ __forceinline__ void ask_ahead(const Wanted& wanted) {
   constexpr u32 RUN = 16384;
+  const u32 all = wanted.bytes < MOST ? wanted.bytes : MOST;
   for (u32 p = blockIdx.x; p < wanted.parts; p += gridDim.x) {
-    for (u32 from = 0; from < wanted.bytes; from += RUN) {
-      const u32 bytes = wanted.bytes - from < RUN ? wanted.bytes - from : RUN;
+    for (u32 from = 0; from < all; from += RUN) {
+      const u32 bytes = all - from < RUN ? all - from : RUN;
       asm volatile("cp.async.bulk.prefetch.L2.global [%0], %1;" ::"l"(wanted.at + p * wanted.apart + from), "r"(bytes) : "memory");
     }
   }

@@ -150,7 +150,7 @@ __device__ __forceinline__ void share_out(const RowLists<ROWS, SLOTS, EXPERTS>& 
 __device__ __forceinline__ u32 begin_of(u32 from) { return ROOM == 0 ? 0 : from & 96; }
 
 extern "C" __global__ void __launch_bounds__(THREADS, 1)
-${entry}(const bf16* x, const u8* w, const i32* ids, u32 tokens, u32* counter${params}) {
+${entry}(const bf16* x, const u8* w, const i32* ids, u32 tokens, u32* counter${params}, const Wanted wanted) {
   extern __shared__ uint4 shared[];
   __shared__ RowLists<ROWS, SLOTS, EXPERTS> lists;
   __shared__ Unit queue[QUEUE];
@@ -224,7 +224,16 @@ ${entry}(const bf16* x, const u8* w, const i32* ids, u32 tokens, u32* counter${p
         signal_arrive(given + 8 * to.at);
       }
       to.next();
-      if (!more) return;
+      if (!more) {
+        // What this block reads has been multiplied, and other blocks end up to 5 us later: memory has time for what comes next. Asked for as soon as the last
+        // stage is, it would keep them from theirs.
+        for (int i = 0; i < STAGES; i++) {
+          signal_wait(empty + 8 * at.at, at.parity);
+          at.next();
+        }
+        if (lane == 0) ask_ahead<64 << 10>(wanted);
+        return;
+      }
       next += count;
       if (item.expert == EXPERTS) continue;  // products of no expert are 0
       // A lane asks for the runs of one tile.

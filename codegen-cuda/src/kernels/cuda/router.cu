@@ -80,7 +80,7 @@ ${entry}(${params}, i32 rows, const Wanted wanted) {
   ${stage}
   __syncthreads();
   // Rows are there, weights are under way: from here on memory would be idle.
-  if (threadIdx.x == THREADS - 1) ask_ahead(wanted);
+  if (threadIdx.x == THREADS - 1) ask_ahead<128 << 10>(wanted);
   ${export_first}
 
   bool peers = false;

@@ -19,12 +19,15 @@ use super::gemm_results::{results, run};
 use super::gemm_text::{ALONE, FIRST, FIRST_EARLY, HALVES, PAIRED, STRIP_CODE, WHOLE, sums};
 use super::{Body, Origin, Params};
 use crate::emit::{Piece, Text, c_type, fill};
-use crate::lower::{LowerError, Lowered, Matrix};
+use crate::lower::{LowerError, Lowered, Matrix, Wanted};
 
 type Result<T> = std::result::Result<T, LowerError>;
 
 /// Rows of tiles in a band: their share of x and the columns of w that go past it fit the L2 cache.
 const BAND: i64 = 16;
+/// Bytes of each of 132 parts of weights that few rows are multiplied with which kernels in front ask memory for. On an H100 q/k/v of 64 sequences takes 12.7 us
+/// without, 11.6 with 64 KiB, 11.4 with 128, which cost others more (performance.md 29).
+const AHEAD: u64 = 64 << 10;
 
 /// Lowers a kernel of template `gemm` or `gemm_pieces`.
 pub fn lower(cx: &Cx, body: &Body) -> Result<Lowered> {
@@ -181,5 +184,6 @@ pub fn lower(cx: &Cx, body: &Body) -> Result<Lowered> {
     let mut launch = cx.launch(source, launched, 128 * (plan.groups as u32 + 2), args)?;
     launch.shared = (plan.stages() * plan.stage() + plan.sums() + 1024) as u32;
     launch.dependent = true;
-    Ok(single(launch))
+    let wanted = folds.then(|| Wanted::parts_of(w, (2 * n * k) as u64, PROCESSORS as u32, AHEAD));
+    Ok(Lowered { wanted, ..single(launch) })
 }

@@ -179,6 +179,7 @@ pub fn lower(cx: &Cx, body: &Body) -> Result<Lowered> {
     let list = if list.is_empty() { list } else { format!(", {list}") };
     let mut args = vec![operand(x), operand(w), operand(ids), Arg::I32(shape.tokens as i32), Arg::Counters];
     args.extend(more);
+    args.push(Arg::Wanted);
     let functions: Vec<String> =
         v.narrower.iter().chain([&v.slots]).map(|n| multiply_held(*n, gossamer_ir::DType::BF16)).collect();
     let name =
@@ -224,12 +225,7 @@ pub fn lower(cx: &Cx, body: &Body) -> Result<Lowered> {
 fn wanted(shape: &Experts, w: usize) -> Option<Wanted> {
     let all = shape.rows() >= 4 * shape.experts;
     let bytes = shape.experts.checked_mul(blocks(shape.n, TILE))?.checked_mul(shape.k_tiles() * RECORD)? as u64;
-    let apart = bytes / PROCESSORS as u64 / 128 * 128;
-    let (index, part) = match operand(w) {
-        Arg::Operand { index, part } => (index, part),
-        _ => return None,
-    };
-    all.then_some(Wanted { index, part, apart, parts: PROCESSORS as u32, bytes: apart.min(AHEAD) as u32 })
+    all.then(|| Wanted::parts_of(w, bytes, PROCESSORS as u32, AHEAD))
 }
 
 /// Multiplies as wide as an item has rows, where the text is unrolled.

@@ -64,6 +64,9 @@ pub struct BoundWanted {
     bytes: u32,
 }
 
+/// Ops behind one that asks among which the first that wants anything is looked for: a sum over experts and a norm may stand in between.
+pub const AHEAD: usize = 3;
+
 /// What a lowered op would find in the L2 cache: nothing unless it is a weight, whose place never changes.
 pub fn wanted(plan: &Plan, id: OpId, lowered: &Lowered, homes: &Homes) -> BoundWanted {
     let place = lowered.wanted.and_then(|wanted| {
