@@ -24,6 +24,7 @@ ${entry}(const i32* ids, i32* rows, int4* tiles, i32 n) {
   const int lane = threadIdx.x & 31;
   const int warp = threadIdx.x >> 5;
   const int block = (int)blockIdx.x;
+  cluster_arrive<BLOCKS>();
   for (int i = threadIdx.x; i < WARPS * KEYS; i += THREADS) places.of[i / KEYS][i % KEYS] = 0;
   let_successors_start();
   wait_for_predecessors();
@@ -44,6 +45,7 @@ ${entry}(const i32* ids, i32* rows, int4* tiles, i32 n) {
     __syncwarp();
   }
   __syncthreads();
+  cluster_wait<BLOCKS>();  // all blocks have begun, so they may be written to
   for (int key = threadIdx.x; key < KEYS; key += THREADS) {
     i32 sum = 0;
     for (int w = 0; w < WARPS; w++) {

@@ -226,7 +226,6 @@ pub fn cases() -> Vec<Case> {
     out_cases.push(qkv("tile", 104, 2, 1, 32, "T=20 S=3 P=8 C=40"));
     out_cases.push(out("tile", 72, 256, "T=90"));
     out_cases.push(out("tile", 33, 37, "T=20"));
-    // Clusters of more than one block are for the GPU: these have one.
     for (n, k, top, norm, sizes) in [
         (8, 1088, 4, true, "T=1"),
         (7, 1088, 4, true, "T=5"),
@@ -366,6 +365,9 @@ pub fn wide() -> Vec<Case> {
     all.push(qkv_of("gemm", false, 64, (40, 5, 64), "T=390 S=3 P=64 C=400"));
     all.push(head_of("gemm_pieces", false, (320, 136), 64, "T=33 R=33"));
     all.push(head_of("gemm_pieces", false, (656, 72), 128, "T=150 R=150"));
+    // Clusters that share the experts of a row.
+    all.push(router(32, 2880, 4, true, "T=3"));
+    all.push(router(128, 2880, 4, true, "T=2"));
     all
 }
 

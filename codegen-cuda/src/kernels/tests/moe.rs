@@ -179,6 +179,8 @@ pub fn wide() -> Vec<Case> {
         // 200 rows an expert, and 400.
         (Plain, shape(300, 2, 3, 208, 160)),
         (Interleaved, shape(400, 2, 2, 112, 416)),
+        // So many rows that a cluster orders them.
+        (Plain, shape(520, 4, 5, 33, 96)),
     ]
     .into_iter()
     .enumerate()

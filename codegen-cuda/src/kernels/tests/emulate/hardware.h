@@ -32,15 +32,16 @@ template <int N, bool BF, bool ACROSS> static void emu_product(float (&d)[N / 2]
 // What a thread has issued: batches, and the one that is not committed yet.
 struct Issued { std::vector<std::vector<std::function<void()>>> batches; std::vector<std::function<void()>> open; };
 static std::map<unsigned, Issued> issued;
+static Issued& own_issued() { return issued[running->rank << 16 | threadIdx.x]; }
 static void emu_multiply_commit() {
-  Issued& own = issued[threadIdx.x];
-  own.batches.push_back(std::move(own.open));
-  own.open.clear();
+  Issued& mine = own_issued();
+  mine.batches.push_back(std::move(mine.open));
+  mine.open.clear();
 }
 static void emu_multiply_wait(size_t pending) {
   for (;;) {
-    Issued& own = issued[threadIdx.x];
-    if (own.batches.size() <= pending) return;
+    Issued& mine = own_issued();
+    if (mine.batches.size() <= pending) return;
     // Now and then others get far ahead meanwhile.
     copy_dice = copy_dice * 1664525u + 1013904223u;
     const int rounds = own_lane() == 0 && copy_dice >> 29 == 0 ? 300 : 0;
@@ -48,8 +49,8 @@ static void emu_multiply_wait(size_t pending) {
       emu_some_copy();
       yield_fiber();
     }
-    const auto batch = std::move(own.batches.front());
-    own.batches.erase(own.batches.begin());
+    const auto batch = std::move(mine.batches.front());
+    mine.batches.erase(mine.batches.begin());
     for (const auto& multiply : batch) multiply();
   }
 }
@@ -76,15 +77,15 @@ template <int N, bool BF> static void emu_make(float (&d)[N / 2], uint64_t left,
   emu_product<N, BF, false>(d, a, b, keep);
 }
 template <int N, bool BF, bool ACROSS> static void emu_multiply_held(float (&d)[N / 2], const unsigned (&held)[4], uint64_t b, bool keep) {
-  issued[threadIdx.x].open.push_back([&d, &held, b, keep] { emu_make_held<N, BF, ACROSS>(d, held, b, keep); });
+  own_issued().open.push_back([&d, &held, b, keep] { emu_make_held<N, BF, ACROSS>(d, held, b, keep); });
 }
 template <int N, bool BF> static void emu_multiply(float (&d)[N / 2], uint64_t left, uint64_t b, bool keep) {
-  issued[threadIdx.x].open.push_back([&d, left, b, keep] { emu_make<N, BF>(d, left, b, keep); });
+  own_issued().open.push_back([&d, left, b, keep] { emu_make<N, BF>(d, left, b, keep); });
 }
 
 // A matrix of 2-byte elements as kernels get it, and a box of it: 64 columns, zeros outside.
 struct Boxes { const uint16_t* base; int64_t rows, columns, box_rows; };
-template <class Map> static void emu_fetch_box(unsigned to, const Map* map, int column, int row, unsigned signal) {
+template <class Map> static void emu_fetch_box_at(unsigned rank, unsigned to, const Map* map, int column, int row, unsigned signal) {
   const Boxes of = *(const Boxes*)map;
   if ((to & 1023) != 0 || of.columns % 8 != 0 || of.box_rows < 1 || of.box_rows > 256) {
     fprintf(stderr, "runtime error: a box at %#x of %ld rows of a matrix of %ld columns\n", to, of.box_rows, of.columns);
@@ -95,9 +96,18 @@ template <class Map> static void emu_fetch_box(unsigned to, const Map* map, int 
       for (int64_t c = 0; c < 64; c++) {
         const bool inside = row + r >= 0 && row + r < of.rows && column + c >= 0 && column + c < of.columns;
         const uint16_t x = inside ? of.base[(row + r) * of.columns + column + c] : 0;
-        memcpy((char*)emu_swizzled(to + r * 128 + c * 2), &x, 2);
+        memcpy(emu_at((unsigned)(uintptr_t)emu_swizzled(to + r * 128 + c * 2), rank), &x, 2);
       }
     }
   };
-  copies.push_back({make, (unsigned)of.box_rows * 128, signal});
+  copies.push_back({make, (unsigned)of.box_rows * 128, emu_address_in(signal, rank)});
+}
+template <class Map> static void emu_fetch_box(unsigned to, const Map* map, int column, int row, unsigned signal) {
+  emu_fetch_box_at(running->rank, to, map, column, row, signal);
+}
+// To all blocks whose bit is set.
+template <class Map> static void emu_fetch_box_to(unsigned to, const Map* map, int column, int row, unsigned signal, unsigned blocks) {
+  for (unsigned rank = 0; rank < 16; rank++) {
+    if (blocks >> rank & 1) emu_fetch_box_at(rank, to, map, column, row, signal);
+  }
 }

@@ -17,7 +17,7 @@ use gossamer_ir::{DType, StateDecl, Type};
 use self::text::host_text;
 use super::cases::{self, Case};
 use super::inputs::{Inputs, bytes, floats, inputs};
-use crate::lower::{Arg, Lowered, Part, buffers};
+use crate::lower::{Arg, Launch, Lowered, Part, buffers};
 
 /// What a case should give: results by buffer.
 fn expected(case: &Case, inputs: &mut Inputs) -> Vec<Datum> {
@@ -86,7 +86,6 @@ fn job(case: &Case, lowered: &Lowered, inputs: &Inputs, out: &mut Buffers) -> Ve
     let number = |key: String| *out.index.get(&key).unwrap_or_else(|| panic!("{}: no buffer {key}", case.name));
     let mut text = String::new();
     for launch in &lowered.launches {
-        assert!(!launch.kernel.text.contains("__cluster_dims__"), "{}: nothing stands in for clusters", case.name);
         let mut args = String::new();
         for arg in &launch.args {
             match arg {
@@ -179,13 +178,25 @@ fn wanted(case: &Case, result: usize, part: Part, want: &[Datum], stores: &[Stat
 
 fn build(folder: &Path, texts: &BTreeMap<String, (String, u32)>) {
     let mut program = [include_str!("shim.h"), include_str!("hardware.h")].concat();
-    for (i, (text, shared)) in texts.values().enumerate() {
-        write!(program, "namespace k{i} {{\n{}\n}}\n#undef INF\n", host_text(text, *shared)).unwrap();
+    let mut table = "static std::map<std::string, Kernel> table() {\n  std::map<std::string, Kernel> t;\n".to_string();
+    for (i, (entry, (text, shared))) in texts.iter().enumerate() {
+        let dims = text.split_once("__cluster_dims__(").map(|(_, after)| after.split(',').next().unwrap());
+        // Blocks of a cluster take turns in one place, so theirs is a section of its own.
+        let (place, section) = match dims {
+            Some(blocks) => {
+                let section = format!("shared_{i}");
+                writeln!(program, "extern \"C\" char __start_{section}[], __stop_{section}[];").unwrap();
+                let place = format!("{blocks}, __start_{section}, __stop_{section}");
+                (place, format!(" __attribute__((section(\"{section}\")))"))
+            }
+            None => ("1, nullptr, nullptr".to_string(), String::new()),
+        };
+        writeln!(program, "#undef __shared__\n#define __shared__ static{section}").unwrap();
+        let text = host_text(text, *shared);
+        write!(program, "namespace k{i} {{\nnamespace {{\n{text}\n}}\n}}\n#undef INF\n").unwrap();
+        writeln!(table, "  t[\"{entry}\"] = kernel(k{i}::{entry}, {place});").unwrap();
     }
-    program.push_str("static std::map<std::string, Kernel> table() {\n  std::map<std::string, Kernel> t;\n");
-    for (i, entry) in texts.keys().enumerate() {
-        writeln!(program, "  t[\"{entry}\"] = kernel(k{i}::{entry});").unwrap();
-    }
+    program.push_str(&table);
     program.push_str("  return t;\n}\n");
     let source = folder.join("program.cpp");
     std::fs::write(&source, program).unwrap();
@@ -320,7 +331,8 @@ fn one_of_each(all: &[Case]) -> Vec<&Case> {
         let words = |entry: &str| -> Vec<String> {
             entry.split('_').filter(|w| !w.contains(|c: char| c.is_ascii_digit())).map(str::to_string).collect()
         };
-        kinds.insert(lowered.launches.iter().flat_map(|l| words(&l.kernel.entry)).collect::<Vec<_>>())
+        let kind = |l: &Launch| (words(&l.kernel.entry), l.kernel.text.contains("__cluster_dims__"));
+        kinds.insert(lowered.launches.iter().map(kind).collect::<Vec<_>>())
     };
     all.iter().filter(kind).collect()
 }
@@ -408,6 +420,31 @@ fn rows_of_experts_are_the_same_in_both_templates() {
         let (whole, parts) = outputs.split_first().unwrap();
         for (part, (case, _)) in parts.iter().zip(&short) {
             assert!(whole[0].2.starts_with(&part[0].2), "{}", case.name);
+        }
+    }
+}
+
+#[test]
+fn rows_of_dense_matmuls_are_the_same_in_all_templates() {
+    if asked().is_none() {
+        return;
+    }
+    for (n, k) in [(48, 1096), (80, 2880)] {
+        let of = |template: &str, tokens| super::fused::out(template, n, k, &format!("T={tokens}"));
+        let long = of("tile", 70);
+        let given = inputs(&long);
+        let templates = [("stream", &[1, 2, 9, 32][..]), ("gemm_pieces", &[9, 33, 64, 70]), ("tile", &[40])];
+        let short: Vec<(Case, Inputs)> = templates
+            .iter()
+            .flat_map(|(t, all)| all.iter().map(|tokens| (of(t, *tokens), shortened(&long, &given, *tokens).1)))
+            .collect();
+        let pairs: Vec<_> = [(&long, &given)].into_iter().chain(short.iter().map(|(c, i)| (c, i))).collect();
+        let outputs = execute(&pairs).unwrap_or_else(|e| panic!("{e}"));
+        let (whole, parts) = outputs.split_first().unwrap();
+        for (part, (case, _)) in parts.iter().zip(&short) {
+            for (whole, part) in whole.iter().zip(part) {
+                assert!(whole.2.starts_with(&part.2), "{}, result {}", case.name, part.0);
+            }
         }
     }
 }

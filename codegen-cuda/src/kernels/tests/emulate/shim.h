@@ -1,4 +1,4 @@
-// Runs kernels on a CPU: one block at a time, each thread a coroutine, warps meeting at shuffles and blocks at barriers.
+// Runs kernels on a CPU: one cluster of blocks at a time, each thread a coroutine, warps meeting at shuffles, blocks and clusters at barriers.
 #include <ucontext.h>
 #include <cmath>
 #include <cstdint>
@@ -16,7 +16,7 @@ using std::min;
 #define __global__
 #define __forceinline__ inline
 #define __constant__ static const
-#define __shared__ static
+#define __shared__ static  // of a kernel without clusters
 #define __launch_bounds__(...)
 #define __cluster_dims__(...)
 #define __grid_constant__
@@ -35,22 +35,33 @@ struct Dim3 { unsigned x, y, z; };
 struct Fiber {
   ucontext_t context;
   Dim3 thread;
-  bool done, waits_block, waits_warp;
-  unsigned warp_generation;
+  bool done, waits_block, waits_warp, arrived;  // the last: at the cluster's barrier
+  unsigned warp_generation, cluster_generation;
 };
 struct Warp {
   unsigned arrived = 0, generation = 0, alive = 32;
   uint64_t slot[2][32];
   uint32_t matrix[2][32][6];
 };
+// A block: `memory` is its shared memory while another block of the cluster runs.
+struct Block {
+  unsigned rank;
+  std::vector<Fiber> fibers;
+  std::vector<Warp> warps;
+  unsigned named_arrived[16] = {}, named_generation[16] = {};
+  std::vector<char> memory;
+  bool begun = false, ended = false;
+};
 static Fiber* current;
+static Block* running;  // whose threads run
+static std::vector<Block> cluster;
+static char *shared_begin, *shared_end;  // where the blocks of a cluster have their shared memory
 static ucontext_t scheduler;
 static Dim3 blockIdx, blockDim, gridDim;
-static std::vector<Warp> warps;
 #define threadIdx (current->thread)
 
 static void yield_fiber() { swapcontext(&current->context, &scheduler); }
-static Warp& own_warp() { return warps[current->thread.x / 32]; }
+static Warp& own_warp() { return running->warps[current->thread.x / 32]; }
 static int own_lane() { return current->thread.x & 31; }
 
 static void __syncthreads() {
@@ -215,16 +226,61 @@ static unsigned emu_transpose8(unsigned x) {
 }
 
 // Barriers of a part of a block: the threads that are there go round until the last one comes.
-static unsigned named_arrived[16], named_generation[16];
 static void emu_barrier(int id, unsigned threads) {
-  const unsigned mine = named_generation[id];
-  if (++named_arrived[id] == threads) {
-    named_arrived[id] = 0;
-    named_generation[id]++;
+  const unsigned mine = running->named_generation[id];
+  if (++running->named_arrived[id] == threads) {
+    running->named_arrived[id] = 0;
+    running->named_generation[id]++;
     return;
   }
-  while (named_generation[id] == mine) yield_fiber();
+  while (running->named_generation[id] == mine) yield_fiber();
 }
+// The barrier of a cluster: those that have ended count as arrived.
+static unsigned cluster_generation;
+static void emu_cluster_step() {
+  for (Block& block : cluster) {
+    for (Fiber& fiber : block.fibers) {
+      if (!fiber.done && !fiber.arrived) return;
+    }
+  }
+  cluster_generation++;
+  for (Block& block : cluster) {
+    for (Fiber& fiber : block.fibers) fiber.arrived = false;
+  }
+}
+static void emu_cluster_arrive() {
+  if (current->arrived) {
+    fprintf(stderr, "runtime error: thread %u of block %u arrives twice\n", threadIdx.x, blockIdx.x);
+    exit(3);
+  }
+  current->arrived = true;
+  current->cluster_generation = cluster_generation;
+  emu_cluster_step();
+}
+static void emu_cluster_wait() {
+  for (int i = 0; cluster_generation == current->cluster_generation; i++) {
+    if (i == 1 << 20) {
+      fprintf(stderr, "deadlock: thread %u of block %u waits for its cluster\n", threadIdx.x, blockIdx.x);
+      exit(3);
+    }
+    yield_fiber();
+  }
+}
+// Addresses in another block have its number, plus one, in their upper four bits.
+static unsigned emu_address_in(unsigned at, unsigned rank) { return (at & 0xfffffff) | (rank + 1) << 28; }
+static char* emu_at(unsigned at, unsigned rank) {
+  if (at >> 28) rank = (at >> 28) - 1;
+  char* const here = (char*)(uintptr_t)(at & 0xfffffff);
+  if (rank == running->rank) return here;
+  const bool there = rank < cluster.size() && here >= shared_begin && here < shared_end;
+  if (!there || !cluster[rank].begun || cluster[rank].ended) {
+    const char* why = !there ? "is not there" : cluster[rank].ended ? "has ended" : "has not begun";
+    fprintf(stderr, "runtime error: block %u uses %p of block %u of its cluster, which %s\n", blockIdx.x, here, rank, why);
+    exit(3);
+  }
+  return cluster[rank].memory.data() + (here - shared_begin);
+}
+static char* emu_at(unsigned at) { return emu_at(at, running->rank); }
 static void __syncwarp() { meet(own_warp()); }
 static void emu_load_matrices(unsigned (&d)[4], unsigned at) {
   const uint64_t* s = exchange(at);
@@ -237,7 +293,7 @@ static void emu_load_matrices(unsigned (&d)[4], unsigned at) {
 // Signals: 8 bytes in shared memory, the phase, arrivals that make a phase and those of this one in the low half, bytes that are still to come in the
 // high one. Copies are made late and in any order; a signal that never completes is a deadlock here as well.
 struct Signal { unsigned phase : 1, arrivals : 15, arrived : 16; int pending; };
-static Signal& emu_signal(unsigned at) { return *(Signal*)(uintptr_t)at; }
+static Signal& emu_signal(unsigned at) { return *(Signal*)emu_at(at); }
 static void emu_signal_step(Signal& s) {
   if (s.arrived == s.arrivals && s.pending == 0) {
     s.phase ^= 1;
@@ -254,7 +310,7 @@ static void emu_signal_expect(unsigned at, unsigned bytes) {
   emu_signal(at).pending += (int)bytes;
   emu_signal_arrive(at);
 }
-struct Copy { std::function<void()> make; unsigned bytes, signal; };
+struct Copy { std::function<void()> make; unsigned bytes, signal; };  // addresses name their block
 static std::vector<Copy> copies;  // under way
 static unsigned copy_dice = 1;
 // Now and then one of the copies under way arrives.
@@ -285,7 +341,17 @@ static void emu_fetch(unsigned to, const void* from, unsigned bytes, unsigned si
     fprintf(stderr, "runtime error: copy of %u bytes at misaligned addresses\n", bytes);
     exit(3);
   }
-  copies.push_back({[=] { memcpy((void*)(uintptr_t)to, from, bytes); }, bytes, signal});
+  const unsigned rank = running->rank;
+  copies.push_back({[=] { memcpy(emu_at(to, rank), from, bytes); }, bytes, emu_address_in(signal, rank)});
+}
+// Words to another block.
+static void emu_send(unsigned to, const void* from, unsigned bytes, unsigned signal) {
+  if (!(to >> 28) || !(signal >> 28) || to >> 28 != signal >> 28 || to % bytes) {
+    fprintf(stderr, "runtime error: words sent to %#x, reported to %#x\n", to, signal);
+    exit(3);
+  }
+  std::vector<char> words((const char*)from, (const char*)from + bytes);
+  copies.push_back({[=] { memcpy(emu_at(to), words.data(), bytes); }, bytes, signal});
 }
 
 // Blocks.
@@ -296,52 +362,77 @@ static void enter() {
   yield_fiber();
 }
 static std::vector<char*> stacks;
-static void run_block(unsigned threads, std::function<void()> f) {
+static void start(Block& block, unsigned threads) {
   const size_t STACK = 128 << 10;
-  std::vector<Fiber> fibers(threads);
-  warps.assign((threads + 31) / 32, Warp());
-  while (stacks.size() < threads) stacks.push_back((char*)malloc(STACK));
-  body = &f;
+  block.fibers.assign(threads, Fiber());
+  block.warps.assign((threads + 31) / 32, Warp());
+  while (stacks.size() < (block.rank + 1) * threads) stacks.push_back((char*)malloc(STACK));
   for (unsigned i = 0; i < threads; i++) {
-    Fiber& fiber = fibers[i];
+    Fiber& fiber = block.fibers[i];
     getcontext(&fiber.context);
-    fiber.context.uc_stack.ss_sp = stacks[i];
+    fiber.context.uc_stack.ss_sp = stacks[block.rank * threads + i];
     fiber.context.uc_stack.ss_size = STACK;
     fiber.context.uc_link = nullptr;
     fiber.thread = {i, 0, 0};
-    fiber.done = fiber.waits_block = fiber.waits_warp = false;
     makecontext(&fiber.context, enter, 0);
   }
-  for (;;) {
-    bool progress = false, alive = false;
-    for (Fiber& fiber : fibers) {
-      if (fiber.done) continue;
-      alive = true;
-      if (fiber.waits_block) continue;
-      if (fiber.waits_warp) {
-        if (warps[fiber.thread.x / 32].generation == fiber.warp_generation) continue;
-        fiber.waits_warp = false;
-      }
-      current = &fiber;
-      swapcontext(&scheduler, &fiber.context);
-      progress = true;
+}
+// Runs the threads of a block until each waits for something; true if all have ended.
+static bool run_block(Block& block) {
+  bool progress = false, alive = false;
+  for (Fiber& fiber : block.fibers) {
+    if (fiber.done) continue;
+    alive = true;
+    if (fiber.waits_block) continue;
+    if (fiber.waits_warp) {
+      if (block.warps[fiber.thread.x / 32].generation == fiber.warp_generation) continue;
+      fiber.waits_warp = false;
     }
-    if (!alive) {
-      if (!copies.empty()) {
-        fprintf(stderr, "runtime error: block %u ends with %zu copies under way\n", blockIdx.x, copies.size());
-        exit(3);
-      }
-      return;
+    current = &fiber;
+    swapcontext(&scheduler, &fiber.context);
+    if (fiber.done) emu_cluster_step();
+    progress = true;
+  }
+  if (!alive) return true;
+  if (progress) return false;
+  // Nobody can go on: all must be at the block's barrier, or have left.
+  for (Fiber& fiber : block.fibers) {
+    if (!fiber.done && !fiber.waits_block) {
+      fprintf(stderr, "deadlock: thread %u of block %u waits for its warp\n", fiber.thread.x, blockIdx.x);
+      exit(3);
     }
-    if (progress) continue;
-    // Nobody can go on: all must be at the block's barrier, or have left.
-    for (Fiber& fiber : fibers) {
-      if (!fiber.done && !fiber.waits_block) {
-        fprintf(stderr, "deadlock: thread %u of block %u waits for its warp\n", fiber.thread.x, blockIdx.x);
-        exit(3);
-      }
-      fiber.waits_block = false;
+    fiber.waits_block = false;
+  }
+  return false;
+}
+static void run_cluster(unsigned first, unsigned blocks, unsigned threads, std::function<void()> f) {
+  body = &f;
+  cluster.clear();
+  cluster.resize(blocks);
+  for (unsigned b = 0; b < blocks; b++) {
+    cluster[b].rank = b;
+    if (blocks > 1) cluster[b].memory.assign(shared_end - shared_begin, (char)0xa5);
+    start(cluster[b], threads);
+  }
+  // One of them begins late.
+  copy_dice = copy_dice * 1664525u + 1013904223u;
+  const unsigned late = (copy_dice >> 8) % blocks;
+  size_t left = blocks;
+  for (unsigned round = 0; left > 0; round++) {
+    for (Block& block : cluster) {
+      if (block.ended || blocks > 1 && block.rank == late && round * threads * blocks < 1 << 21) continue;
+      block.begun = true;
+      running = &block;
+      blockIdx = {first + block.rank, 0, 0};
+      if (blocks > 1) memcpy(shared_begin, block.memory.data(), block.memory.size());
+      block.ended = run_block(block);
+      if (blocks > 1) memcpy(block.memory.data(), shared_begin, block.memory.size());
+      left -= block.ended;
     }
+  }
+  if (!copies.empty()) {
+    fprintf(stderr, "runtime error: block %u ends with %zu copies under way\n", blockIdx.x, copies.size());
+    exit(3);
   }
 }
 
@@ -349,13 +440,19 @@ template <class... A, size_t... I> static void call(void (*f)(A...), void** args
   f(*(A*)args[I]...);
 }
 typedef std::function<void(unsigned grid, unsigned block, void** args)> Kernel;
-template <class... A> static Kernel kernel(void (*f)(A...)) {
-  return [f](unsigned grid, unsigned block, void** args) {
-    for (unsigned b = 0; b < grid; b++) {
-      blockIdx = {b, 0, 0};
-      blockDim = {block, 1, 1};
-      gridDim = {grid, 1, 1};
-      run_block(block, [&] { call(f, args, std::index_sequence_for<A...>()); });
+// A kernel of clusters of so many blocks, whose shared memory is from `begin` to `end`.
+template <class... A> static Kernel kernel(void (*f)(A...), unsigned blocks, char* begin, char* end) {
+  return [=](unsigned grid, unsigned block, void** args) {
+    blockDim = {block, 1, 1};
+    gridDim = {grid, 1, 1};
+    shared_begin = begin;
+    shared_end = end;
+    if (grid % blocks) {
+      fprintf(stderr, "runtime error: %u blocks in clusters of %u\n", grid, blocks);
+      exit(3);
+    }
+    for (unsigned b = 0; b < grid; b += blocks) {
+      run_cluster(b, blocks, block, [&] { call(f, args, std::index_sequence_for<A...>()); });
     }
   };
 }

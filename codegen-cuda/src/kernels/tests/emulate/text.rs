@@ -34,7 +34,34 @@ const ASSEMBLY: &[(&str, &str)] = &[
     ),
     (r#"asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory");"#, "emu_multiply_commit();"),
     (r#"asm volatile("wgmma.wait_group.sync.aligned %0;" ::"n"(PENDING) : "memory");"#, "emu_multiply_wait(PENDING);"),
-    (r#"asm volatile("mov.u32 %0, %%cluster_ctarank;" : "=r"(rank));"#, "rank = 0;"),
+    (r#"asm volatile("mov.u32 %0, %%cluster_ctarank;" : "=r"(rank));"#, "rank = running->rank;"),
+    (
+        r#"asm volatile("barrier.cluster.arrive.aligned;\nbarrier.cluster.wait.aligned;" ::: "memory");"#,
+        "{ emu_cluster_arrive(); emu_cluster_wait(); }",
+    ),
+    (r#"asm volatile("barrier.cluster.arrive.relaxed.aligned;" ::: "memory");"#, "emu_cluster_arrive();"),
+    (r#"asm volatile("barrier.cluster.wait.aligned;" ::: "memory");"#, "emu_cluster_wait();"),
+    (
+        r#"asm volatile("mapa.shared::cluster.u32 %0, %0, %1;" : "+r"(at) : "r"(rank));"#,
+        "at = emu_address_in(at, rank);",
+    ),
+    (
+        r#"asm volatile("mapa.shared::cluster.u32 %0, %0, %1;" : "+r"(signal) : "r"(rank));"#,
+        "signal = emu_address_in(signal, rank);",
+    ),
+    (
+        r#"asm volatile("ld.shared::cluster.u32 %0, [%1];" : "=r"(x) : "r"(at) : "memory");"#,
+        "x = *(const u32*)emu_at(at);",
+    ),
+    (r#"asm volatile("st.shared::cluster.f32 [%0], %1;" ::"r"(at), "f"(x) : "memory");"#, "*(f32*)emu_at(at) = x;"),
+    (
+        r#"asm volatile("st.async.shared::cluster.mbarrier::complete_tx::bytes.b32 [%0], %1, [%2];" ::"r"(at), "r"(__float_as_uint(x)), "r"(signal) : "memory");"#,
+        "emu_send(at, &x, 4, signal);",
+    ),
+    (
+        r#"asm volatile("{\n.reg .b32 remote;\nmapa.shared::cluster.u32 remote, %0, %1;\nmbarrier.arrive.shared::cluster.b64 _, [remote];\n}" ::"r"(at), "r"(rank) : "memory");"#,
+        "emu_signal_arrive(emu_address_in(at, rank));",
+    ),
     ("(u32)__cvta_generic_to_shared(p)", "(u32)(uintptr_t)p"),
     (r#"asm volatile("ld.global.cg.s32 %0, [%1];" : "=r"(v) : "l"(p) : "memory");"#, "v = *p;"),
     (r#"asm volatile("ld.acquire.gpu.global.u32 %0, [%1];" : "=r"(v) : "l"(p) : "memory");"#, "v = *p;"),
@@ -88,11 +115,24 @@ pub(super) fn host_text(text: &str, shared: u32) -> String {
     }
     let mut out = String::new();
     let mut lines = text.lines().peekable();
+    // Where the last function or type ends, and if what follows is a template.
+    let (mut end, mut template, clusters) = (0, false, text.contains("__cluster_dims__("));
     while let Some(line) = lines.next() {
         let trimmed = line.trim();
-        if trimmed.contains("extern __shared__") {
+        if line == "}" || line == "};" {
+            (end, template) = (out.len() + line.len() + 1, false);
+        }
+        template |= clusters && line.starts_with("template");
+        if template && trimmed.starts_with("__shared__") {
+            // The compiler ignores sections of what templates own, so they use a place outside.
+            let (ty, name, dims) = declaration(trimmed);
+            let (space, pointer) = (format!("space_{}", out.len()), format!("{ty} (*){dims}"));
+            out.push_str(&format!("static_assert(sizeof(*({pointer})0) <= sizeof {space}, \"\");"));
+            out.push_str(&format!("{ty} (&{name}){dims} = *({pointer}){space};"));
+            out.insert_str(end, &format!("__shared__ uint4 {space}[2048];\n"));
+        } else if trimmed.contains("extern __shared__") {
             let array = format!("[{}]", shared.div_ceil(16));
-            out.push_str(&line.replace("extern __shared__", "static").replace("[]", &array));
+            out.push_str(&line.replace("extern __shared__", "__shared__").replace("[]", &array));
         } else if trimmed.starts_with("asm(\"mma.sync") {
             // A statement of three lines.
             let bf = line.contains(".bf16.");
@@ -121,13 +161,11 @@ pub(super) fn host_text(text: &str, shared: u32) -> String {
             // A statement of four lines: the instruction, sums, operands.
             let [instruction, _, operands] = [(); 3].map(|()| lines.next().unwrap_or_default());
             out.push_str(&multiply(instruction, operands));
-        } else if trimmed.starts_with("asm volatile(\"{\\n.reg .b32 remote;") {
-            out.push_str("__trap();");
         } else if trimmed.starts_with("asm volatile(\"cp.async.bulk.prefetch") {
             // Nothing that is seen.
         } else if trimmed.starts_with("asm volatile(\"cp.async.bulk.tensor") {
             out.push_str(if trimmed.contains("multicast") {
-                "__trap();"
+                "emu_fetch_box_to(to, map, column, row, signal, blocks);"
             } else {
                 "emu_fetch_box(to, map, column, row, signal);"
             });
@@ -156,17 +194,6 @@ pub(super) fn host_text(text: &str, shared: u32) -> String {
             if trimmed.ends_with('}') {
                 out.push('}');
             }
-        } else if [
-            "barrier.cluster",
-            "mapa.shared::cluster",
-            "ld.shared::cluster",
-            "st.shared::cluster",
-            "st.async.shared::cluster",
-        ]
-        .iter()
-        .any(|asm| trimmed.contains(&format!("asm volatile(\"{asm}")))
-        {
-            // Kernels are run with clusters of one block only.
         } else if !(trimmed.starts_with("u32 at = (u32)__cvta") || trimmed.starts_with("#pragma unroll")) {
             out.push_str(line);
         }
@@ -174,6 +201,14 @@ pub(super) fn host_text(text: &str, shared: u32) -> String {
     }
     assert!(!out.contains("asm"), "{}", out.lines().find(|l| l.contains("asm")).unwrap());
     out
+}
+
+/// Type, name and dimensions of a variable in shared memory.
+fn declaration(line: &str) -> (&str, &str, &str) {
+    let all = line.strip_prefix("__shared__ ").and_then(|l| l.split_once(';')).unwrap().0;
+    let (named, dims) = all.split_at(all.find('[').unwrap_or(all.len()));
+    let (ty, name) = named.rsplit_once(' ').unwrap();
+    (ty, name, dims)
 }
 
 /// A warpgroup multiply, from the lines of its statement that name the instruction and its operands.
