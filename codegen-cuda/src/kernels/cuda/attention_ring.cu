@@ -25,8 +25,10 @@ constexpr int READ = ${read};     // nodes that are read at a time
 constexpr int QC = (DIM + 31) / 32;  // steps of 32 elements of q and k
 constexpr u32 HALF = 32 * DIM * 2;   // bytes of the keys of a piece
 constexpr int ROW = DIM + 4;         // a head's sums in shared memory
-constexpr int FOURS = HEADS * DIM / 4;
-constexpr int TURNS = (FOURS + 32 * FOLDERS - 1) / (32 * FOLDERS);  // fours of sums that a lane folds
+// A warp that folds has whole heads, so that nothing that it reads of a part in memory was written by another: each counts its own parts.
+constexpr int OWN_HEADS = (HEADS + FOLDERS - 1) / FOLDERS;
+constexpr int OWN_FOURS = OWN_HEADS * DIM / 4;    // fours of sums of these
+constexpr int TURNS = (OWN_FOURS + 31) / 32;      // and of a lane
 constexpr int PART = (HEADS * (DIM + 2) + 3) / 4 * 4;  // floats of a node in memory
 
 // A chunk of the list: chunk `at` of `chunks` of a token and unit (key head and set of query heads).
@@ -282,11 +284,13 @@ ${entry}(const T* q, const T* keys, const T* values, const i32* pos, const i32* 
     return;
   }
 
-  // Folds, and writes the zeros of tokens without keys. The lanes of all that fold share the fours of the sums of all heads.
+  // Folds, and writes the zeros of tokens without keys.
   const int folder = warp - WARPS;
-  const int own_four = folder * 32 + lane;
-  auto four_of = [&](int i) -> int { return own_four + 32 * FOLDERS * i; };
-  auto there = [&](int i) -> bool { return FOURS % (32 * FOLDERS) == 0 || four_of(i) < FOURS; };
+  auto four_of = [&](int i) -> int { return folder * OWN_FOURS + lane + 32 * i; };
+  auto there = [&](int i) -> bool {
+    const bool own = OWN_FOURS % 32 == 0 || lane + 32 * i < OWN_FOURS;
+    return own && (HEADS % FOLDERS == 0 || four_of(i) < HEADS * DIM / 4);
+  };
   if (EARLY) wait_for_predecessors();
   for (i32 t = (i32)blockIdx.x; folder == 0 && t < n; t += (i32)gridDim.x) {
     if (newest_of[t] >= 0) continue;

@@ -51,6 +51,7 @@ struct Block {
   unsigned named_arrived[16] = {}, named_generation[16] = {};
   std::vector<char> memory;
   bool begun = false, ended = false;
+  unsigned late_warp = 0, late_rounds = 0;  // a warp that stands still for so many rounds
 };
 static Fiber* current;
 static Block* running;  // whose threads run
@@ -377,24 +378,42 @@ static void start(Block& block, unsigned threads) {
     makecontext(&fiber.context, enter, 0);
   }
 }
-// Runs the threads of a block until each waits for something; true if all have ended.
+// Runs the threads of a block until each waits for something; true if all have ended. Warps go on in any order, and one may fall far behind the others.
 static bool run_block(Block& block) {
-  bool progress = false, alive = false;
-  for (Fiber& fiber : block.fibers) {
-    if (fiber.done) continue;
-    alive = true;
-    if (fiber.waits_block) continue;
-    if (fiber.waits_warp) {
-      if (block.warps[fiber.thread.x / 32].generation == fiber.warp_generation) continue;
-      fiber.waits_warp = false;
-    }
-    current = &fiber;
-    swapcontext(&scheduler, &fiber.context);
-    if (fiber.done) emu_cluster_step();
-    progress = true;
+  bool progress = false, alive = false, held = false;
+  const unsigned warps = block.warps.size();
+  copy_dice = copy_dice * 1664525u + 1013904223u;
+  const unsigned first = (copy_dice >> 8) % warps;
+  if (block.late_rounds == 0 && copy_dice >> 28 == 0) {
+    block.late_warp = (copy_dice >> 12) % warps;
+    block.late_rounds = 1 + (copy_dice >> 20 & 127);
+  } else if (block.late_rounds > 0) {
+    block.late_rounds--;
   }
+  for (unsigned w = 0; w < warps; w++) {
+    const unsigned warp = (first + w) % warps;
+    if (block.late_rounds > 0 && warp == block.late_warp) {
+      held = true;
+      continue;
+    }
+    for (unsigned i = 32 * warp; i < min<unsigned>(32 * warp + 32, block.fibers.size()); i++) {
+      Fiber& fiber = block.fibers[i];
+      if (fiber.done) continue;
+      alive = true;
+      if (fiber.waits_block) continue;
+      if (fiber.waits_warp) {
+        if (block.warps[warp].generation == fiber.warp_generation) continue;
+        fiber.waits_warp = false;
+      }
+      current = &fiber;
+      swapcontext(&scheduler, &fiber.context);
+      if (fiber.done) emu_cluster_step();
+      progress = true;
+    }
+  }
+  if (held && !progress) block.late_rounds = 0;
+  if (held || progress) return false;
   if (!alive) return true;
-  if (progress) return false;
   // Nobody can go on: all must be at the block's barrier, or have left.
   for (Fiber& fiber : block.fibers) {
     if (!fiber.done && !fiber.waits_block) {
