@@ -1,5 +1,6 @@
 // Runs kernels on a CPU: one cluster of blocks at a time, each thread a coroutine, warps meeting at shuffles, blocks and clusters at barriers.
 #include <ucontext.h>
+#include <algorithm>
 #include <cmath>
 #include <cstdint>
 #include <cstdio>
@@ -470,7 +471,14 @@ template <class... A> static Kernel kernel(void (*f)(A...), unsigned blocks, cha
       fprintf(stderr, "runtime error: %u blocks in clusters of %u\n", grid, blocks);
       exit(3);
     }
-    for (unsigned b = 0; b < grid; b += blocks) {
+    // Clusters in any order: neither the first nor the last is the one that ends last.
+    const unsigned clusters = grid / blocks;
+    copy_dice = copy_dice * 1664525u + 1013904223u;
+    unsigned step = clusters < 3 ? 1 : 2 + (copy_dice >> 8) % (clusters - 2);
+    while (std::__gcd(step, clusters) > 1) step--;
+    const unsigned first = clusters ? (copy_dice >> 16) % clusters : 0;
+    for (unsigned i = 0; i < clusters; i++) {
+      const unsigned b = (unsigned)((first + (uint64_t)i * step) % clusters) * blocks;
       run_cluster(b, blocks, block, [&] { call(f, args, std::index_sequence_for<A...>()); });
     }
   };
