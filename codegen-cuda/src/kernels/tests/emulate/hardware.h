@@ -32,7 +32,7 @@ template <int N, bool BF, bool ACROSS> static void emu_product(float (&d)[N / 2]
 // What a thread has issued: batches, and the one that is not committed yet.
 struct Issued { std::vector<std::vector<std::function<void()>>> batches; std::vector<std::function<void()>> open; };
 static std::map<unsigned, Issued> issued;
-static Issued& own_issued() { return issued[running->rank << 16 | threadIdx.x]; }
+static Issued& own_issued() { return issued[blockIdx.x << 11 | threadIdx.x]; }
 static void emu_multiply_commit() {
   Issued& mine = own_issued();
   mine.batches.push_back(std::move(mine.open));

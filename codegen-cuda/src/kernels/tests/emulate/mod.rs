@@ -176,25 +176,40 @@ fn wanted(case: &Case, result: usize, part: Part, want: &[Datum], stores: &[Stat
     }
 }
 
-fn build(folder: &Path, texts: &BTreeMap<String, (String, u32)>) {
+/// A kernel's text, its shared memory in bytes, and whether its blocks count what they have done.
+struct Kernel {
+    text: String,
+    shared: u32,
+    counts: bool,
+}
+
+/// Blocks of a cluster.
+fn cluster(text: &str) -> u32 {
+    text.split_once("__cluster_dims__(").map_or(1, |(_, after)| after.split(',').next().unwrap().parse().unwrap())
+}
+
+fn build(folder: &Path, texts: &BTreeMap<String, Kernel>) {
     let mut program = [include_str!("shim.h"), include_str!("hardware.h")].concat();
     let mut table = "static std::map<std::string, Kernel> table() {\n  std::map<std::string, Kernel> t;\n".to_string();
-    for (i, (entry, (text, shared))) in texts.iter().enumerate() {
-        let dims = text.split_once("__cluster_dims__(").map(|(_, after)| after.split(',').next().unwrap());
-        // Blocks of a cluster take turns in one place, so theirs is a section of its own.
-        let (place, section) = match dims {
-            Some(blocks) => {
+    for (i, (entry, kernel)) in texts.iter().enumerate() {
+        let Kernel { text, shared, counts } = kernel;
+        let blocks = cluster(text);
+        let together = blocks > 1 || *counts;
+        // Blocks that run at the same time take turns in one place, a section; others have theirs where the sanitizer watches it.
+        let (place, section) = match together {
+            true => {
                 let section = format!("shared_{i}");
                 writeln!(program, "extern \"C\" char __start_{section}[], __stop_{section}[];").unwrap();
-                let place = format!("{blocks}, __start_{section}, __stop_{section}");
+                writeln!(program, "static uint4 any_{i} __attribute__((section(\"{section}\"), used));").unwrap();
+                let place = format!("{}, __start_{section}, __stop_{section}", if *counts { 3 } else { 1 });
                 (place, format!(" __attribute__((section(\"{section}\")))"))
             }
-            None => ("1, nullptr, nullptr".to_string(), String::new()),
+            false => ("1, nullptr, nullptr".to_string(), String::new()),
         };
         writeln!(program, "#undef __shared__\n#define __shared__ static{section}").unwrap();
-        let text = host_text(text, *shared);
+        let text = host_text(text, *shared, together);
         write!(program, "namespace k{i} {{\nnamespace {{\n{text}\n}}\n}}\n#undef INF\n").unwrap();
-        writeln!(table, "  t[\"{entry}\"] = kernel(k{i}::{entry}, {place});").unwrap();
+        writeln!(table, "  t[\"{entry}\"] = kernel(k{i}::{entry}, {blocks}, {place});").unwrap();
     }
     program.push_str(&table);
     program.push_str("  return t;\n}\n");
@@ -227,7 +242,9 @@ fn execute(cases: &[(&Case, &Inputs)]) -> Result<Vec<Outputs>, String> {
     for (case, inputs) in cases {
         let lowered = case.lower().unwrap_or_else(|e| panic!("{}: {e}", case.name));
         for launch in &lowered.launches {
-            texts.insert(launch.kernel.entry.clone(), (launch.kernel.text.clone(), launch.shared));
+            let counts = launch.args.contains(&Arg::Counters);
+            let kernel = Kernel { text: launch.kernel.text.clone(), shared: launch.shared, counts };
+            texts.insert(launch.kernel.entry.clone(), kernel);
         }
         results.push(job(case, &lowered, inputs, &mut jobs));
     }
@@ -323,7 +340,8 @@ fn asked() -> Option<String> {
     filter
 }
 
-/// A case of each kind of kernel: the first whose entries, but for sizes and what the text is hashed to, are others than those before.
+/// A case of each kind of kernel: the first whose entries, but for sizes and what the text is hashed to, are others than those before. Clusters of thousands of
+/// threads take too long for every run.
 fn one_of_each(all: &[Case]) -> Vec<&Case> {
     let mut kinds = BTreeSet::new();
     let kind = |case: &&Case| {
@@ -331,8 +349,9 @@ fn one_of_each(all: &[Case]) -> Vec<&Case> {
         let words = |entry: &str| -> Vec<String> {
             entry.split('_').filter(|w| !w.contains(|c: char| c.is_ascii_digit())).map(str::to_string).collect()
         };
-        let kind = |l: &Launch| (words(&l.kernel.entry), l.kernel.text.contains("__cluster_dims__"));
-        kinds.insert(lowered.launches.iter().map(kind).collect::<Vec<_>>())
+        let kind = |l: &Launch| (words(&l.kernel.entry), cluster(&l.kernel.text) > 1);
+        let quick = lowered.launches.iter().all(|l| cluster(&l.kernel.text) * l.block <= 4096);
+        quick && kinds.insert(lowered.launches.iter().map(kind).collect::<Vec<_>>())
     };
     all.iter().filter(kind).collect()
 }

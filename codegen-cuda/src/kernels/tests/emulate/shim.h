@@ -1,4 +1,5 @@
-// Runs kernels on a CPU: one cluster of blocks at a time, each thread a coroutine, warps meeting at shuffles, blocks and clusters at barriers.
+// Runs kernels on a CPU: each thread a coroutine, warps meeting at shuffles, blocks and clusters at barriers. Blocks run one after the other, in any order; those of a
+// cluster, and of kernels whose blocks tell each other what they have done, at the same time.
 #include <ucontext.h>
 #include <algorithm>
 #include <cmath>
@@ -17,7 +18,7 @@ using std::min;
 #define __global__
 #define __forceinline__ inline
 #define __constant__ static const
-#define __shared__ static  // of a kernel without clusters
+#define __shared__ static
 #define __launch_bounds__(...)
 #define __cluster_dims__(...)
 #define __grid_constant__
@@ -44,7 +45,7 @@ struct Warp {
   uint64_t slot[2][32];
   uint32_t matrix[2][32][6];
 };
-// A block: `memory` is its shared memory while another block of the cluster runs.
+// A block: `memory` is its shared memory while another block runs.
 struct Block {
   unsigned rank;
   std::vector<Fiber> fibers;
@@ -56,8 +57,12 @@ struct Block {
 };
 static Fiber* current;
 static Block* running;  // whose threads run
-static std::vector<Block> cluster;
-static char *shared_begin, *shared_end;  // where the blocks of a cluster have their shared memory
+struct Cluster {
+  unsigned first, generation = 0;
+  std::vector<Block> blocks;
+};
+static Cluster* cluster;                 // of the block that runs, or of the copy that is made
+static char *shared_begin, *shared_end;  // where blocks that run at the same time have their shared memory
 static ucontext_t scheduler;
 static Dim3 blockIdx, blockDim, gridDim;
 #define threadIdx (current->thread)
@@ -238,15 +243,14 @@ static void emu_barrier(int id, unsigned threads) {
   while (running->named_generation[id] == mine) yield_fiber();
 }
 // The barrier of a cluster: those that have ended count as arrived.
-static unsigned cluster_generation;
 static void emu_cluster_step() {
-  for (Block& block : cluster) {
+  for (Block& block : cluster->blocks) {
     for (Fiber& fiber : block.fibers) {
       if (!fiber.done && !fiber.arrived) return;
     }
   }
-  cluster_generation++;
-  for (Block& block : cluster) {
+  cluster->generation++;
+  for (Block& block : cluster->blocks) {
     for (Fiber& fiber : block.fibers) fiber.arrived = false;
   }
 }
@@ -256,11 +260,11 @@ static void emu_cluster_arrive() {
     exit(3);
   }
   current->arrived = true;
-  current->cluster_generation = cluster_generation;
+  current->cluster_generation = cluster->generation;
   emu_cluster_step();
 }
 static void emu_cluster_wait() {
-  for (int i = 0; cluster_generation == current->cluster_generation; i++) {
+  for (int i = 0; cluster->generation == current->cluster_generation; i++) {
     if (i == 1 << 20) {
       fprintf(stderr, "deadlock: thread %u of block %u waits for its cluster\n", threadIdx.x, blockIdx.x);
       exit(3);
@@ -273,14 +277,14 @@ static unsigned emu_address_in(unsigned at, unsigned rank) { return (at & 0xffff
 static char* emu_at(unsigned at, unsigned rank) {
   if (at >> 28) rank = (at >> 28) - 1;
   char* const here = (char*)(uintptr_t)(at & 0xfffffff);
-  if (rank == running->rank) return here;
-  const bool there = rank < cluster.size() && here >= shared_begin && here < shared_end;
-  if (!there || !cluster[rank].begun || cluster[rank].ended) {
-    const char* why = !there ? "is not there" : cluster[rank].ended ? "has ended" : "has not begun";
-    fprintf(stderr, "runtime error: block %u uses %p of block %u of its cluster, which %s\n", blockIdx.x, here, rank, why);
+  if (rank < cluster->blocks.size() && &cluster->blocks[rank] == running) return here;
+  const bool there = rank < cluster->blocks.size() && here >= shared_begin && here < shared_end;
+  if (!there || !cluster->blocks[rank].begun || cluster->blocks[rank].ended) {
+    const char* why = !there ? "is not there" : cluster->blocks[rank].ended ? "has ended" : "has not begun";
+    fprintf(stderr, "runtime error: %p of block %u is used, which %s\n", here, cluster->first + rank, why);
     exit(3);
   }
-  return cluster[rank].memory.data() + (here - shared_begin);
+  return cluster->blocks[rank].memory.data() + (here - shared_begin);
 }
 static char* emu_at(unsigned at) { return emu_at(at, running->rank); }
 static void __syncwarp() { meet(own_warp()); }
@@ -312,7 +316,7 @@ static void emu_signal_expect(unsigned at, unsigned bytes) {
   emu_signal(at).pending += (int)bytes;
   emu_signal_arrive(at);
 }
-struct Copy { std::function<void()> make; unsigned bytes, signal; };  // addresses name their block
+struct Copy { std::function<void()> make; unsigned bytes, signal; Cluster* of = cluster; };  // addresses name their block
 static std::vector<Copy> copies;  // under way
 static unsigned copy_dice = 1;
 // Now and then one of the copies under way arrives.
@@ -322,10 +326,13 @@ static void emu_some_copy() {
   const size_t i = (copy_dice >> 8) % copies.size();
   const Copy c = copies[i];
   copies.erase(copies.begin() + i);
+  Cluster* const own = cluster;
+  cluster = c.of;
   c.make();
   Signal& s = emu_signal(c.signal);
   s.pending -= (int)c.bytes;
   emu_signal_step(s);
+  cluster = own;
 }
 static void emu_signal_wait(unsigned at, unsigned parity) {
   for (int i = 0; emu_signal(at).phase == parity; i++) {
@@ -363,28 +370,31 @@ static void enter() {
   current->done = true;
   yield_fiber();
 }
-static std::vector<char*> stacks;
+static std::vector<char*> stacks;  // that no thread has
 static void start(Block& block, unsigned threads) {
   const size_t STACK = 128 << 10;
   block.fibers.assign(threads, Fiber());
   block.warps.assign((threads + 31) / 32, Warp());
-  while (stacks.size() < (block.rank + 1) * threads) stacks.push_back((char*)malloc(STACK));
   for (unsigned i = 0; i < threads; i++) {
     Fiber& fiber = block.fibers[i];
+    if (stacks.empty()) stacks.push_back((char*)malloc(STACK));
     getcontext(&fiber.context);
-    fiber.context.uc_stack.ss_sp = stacks[block.rank * threads + i];
+    fiber.context.uc_stack.ss_sp = stacks.back();
     fiber.context.uc_stack.ss_size = STACK;
     fiber.context.uc_link = nullptr;
     fiber.thread = {i, 0, 0};
+    stacks.pop_back();
     makecontext(&fiber.context, enter, 0);
   }
 }
-// Runs the threads of a block until each waits for something; true if all have ended. Warps go on in any order, and one may fall far behind the others.
+// Runs the threads of a block until each waits for something; true if all have ended. Warps go on in any order, lanes forwards or backwards, and one warp may fall
+// far behind the others.
 static bool run_block(Block& block) {
   bool progress = false, alive = false, held = false;
   const unsigned warps = block.warps.size();
   copy_dice = copy_dice * 1664525u + 1013904223u;
   const unsigned first = (copy_dice >> 8) % warps;
+  const bool backwards = copy_dice >> 27 & 1;
   if (block.late_rounds == 0 && copy_dice >> 28 == 0) {
     block.late_warp = (copy_dice >> 12) % warps;
     block.late_rounds = 1 + (copy_dice >> 20 & 127);
@@ -397,8 +407,9 @@ static bool run_block(Block& block) {
       held = true;
       continue;
     }
-    for (unsigned i = 32 * warp; i < min<unsigned>(32 * warp + 32, block.fibers.size()); i++) {
-      Fiber& fiber = block.fibers[i];
+    const unsigned lanes = min<unsigned>(32, block.fibers.size() - 32 * warp);
+    for (unsigned i = 0; i < lanes; i++) {
+      Fiber& fiber = block.fibers[32 * warp + (backwards ? lanes - 1 - i : i)];
       if (fiber.done) continue;
       alive = true;
       if (fiber.waits_block) continue;
@@ -425,34 +436,54 @@ static bool run_block(Block& block) {
   }
   return false;
 }
-static void run_cluster(unsigned first, unsigned blocks, unsigned threads, std::function<void()> f) {
+// Runs clusters of so many blocks, up to `together` at a time.
+static void run_clusters(const std::vector<unsigned>& firsts, unsigned blocks, unsigned threads, unsigned together, std::function<void()> f) {
   body = &f;
-  cluster.clear();
-  cluster.resize(blocks);
-  for (unsigned b = 0; b < blocks; b++) {
-    cluster[b].rank = b;
-    if (blocks > 1) cluster[b].memory.assign(shared_end - shared_begin, (char)0xa5);
-    start(cluster[b], threads);
-  }
-  // One of them begins late.
-  copy_dice = copy_dice * 1664525u + 1013904223u;
-  const unsigned late = (copy_dice >> 8) % blocks;
-  size_t left = blocks;
-  for (unsigned round = 0; left > 0; round++) {
-    for (Block& block : cluster) {
-      if (block.ended || blocks > 1 && block.rank == late && round * threads * blocks < 1 << 21) continue;
-      block.begun = true;
-      running = &block;
-      blockIdx = {first + block.rank, 0, 0};
-      if (blocks > 1) memcpy(shared_begin, block.memory.data(), block.memory.size());
-      block.ended = run_block(block);
-      if (blocks > 1) memcpy(block.memory.data(), shared_begin, block.memory.size());
-      left -= block.ended;
+  const bool shared = shared_begin != nullptr;
+  struct Active { Cluster* of; unsigned late, round; };
+  std::vector<Active> active;
+  for (size_t next = 0; next < firsts.size() || !active.empty();) {
+    while (active.size() < together && next < firsts.size()) {
+      cluster = new Cluster();
+      cluster->first = firsts[next++];
+      cluster->blocks.resize(blocks);
+      for (unsigned b = 0; b < blocks; b++) {
+        cluster->blocks[b].rank = b;
+        if (shared) cluster->blocks[b].memory.assign(shared_end - shared_begin, (char)0xa5);
+        start(cluster->blocks[b], threads);
+      }
+      // One block of several begins late.
+      copy_dice = copy_dice * 1664525u + 1013904223u;
+      active.push_back({cluster, (copy_dice >> 8) % blocks, 0});
     }
-  }
-  if (!copies.empty()) {
-    fprintf(stderr, "runtime error: block %u ends with %zu copies under way\n", blockIdx.x, copies.size());
-    exit(3);
+    copy_dice = copy_dice * 1664525u + 1013904223u;
+    const size_t turn = (copy_dice >> 8) % active.size();
+    Active& own = active[turn];
+    cluster = own.of;
+    bool ended = true;
+    for (Block& block : cluster->blocks) {
+      if (!block.ended && (blocks == 1 || block.rank != own.late || own.round * threads * blocks >= 1 << 21)) {
+        block.begun = true;
+        running = &block;
+        blockIdx = {cluster->first + block.rank, 0, 0};
+        if (shared) memcpy(shared_begin, block.memory.data(), block.memory.size());
+        block.ended = run_block(block);
+        if (shared) memcpy(block.memory.data(), shared_begin, block.memory.size());
+      }
+      ended = ended && block.ended;
+    }
+    own.round++;
+    if (!ended) continue;
+    for (const Copy& copy : copies) {
+      if (copy.of != cluster) continue;
+      fprintf(stderr, "runtime error: block %u ends with copies under way\n", blockIdx.x);
+      exit(3);
+    }
+    for (Block& block : cluster->blocks) {
+      for (Fiber& fiber : block.fibers) stacks.push_back((char*)fiber.context.uc_stack.ss_sp);
+    }
+    delete cluster;
+    active.erase(active.begin() + turn);
   }
 }
 
@@ -460,8 +491,8 @@ template <class... A, size_t... I> static void call(void (*f)(A...), void** args
   f(*(A*)args[I]...);
 }
 typedef std::function<void(unsigned grid, unsigned block, void** args)> Kernel;
-// A kernel of clusters of so many blocks, whose shared memory is from `begin` to `end`.
-template <class... A> static Kernel kernel(void (*f)(A...), unsigned blocks, char* begin, char* end) {
+// A kernel of clusters of so many blocks, up to `together` of which run at a time; where it has shared memory from `begin` to `end`, each block has its own.
+template <class... A> static Kernel kernel(void (*f)(A...), unsigned blocks, unsigned together, char* begin, char* end) {
   return [=](unsigned grid, unsigned block, void** args) {
     blockDim = {block, 1, 1};
     gridDim = {grid, 1, 1};
@@ -476,11 +507,9 @@ template <class... A> static Kernel kernel(void (*f)(A...), unsigned blocks, cha
     copy_dice = copy_dice * 1664525u + 1013904223u;
     unsigned step = clusters < 3 ? 1 : 2 + (copy_dice >> 8) % (clusters - 2);
     while (std::__gcd(step, clusters) > 1) step--;
-    const unsigned first = clusters ? (copy_dice >> 16) % clusters : 0;
-    for (unsigned i = 0; i < clusters; i++) {
-      const unsigned b = (unsigned)((first + (uint64_t)i * step) % clusters) * blocks;
-      run_cluster(b, blocks, block, [&] { call(f, args, std::index_sequence_for<A...>()); });
-    }
+    std::vector<unsigned> firsts;
+    for (uint64_t i = 0; i < clusters; i++) firsts.push_back((unsigned)(((copy_dice >> 16) + i * step) % clusters) * blocks);
+    run_clusters(firsts, blocks, block, together, [&] { call(f, args, std::index_sequence_for<A...>()); });
   };
 }
 static std::map<std::string, Kernel> table();

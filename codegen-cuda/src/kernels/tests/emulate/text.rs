@@ -102,8 +102,8 @@ const ASSEMBLY: &[(&str, &str)] = &[
     (r#"asm volatile("movmatrix.sync.aligned.m8n8.trans.b16 %0, %1;" : "=r"(y) : "r"(x));"#, "y = emu_transpose8(x);"),
 ];
 
-/// The text as C++ for the shim.
-pub(super) fn host_text(text: &str, shared: u32) -> String {
+/// The text as C++ for the shim. `together`: several blocks run at a time, so each has shared memory of its own.
+pub(super) fn host_text(text: &str, shared: u32, together: bool) -> String {
     let mut text = text.to_string();
     for (asm, host) in ASSEMBLY {
         text = text.replace(asm, host);
@@ -116,13 +116,13 @@ pub(super) fn host_text(text: &str, shared: u32) -> String {
     let mut out = String::new();
     let mut lines = text.lines().peekable();
     // Where the last function or type ends, and if what follows is a template.
-    let (mut end, mut template, clusters) = (0, false, text.contains("__cluster_dims__("));
+    let (mut end, mut template) = (0, false);
     while let Some(line) = lines.next() {
         let trimmed = line.trim();
         if line == "}" || line == "};" {
             (end, template) = (out.len() + line.len() + 1, false);
         }
-        template |= clusters && line.starts_with("template");
+        template |= together && line.starts_with("template");
         if template && trimmed.starts_with("__shared__") {
             // The compiler ignores sections of what templates own, so they use a place outside.
             let (ty, name, dims) = declaration(trimmed);
