@@ -41,7 +41,10 @@ static void emu_multiply_commit() {
 static void emu_multiply_wait(size_t pending) {
   for (;;) {
     Issued& mine = own_issued();
-    if (mine.batches.size() <= pending) return;
+    if (mine.batches.size() <= pending) {
+      __syncwarp();  // a lane that goes on says for its warp that operands have been read
+      return;
+    }
     // Now and then others get far ahead meanwhile.
     copy_dice = copy_dice * 1664525u + 1013904223u;
     const int rounds = own_lane() == 0 && copy_dice >> 29 == 0 ? 300 : 0;

@@ -294,6 +294,7 @@ static void emu_load_matrices(unsigned (&d)[4], unsigned at) {
     const unsigned row = pick<unsigned>(s, 8 * m + (own_lane() >> 2));
     memcpy(&d[m], (const char*)(uintptr_t)row + 4 * (own_lane() & 3), 4);
   }
+  __syncwarp();  // all have read
 }
 
 // Signals: 8 bytes in shared memory, the phase, arrivals that make a phase and those of this one in the low half, bytes that are still to come in the
@@ -520,6 +521,7 @@ int main(int, char** argv) {
   FILE* blob = fopen(argv[2], "rb");
   FILE* out = fopen(argv[3], "wb");
   auto kernels = table();
+  if (const char* seed = getenv("GOSSAMER_EMULATE_SEED")) copy_dice = strtoul(seed, nullptr, 10);
   std::vector<std::pair<char*, size_t>> buffers;
   char tag[8];
   while (fscanf(jobs, "%7s", tag) == 1) {
