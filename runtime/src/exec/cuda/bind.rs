@@ -65,7 +65,13 @@ pub struct BoundWanted {
 }
 
 /// Ops behind one that asks among which the first that wants anything is looked for: a sum over experts and a norm may stand in between.
-pub const AHEAD: usize = 3;
+const AHEAD: usize = 3;
+
+/// The op that a kernel in front of `behind` asks memory for: the nearest that wants anything, unless one that asks itself stands in front of it.
+pub fn asked_for<'a, T: Copy>(behind: &[(T, &'a Arc<Lowered>)]) -> Option<(T, &'a Lowered)> {
+    let (id, lowered) = *behind.iter().take(AHEAD).find(|(_, l)| l.wanted.is_some() || l.asks())?;
+    lowered.wanted.is_some().then_some((id, lowered.as_ref()))
+}
 
 /// What a lowered op would find in the L2 cache: nothing unless it is a weight, whose place never changes.
 pub fn wanted(plan: &Plan, id: OpId, lowered: &Lowered, homes: &Homes) -> BoundWanted {
@@ -421,6 +427,24 @@ mod tests {
 
     fn bound(plan: &Plan, id: OpId, args: Vec<Arg>, homes: &Homes) -> Result<Vec<BoundArg>, ExecError> {
         bind_step(plan, id, &kernel(args, vec![100, 8]), homes, BoundWanted::default()).map(|l| l[0].args.clone())
+    }
+
+    #[test]
+    fn the_nearest_op_that_wants_weights_is_asked_for() {
+        let wanted = Some(Wanted { index: 1, part: Part::Data, apart: 128, parts: 4, bytes: 64 });
+        let quiet = Arc::new(kernel(vec![], vec![]));
+        let asks = Arc::new(kernel(vec![Arg::Wanted], vec![]));
+        let wants = Arc::new(Lowered { wanted, ..kernel(vec![], vec![]) });
+        let both = Arc::new(Lowered { wanted, ..kernel(vec![Arg::Wanted], vec![]) });
+        let found = |behind: &[&Arc<Lowered>]| {
+            let numbered: Vec<(usize, &Arc<Lowered>)> = behind.iter().copied().enumerate().collect();
+            asked_for(&numbered).map(|(i, _)| i)
+        };
+        assert_eq!(found(&[]), None);
+        assert_eq!(found(&[&wants, &both]), Some(0));
+        assert_eq!(found(&[&quiet, &quiet, &both]), Some(2));
+        assert_eq!(found(&[&quiet, &quiet, &quiet, &wants]), None, "too far behind");
+        assert_eq!(found(&[&quiet, &asks, &wants]), None, "another asks for it");
     }
 
     #[test]

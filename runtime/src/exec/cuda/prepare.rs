@@ -49,8 +49,8 @@ impl CudaExecutor {
         let steps: Vec<(OpId, &Arc<Lowered>)> =
             plan.steps.iter().copied().zip(&lowered).filter(|(_, l)| l.count() > 0).collect();
         for (i, (id, lowered)) in steps.iter().enumerate() {
-            let next = steps[i + 1..].iter().take(bind::AHEAD).find(|(_, l)| l.wanted.is_some() || l.asks());
-            let ahead = next.map(|(id, next)| bind::wanted(&plan, *id, next, &homes)).unwrap_or_default();
+            let next = bind::asked_for(&steps[i + 1..]);
+            let ahead = next.map(|(id, next)| bind::wanted(&plan, id, next, &homes)).unwrap_or_default();
             bound.extend(bind::bind_step(&plan, *id, lowered, &homes, ahead)?.into_iter().map(Bound::Kernel));
             bound.extend(library::bind_gemm(&plan, *id, lowered, &homes)?.map(Bound::Library));
         }
